@@ -1,0 +1,222 @@
+import functools
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from utils.errors import UserError
+from utils.hints import NonNegativeInt, PositiveInt, Share
+from utils.randomness import seed_of, seeded
+
+
+class BaseDataLoader(DataLoader, ABC):
+    """Batches of one split of some data: write `build_dataset`.
+
+    A subclass's constructor stores what it needs (`self.data_dir = data_dir`), then hands the rest on with
+    `super().__init__(**kwargs)`; each keyword it adds is a key in the config. Nothing is read before the
+    first sample is needed.
+
+    Args:
+        batch_size: samples in a batch
+        shuffle: draw the training samples in another order in each epoch, which follows from (seed, epoch)
+        validation_split: what `split_validation` sets apart from the training samples: a share (0.1) or a number (100)
+        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result
+        drop_last: leave out the last training batch if it is not full
+        seed: what the order, the split and the augmentation follow from; the config's own seed where not given
+        split: the samples to serve: "train", "val" or "test"
+    """
+
+    _for_training = True
+
+    def __init__(
+        self,
+        batch_size: PositiveInt = 64,
+        shuffle: bool = True,
+        validation_split: NonNegativeInt | Share = 0,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = False,
+        seed: int = 0,
+        split: Literal["train", "val", "test"] = "train",
+    ):
+        # What the subclass stored before calling us is what its build_dataset needs in a sibling loader too.
+        self._subclass_state = {k: v for k, v in vars(self).items() if k not in ("_subclass_state", "_for_training")}
+        self._settings = {
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "validation_split": validation_split,
+            "num_workers": num_workers,
+            "drop_last": drop_last,
+            "seed": seed,
+        }
+        self.split = split
+        training = split == "train" and self._for_training
+        samples = _Samples(self.build_dataset, split, training, validation_split, seed)
+        super().__init__(
+            samples,
+            batch_size,
+            sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
+            num_workers=num_workers,
+            collate_fn=collate,
+            drop_last=drop_last and training,
+            worker_init_fn=_leave_signals_to_the_parent,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
+        )
+
+    @abstractmethod
+    def build_dataset(self, split: str, augment: bool) -> Dataset:
+        """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
+
+        `augment` is True for training only: a validation part cut from "train" is built with False. A dataset
+        with `targets` (one label per sample) is split with equal shares of each class; its `classes` (names),
+        `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
+        per batch, and may return the finished batch, a tuple of tensors.
+        """
+
+    def split_validation(self) -> "BaseDataLoader | None":
+        """A loader of the samples that `validation_split` sets apart, never augmented; None where that is 0.
+
+        This loader never serves those, whether or not the method is called.
+        """
+        return self.of_split("val") if self._settings["validation_split"] else None
+
+    def of_split(self, split: str) -> "BaseDataLoader":
+        """A loader like this one for another split of the same data, neither shuffled nor augmented."""
+        sibling = object.__new__(type(self))
+        vars(sibling).update(self._subclass_state, _for_training=False)
+        BaseDataLoader.__init__(sibling, **self._settings, split=split)
+        return sibling
+
+    def batches(self, first: int = 0) -> Iterator[Any]:
+        """Batches without end, from number `first` on, pass after pass over the data.
+
+        Each pass has its own order, so the batch with a given number is always the same one.
+        """
+        while True:
+            self.sampler.epoch, self.sampler.skip = divmod(first, len(self))
+            first = (self.sampler.epoch + 1) * len(self)
+            yield from self
+
+    @property
+    def samples(self) -> Dataset:
+        """What `build_dataset` returned, whole."""
+        return self.dataset.whole
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The classes' names, where the dataset knows them."""
+        classes = getattr(self.samples, "classes", None)
+        return None if classes is None else [str(name) for name in classes]
+
+    @functools.cached_property
+    def input(self) -> dict:
+        """What a network must be fed: shape without the batch axis, and the mean and std that were taken out."""
+        sample = self.dataset[(0, 0)][0]
+        numbers = {k: getattr(self.samples, k, None) for k in ("mean", "std")}
+        plain = {k: None if v is None else torch.as_tensor(v).flatten().tolist() for k, v in numbers.items()}
+        return {"shape": list(getattr(sample, "shape", ())), **plain}
+
+
+def collate(batch: Any) -> Any:
+    """torch's default_collate, unless `__getitems__` has already made the batch (then it is a tuple)."""
+    return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+class _Samples(Dataset):
+    """One split's samples, each drawn with random numbers of its own.
+
+    An item is named (epoch, position): what a worker draws depends on nothing but that and the seed.
+    """
+
+    def __init__(self, build: Any, split: str, augment: bool, validation_split: int | float, seed: int):
+        self.build, self.split, self.augment = build, split, augment
+        self.validation_split, self.seed = validation_split, seed
+
+    @functools.cached_property
+    def whole(self) -> Dataset:
+        cut_from_train = self.split == "val" and self.validation_split
+        return self.build("train" if cut_from_train else self.split, self.augment)
+
+    @functools.cached_property
+    def indices(self) -> np.ndarray:
+        count = len(self.whole)
+        if count == 0:
+            raise UserError(f"there are no samples for {self.split}")
+        if self.split == "test" or not self.validation_split:
+            return np.arange(count)
+        size = self.validation_split if isinstance(self.validation_split, int) else round(count * self.validation_split)
+        if not 0 < size < count:
+            raise UserError(f"validation_split {self.validation_split} of {count} samples leaves a part empty")
+        held_out = stratified_choice(getattr(self.whole, "targets", None), count, size, self.seed)
+        return held_out if self.split == "val" else np.setdiff1d(np.arange(count), held_out)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getstate__(self) -> dict:
+        # Where workers are spawned they get a copy, which should not drag the whole loader along.
+        return {**vars(self), "whole": self.whole, "indices": self.indices, "build": None}
+
+    def __getitem__(self, name: tuple[int, int]) -> Any:
+        epoch, position = name
+        index = int(self.indices[position])
+        with seeded(self.seed, self.split, epoch, index):
+            return self.whole[index]
+
+    def __getitems__(self, names: list[tuple[int, int]]) -> Any:
+        together = getattr(self.whole, "__getitems__", None)
+        if together is None:
+            return [self[name] for name in names]
+        epoch = names[0][0]
+        indices = self.indices[[position for _, position in names]]
+        with seeded(self.seed, self.split, epoch, int(indices[0])):
+            return together(indices.tolist())
+
+
+class _EpochSampler(Sampler):
+    """Names samples (epoch, position), in an order that follows from (seed, epoch), without the first `skip` batches."""
+
+    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, seed: int):
+        self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, skip, self.skip = self.epoch, self.skip, 0  # skipping is for one pass only
+        order = np.arange(len(self))
+        if self.shuffle:
+            order = np.random.Generator(np.random.PCG64(seed_of(self.seed, "order", epoch))).permutation(order)
+        return ((epoch, position) for position in order[skip * self.batch_size :].tolist())
+
+
+def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
+    """`size` of `count` indices, sorted, with each class's share kept to within one sample.
+
+    Without `targets` (None) any indices. Scikit-learn's train_test_split does this too, but takes seconds to import.
+    """
+    generator = np.random.Generator(np.random.PCG64(seed_of(seed, "validation")))
+    if targets is None:
+        return np.sort(generator.permutation(count)[:size])
+    labels = np.asarray(targets)
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (size / count)
+    taken = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(taken - exact, kind="stable")
+    taken[largest_remainders[: size - taken.sum()]] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:number] for label, number in zip(classes, taken, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; a worker that dies of it would cost the epoch the trainer wants to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,244 @@
+import math
+import time
+from abc import ABC, abstractmethod
+from itertools import islice
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from utils import checkpoint, randomness
+from utils.engine import Engine, unwrap
+from utils.errors import Interrupted, RunError, UserError
+from utils.hints import NonNegativeInt, PositiveInt, Share
+from utils.monitor import Monitor
+from utils.schedule import Schedule, check_optimizer
+from utils.signals import StopSignals
+from utils.versions import versions
+
+
+class BaseTrainer(ABC):
+    """Epochs, monitor, early stop, checkpoints, resuming: write `_train_epoch`, and `_valid_epoch` if you validate.
+
+    A subclass that adds a keyword to its constructor (`def __init__(self, *args, alpha: float = 0.2, **kwargs)`)
+    has thereby added a key to the config's trainer section.
+
+    Args:
+        model: the network, as built
+        criterion: function of (output, target) that gives the loss, one number
+        metrics: name -> function of (output, target) giving the batch's mean, or a torchmetrics object
+        config: the ConfigParser of the run
+        engine: the machine
+        recorder: shows and keeps what is logged
+        data_loader: training batches
+        valid_data_loader: validation batches, or None
+        epochs: how often to go through the training data
+        save_dir: folder that models/ and log/ are made in
+        save_freq: epochs between checkpoints; the last one and the best are kept in any case
+        keep_last: how many numbered checkpoints to keep; all where not given
+        verbosity: what the screen shows: 0 warnings, 1 a line per epoch, 2 the progress within an epoch too
+        monitor: what makes a model the best: "min val_loss", "max val_accuracy", "off"
+        early_stop: epochs without improvement after which to stop; 0 for never
+        tensorboard: write TensorBoard files
+        len_epoch: training batches in an epoch, however large the data set; one pass where not given
+        ema_decay: keep a moving average of the weights with this decay (0.999, say); it is what is evaluated
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Any,
+        metrics: dict[str, Any],
+        config: Any,
+        engine: Engine,
+        recorder: Any,
+        data_loader: Any,
+        valid_data_loader: Any = None,
+        *,
+        epochs: PositiveInt,
+        save_dir: str = "saved/",
+        save_freq: PositiveInt = 1,
+        keep_last: PositiveInt | None = None,
+        verbosity: Literal[0, 1, 2] = 2,
+        monitor: str = "off",
+        early_stop: NonNegativeInt = 0,
+        tensorboard: bool = True,
+        len_epoch: PositiveInt | None = None,
+        ema_decay: Share | None = None,
+    ):
+        self.config, self.engine, self.recorder = config, engine, recorder
+        self.writer = recorder.writer
+        self.logger = config.get_logger("trainer", verbosity)
+        self.criterion, self.metrics = engine.to_device(criterion), engine.to_device(metrics)
+        self.data_loader, self.valid_data_loader = data_loader, valid_data_loader
+        self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
+        self.verbosity, self.ema_decay = verbosity, ema_decay
+        self.monitor = Monitor(monitor, early_stop)
+        self.signals = StopSignals()
+        self.len_epoch = len_epoch or len(data_loader)
+        self.epoch = 1  # the one in progress, or the next
+        self.step = 0  # its batches that are done; 0 again once the epoch is complete
+        if self.len_epoch == 0:
+            raise UserError("data_loader: there is not one full batch; make batch_size smaller, or drop_last false")
+        if self.monitor.name.startswith("val_") and valid_data_loader is None:
+            raise UserError(
+                f'trainer.monitor: "{monitor}" needs validation data: set data_loader.args.validation_split, '
+                "or add a valid_data_loader"
+            )
+        self.set_model(model)
+
+    @abstractmethod
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """Train through `len_epoch` batches; return what to log, "loss" among it. Whatever is added is logged too."""
+
+    def _valid_epoch(self, epoch: int) -> dict[str, float]:
+        """Evaluate; what is returned is logged with val_ before each name. By default there is nothing."""
+        return {}
+
+    def before_epoch(self, epoch: int) -> None:
+        """Called before an epoch's first batch. Meant to be empty."""
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch: what a schedule that is stepped with them counts."""
+        return self.len_epoch
+
+    def set_model(self, model: nn.Module) -> None:
+        """Make `model` the one that trains: move it, and give it an optimizer, a schedule and an average of its own."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise UserError(f"arch: {type(model).__name__} has no parameters to train")
+        self.model = self.engine.prepare(model)
+        self.optimizer = self.config.init_obj("optimizer", params=parameters)
+        check_optimizer(self.optimizer)
+        total_steps = self.epochs * self.steps_per_epoch()
+        scheduler = self.config.init_obj("lr_scheduler", optimizer=self.optimizer, total_steps=total_steps)
+        spec = self.config.get("lr_scheduler")
+        interval = spec.get("interval") if isinstance(spec, dict) else None
+        self.schedule = Schedule(scheduler, interval, (self.monitor.mode, self.monitor.name))
+        average = get_ema_multi_avg_fn(self.ema_decay) if self.ema_decay else None
+        self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True) if average else None
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What validation, the best checkpoint and the export are about: the averaged network, where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def train(self) -> dict[str, float]:
+        """Train until the last epoch or the early stop; returns the last epoch's log.
+
+        Raises RunError when the loss is no longer a number, Interrupted after a signal, with the state saved.
+        """
+        begun, log = time.perf_counter(), {}
+        if self.config.continued:
+            self._resume(self.config.resume)
+        else:
+            logged = ["loss", *self.metrics]
+            logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
+            self.recorder.begin(self.config, logged, self.model)
+        with self.signals:
+            while self.epoch <= self.epochs and not self.monitor.exhausted:
+                log = self._run_epoch(self.epoch)
+                self.epoch += 1
+        self.recorder.end(self.config, self.monitor, time.perf_counter() - begun)
+        return log
+
+    def check(self) -> None:
+        """A batch of training and one of validation, a checkpoint written and read back. Raises what goes wrong."""
+        self.len_epoch = self.epochs = 1
+        self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
+        self._run_epoch(1)
+        self.load_state_dict(checkpoint.load(next(checkpoint.of_run(self.config.save_dir))))
+        self.logger.info("check passed")
+
+    def _run_epoch(self, epoch: int) -> dict[str, float]:
+        begun = time.perf_counter()
+        if self.step == 0:
+            self.engine.seed_epoch(epoch)
+            self.before_epoch(epoch)
+        rate = self.optimizer.param_groups[0]["lr"]
+        try:
+            log = dict(self._train_epoch(epoch))
+            log |= {f"val_{name}": value for name, value in self._valid_epoch(epoch).items()}
+        except Interrupted:
+            self._save_numbered()
+            self.recorder.stopped(self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches")
+            raise
+        for name in ("loss", "val_loss"):
+            self.fail_unless_finite(name, log.get(name, 0.0))
+        best = self.monitor.update(epoch, log)
+        self.schedule.after_epoch(log)
+        self.step = 0
+        if best:
+            checkpoint.save(self.state_dict(), self.config.save_dir / checkpoint.BEST)
+        stop = self.signals.received is not None
+        if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
+            self._save_numbered()
+        log |= {"lr": float(rate), "seconds": time.perf_counter() - begun}
+        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, best, self.evaluated_model)
+        if stop and epoch < self.epochs:
+            self.recorder.stopped(self.config, f"after epoch {epoch}")
+            self.signals.check()
+        return log
+
+    def fail_unless_finite(self, name: str, value: float) -> None:
+        """Raises RunError for a loss that is no finite number, before anything of this epoch reaches the disk."""
+        if math.isfinite(value):
+            return
+        good = next(checkpoint.of_run(self.config.save_dir), None)
+        rate = self.optimizer.param_groups[0]["lr"]
+        raise RunError(
+            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; "
+            f"{f'the last good state is {good}' if good else 'no epoch was completed before'}. "
+            "A lower learning rate or trainer.clip_grad_norm usually helps."
+        )
+
+    def _save_numbered(self) -> None:
+        checkpoint.save(self.state_dict(), self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth")
+        if self.keep_last is not None:
+            checkpoint.keep_last(self.config.save_dir, self.keep_last)
+
+    def state_dict(self) -> dict:
+        """Everything a checkpoint holds, as plain data."""
+        network = unwrap(self.model)
+        return {
+            "arch": type(network).__name__,
+            "epoch": self.epoch,
+            "state_dict": network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor_best": self.monitor.best,
+            "config": self.config.config,
+            "lr_scheduler": self.schedule.state_dict(),
+            "scaler": None,
+            "ema": self.ema and {"n_averaged": int(self.ema.n_averaged), "state_dict": self.ema.module.state_dict()},
+            "trainer": {"step": self.step, "monitor": self.monitor.state_dict()},
+            "rng": randomness.get_state(),
+            "structure": None,
+            "classes": self.data_loader.classes,
+            "input": self.data_loader.input,
+            "versions": versions(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Become the trainer that `state_dict` was taken from."""
+        unwrap(self.model).load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["lr_scheduler"])
+        self.monitor.load_state_dict(state["trainer"]["monitor"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.module.load_state_dict(state["ema"]["state_dict"])
+            self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
+        self.epoch, self.step = state["epoch"], state["trainer"]["step"]
+        randomness.set_state(state["rng"])
+
+    def _resume(self, path: Any) -> None:
+        self.load_state_dict(checkpoint.load(path))
+        for moved in checkpoint.set_aside(path.parent, self.epoch):
+            self.logger.warning(f"{moved.name} is later than {path.name}: moved to {moved.parent}")
+        if self.step == 0:
+            self.epoch += 1
+        self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
+        self.logger.info(
+            f"continuing {path.parent} in epoch {self.epoch}" + (f", batch {self.step + 1}" if self.step else "")
+        )
+        if self.epoch > self.epochs:
+            self.logger.warning(f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}")

@@ -1,0 +1,1 @@
+"""Networks, losses and metrics: what the config's arch, loss and metrics name. Write yours in any file here."""

@@ -1,0 +1,240 @@
+"""Command line + JSON -> one checked configuration, which builds what it names.
+
+Three steps that know nothing of one another: text -> dict (utils/config_file.py), dict -> faults
+(utils/faults.py), dict -> objects (`ConfigParser.init_obj`). To add a class that a config can name, write it in
+the section's folder; the keyword arguments of its constructor are its keys.
+"""
+
+import argparse
+import functools
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from utils import command_line, config_file
+from utils.command_line import NEWEST, CustomArgs
+from utils.errors import ConfigError, Interrupted, RunError, UserError
+from utils.lookup import ROOT, Source, metric_name, spec_args
+
+# What a config may name, and where it is looked for.
+_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "split"), functions=False)
+SOURCES = {
+    "arch": Source("torch.nn.Module", "model", without=("loss.py", "metric.py"), libraries=("torchvision.models",),
+                   pattern="^(?!get_|list_)[a-z]", offered=("num_classes",)),
+    "loss": Source("torch.nn.Module", "model/loss.py", libraries=("torch.nn.functional", "torch.nn"),
+                   pattern="[Ll]oss|[Ee]ntropy|kl_div", functional=True),
+    "metrics": Source("torchmetrics.Metric", "model/metric.py", libraries=("torchmetrics", "torchmetrics.classification"),
+                      functional=True, keys={"name": str}),
+    "data_loader": _LOADER,
+    "valid_data_loader": _LOADER,
+    "test_data_loader": _LOADER,
+    "optimizer": Source("torch.optim.Optimizer", "model", without=("loss.py", "metric.py"), libraries=("torch.optim",),
+                        pattern="^[A-Z]", given=("params",)),
+    "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", "model", without=("loss.py", "metric.py"),
+                           libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler)$", given=("optimizer",),
+                           offered=("total_steps",), nested=("schedulers",), keys={"interval": Literal["step", "epoch"]}),
+    "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
+                      given=("model", "criterion", "metrics", "config", "engine", "recorder",
+                             "data_loader", "valid_data_loader")),
+}  # fmt: skip
+PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": int, "versions": dict}
+REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
+ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
+SAVE_DIR = "saved/"
+
+
+class ConfigParser:
+    """A checked configuration.
+
+    Args:
+        config: the whole configuration, as read
+        origin: what to call it in messages, the file's name
+        resume: checkpoint to start from
+        continued: True if the run that wrote `resume` goes on, False if a new one starts from its weights
+        arguments: the parsed command line
+
+    Raises ConfigError, which lists every fault.
+    """
+
+    def __init__(
+        self,
+        config: dict,
+        origin: str = "the config",
+        resume: Path | None = None,
+        continued: bool = False,
+        arguments: argparse.Namespace | None = None,
+    ):
+        from utils.faults import Faults  # pydantic, which --help can do without
+
+        for (section, old), new in ALIASES.items():
+            if isinstance(config.get(section), dict) and old in config[section]:
+                config[section].setdefault(new, config[section].pop(old))
+        if faults := Faults(config, SOURCES, PLAIN, REQUIRED):
+            raise ConfigError(origin, faults)
+        self.config = config
+        self.resume = resume
+        self.continued = continued
+        self.arguments = arguments or argparse.Namespace(device=None, check=False, verbose=False)
+
+    def __getitem__(self, section: str) -> Any:
+        return self.config[section]
+
+    def get(self, section: str, default: Any = None) -> Any:
+        """The section, or `default` where the config has none."""
+        return self.config.get(section, default)
+
+    def init_obj(self, section: str, **given: Any) -> Any:
+        """Build what `section` names; None where the config has no such section.
+
+        `given` are the arguments a config cannot hold (params=, optimizer=); those that are merely offered,
+        like num_classes=, are passed where the callee takes them and the config is silent. A list of specs
+        gives a dict, name -> object.
+        """
+        value = self.config.get(section)
+        if section == "metrics":
+            return {metric_name(spec): self._build(section, spec, given) for spec in value or []}
+        return None if value is None else self._build(section, value, given)
+
+    def init_ftn(self, section: str, **given: Any) -> Callable:
+        """The class or function that `section` names, with its arguments bound, to be called later."""
+        found, arguments = self._resolve(section, self.config[section], given)
+        return functools.partial(found, **arguments)
+
+    def get_logger(self, name: str, verbosity: int = 2):
+        """A logger that shows warnings only (0), a line per epoch (1) or all there is (2)."""
+        import logging
+
+        levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+        logger = logging.getLogger(name)
+        logger.setLevel(levels[verbosity])
+        return logger
+
+    @functools.cached_property
+    def save_dir(self) -> Path:
+        """saved/models/<name>/<mmdd_HHMMSS>: the continued run's own, else a new one, made at the first call."""
+        from utils.checkpoint import new_run_dir
+
+        if self.continued:
+            return self.resume.parent
+        return new_run_dir(Path(self["trainer"].get("save_dir", SAVE_DIR)), self["name"])
+
+    @property
+    def log_dir(self) -> Path:
+        """saved/log/<name>/<mmdd_HHMMSS>, beside `save_dir`."""
+        from utils.checkpoint import log_dir_of
+
+        return log_dir_of(self.save_dir)
+
+    def _build(self, section: str, spec: Any, given: dict) -> Any:
+        found, arguments = self._resolve(section, spec, given)
+        if SOURCES[section].functional and not inspect.isclass(found):
+            return functools.partial(found, **arguments)
+        try:
+            return found(**arguments)
+        except (UserError, RunError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"{section}: {found.__name__} could not be built from its arguments: "
+                f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}; "
+                "--verbose shows the traceback)"
+            ) from error
+
+    def _resolve(self, section: str, spec: Any, given: dict) -> tuple[Callable, dict]:
+        """The thing a spec names, and all its arguments: the config's as their hints want them, and the given."""
+        from utils.check import fit
+
+        source = SOURCES[section]
+        name, args = spec_args(source, spec)
+        found = source.find(name)
+        signature = source.signature(found)
+        hints = {k: p.annotation for k, p in signature.parameters.items()}
+        arguments = {k: v if k in source.nested else fit(v, hints.get(k, Any)) for k, v in args.items()}
+        for key in source.nested:
+            if key in arguments:
+                arguments[key] = [self._build(section, part, given) for part in arguments[key]]
+        takes = {*signature.parameters, *source.given}
+        return found, {k: v for k, v in given.items() if k in takes or signature.open} | arguments
+
+
+def command(description: str, options: Iterable[CustomArgs] = (), add_arguments: Callable | None = None) -> Callable:
+    """Makes of `main(config)` a command: `main(argv=None)` reads the command line and returns the exit code.
+
+    `options` are flags that set keys of the config, `add_arguments(parser)` adds the script's own, which
+    `config.arguments` then holds.
+    """
+
+    def decorate(function: Callable[[ConfigParser], Any]) -> Callable[[list[str] | None], int]:
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None) -> int:
+            parser = command_line.parser(description, options)
+            if add_arguments:
+                add_arguments(parser)
+            arguments = parser.parse_args(argv)
+            try:
+                function(from_arguments(arguments, options))
+            except (UserError, RunError, OSError, RecursionError) as error:
+                if arguments.verbose:
+                    traceback.print_exc()
+                print(f"{parser.prog}: {_sentence(error)}", file=sys.stderr)
+                return 1 if isinstance(error, RunError) else 2
+            except Interrupted as stop:
+                return 128 + stop.signum
+            except KeyboardInterrupt:
+                return 130
+            return 0
+
+        return main
+
+    return decorate
+
+
+def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] = ()) -> ConfigParser:
+    """The configuration a command line asks for. Raises UserError."""
+    resume, config, origin, continued = None, None, str(arguments.config), False
+    if arguments.config:
+        config = config_file.read(Path(arguments.config))
+    if arguments.resume:
+        from utils import checkpoint
+
+        place = Path(arguments.resume)
+        if arguments.resume == NEWEST:
+            place, config = _newest_run(config), None
+        resume, state = checkpoint.find(place, best=getattr(arguments, "best", False))
+        if config is None:
+            config, origin, continued = state["config"], f"the config in {resume}", True
+    elif config is None:
+        raise UserError("which configuration? Say -c FILE, for example -c config.json, or -r PATH for a run there is")
+    for option in options:
+        value = getattr(arguments, ".".join(option.target))
+        if value is not None:
+            config_file.assign(config, list(option.target), value)
+    for assignment in arguments.set:
+        config_file.override(config, assignment)
+    return ConfigParser(config, origin, resume, continued, arguments)
+
+
+def _newest_run(config: dict | None) -> Path:
+    from utils.checkpoint import newest_run
+
+    trainer = (config or {}).get("trainer", {})
+    save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
+    return newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}"
+    if isinstance(error, RecursionError):
+        return "the configuration is nested too deeply"
+    return str(error)
+
+
+if __name__ == "__main__":
+    from utils.schema import write_schema
+
+    print(f"written: {write_schema(SOURCES, PLAIN, REQUIRED, ROOT / 'docs' / 'config.schema.json')}")

@@ -1,0 +1,44 @@
+"""Train a network:  python train.py -c config.json
+
+-c FILE            start a new run
+-r PATH            continue a run, in its own folders, as if it had never stopped
+-r PATH -c FILE    start a new run from another run's weights
+"""
+
+import sys
+
+from parse_config import CustomArgs, command
+
+# Flags that set one key of the config each; add yours here. Every key can also be set by -s a.b.c=value.
+options = [
+    CustomArgs(["--lr", "--learning_rate"], type=float, target=("optimizer", "args", "lr")),
+    CustomArgs(["--bs", "--batch_size"], type=int, target=("data_loader", "args", "batch_size")),
+    CustomArgs(["--epochs"], type=int, target=("trainer", "epochs")),
+]
+
+
+@command(__doc__, options)
+def main(config):
+    from trainer import load_pretrained, start  # imports torch, which --help can do without
+
+    engine, recorder = start(config)
+    data_loader = config.init_obj("data_loader")
+    valid_data_loader = config.init_obj("valid_data_loader", split="val") or data_loader.split_validation()
+    model = config.init_obj("arch")
+    load_pretrained(config, model)
+    trainer = config.init_obj(
+        "trainer",
+        model=model,
+        criterion=config.init_obj("loss"),
+        metrics=config.init_obj("metrics"),
+        config=config,
+        engine=engine,
+        recorder=recorder,
+        data_loader=data_loader,
+        valid_data_loader=valid_data_loader,
+    )
+    trainer.check() if config.arguments.check else trainer.train()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

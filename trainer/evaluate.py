@@ -1,0 +1,110 @@
+"""The one pass without gradients, and the sums behind every logged number."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils.engine import Engine
+from utils.errors import UserError
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable, criterion: Callable, metrics: dict[str, Any], engine: Engine
+) -> dict[str, float]:
+    """Loss and metrics of `model` over all samples of `batches`, exactly: a short last batch counts by its size.
+
+    The model is left in the mode (train or eval) it was in. Returns "loss" and one number for each metric.
+    """
+    was_training = model.training
+    model.eval()
+    meters = Meters(metrics, engine.device)
+    try:
+        for data, target in map(engine.to_device, batches):
+            output = model(data)
+            meters.update(output, target, criterion(output, target))
+        return meters.result()
+    finally:
+        model.train(was_training)
+
+
+class Meters:
+    """Sums of the loss and of metrics over batches, kept on the device and read only when asked for.
+
+    Args:
+        metrics: name -> function of (output, target) that gives the mean over the batch, weighted here by the
+            batch's size; or a torchmetrics object, for what is not a mean
+        device: where the sums are kept
+    """
+
+    def __init__(self, metrics: dict[str, Any], device: torch.device):
+        self.functions = {name: m for name, m in metrics.items() if not isinstance(m, nn.Module)}
+        # Copies, so that training and validation do not share what is counted.
+        self.objects = {name: copy.deepcopy(m) for name, m in metrics.items() if isinstance(m, nn.Module)}
+        self.order = list(metrics)
+        for metric in self.objects.values():
+            metric.reset()
+            metric.persistent(True)  # their counts belong into a checkpoint made in the middle of an epoch
+        self.count = 0
+        self._asked = (0.0, 0)
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", *self.functions)}
+
+    @torch.no_grad()
+    def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
+        """Count one batch. Raises UserError where the loss is not one number."""
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise UserError("loss: should give one number for a batch; set its reduction to mean")
+        size = len(target)
+        output = output.detach()
+        self.count += size
+        self.sums["loss"] += loss.detach().reshape(()) * size
+        for name, function in self.functions.items():
+            self.sums[name] += function(output, target) * size
+        for metric in self.objects.values():
+            metric.update(output, target)
+
+    def recent_loss(self) -> float:
+        """The mean loss since this was last asked. Waits for the device."""
+        (total_before, count_before), total = self._asked, self.sums["loss"].item()
+        self._asked = total, self.count
+        return (total - total_before) / max(self.count - count_before, 1)
+
+    def result(self) -> dict[str, float]:
+        """Loss first, then the metrics in their order. Raises UserError where there was no batch, or one is no number."""
+        if self.count == 0:
+            raise UserError("there are no samples to evaluate")
+        values = {name: total.item() / self.count for name, total in self.sums.items()}
+        for name, metric in self.objects.items():
+            value = metric.compute()
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise UserError(f'metrics: {name} gives more than one number; set its "average"')
+            values[name] = value.item()
+        return {name: values[name] for name in ("loss", *self.order)}
+
+    def state_dict(self) -> dict:
+        return {
+            "count": self.count,
+            "sums": {name: total.item() for name, total in self.sums.items()},
+            "objects": {
+                name: metric.state_dict() | {"_updates": metric._update_count} for name, metric in self.objects.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count = state["count"]
+        for name, total in self.sums.items():
+            total.fill_(state["sums"].get(name, math.nan))
+        for name, metric in self.objects.items():
+            counts = dict(state["objects"][name])
+            metric._update_count = counts.pop("_updates")
+            metric.load_state_dict(counts)
+
+
+def progress(batches: Iterable, title: str = "") -> Iterable:
+    """The same batches, with a bar where the output is a terminal."""
+    return tqdm(batches, desc=title, leave=False, disable=None, dynamic_ncols=True)

@@ -1,0 +1,144 @@
+"""Checkpoints and run folders on disk: plain data, written atomically, found again."""
+
+import datetime
+import itertools
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.errors import CheckpointError, UserError
+
+BEST = "model_best.pth"
+_KEYS = ("arch", "epoch", "state_dict", "config")
+
+
+def new_run_dir(root: Path, name: str) -> Path:
+    """Make root/models/<name>/<mmdd_HHMMSS>; a run that starts in the same second gets a -2 behind it."""
+    stamp = datetime.datetime.now().strftime("%m%d_%H%M%S")
+    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
+        folder = Path(root) / "models" / name / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+        else:
+            return folder
+    raise AssertionError("unreachable")
+
+
+def log_dir_of(run: Path) -> Path:
+    """Where a run keeps its logs: saved/log/<name>/<id> for saved/models/<name>/<id>, else log/ inside it."""
+    run = Path(run)
+    if run.parent.parent.name == "models":
+        return run.parents[2] / "log" / run.parent.name / run.name
+    return run / "log"
+
+
+def save(state: dict, path: Path) -> None:
+    """Write `state` so that `path` holds either the old file or the whole new one, also if power fails."""
+    import torch
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged or none of ours."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file {path}") from None
+    except Exception as error:  # torch raises seven kinds, by where the damage is
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    if not isinstance(state["config"], dict):
+        raise CheckpointError(f"{path}: its config is no plain data")
+    return state
+
+
+def find(path: Path, best: bool = False) -> tuple[Path, dict]:
+    """The checkpoint that `path` means, a file or a run's folder, and what it holds.
+
+    Of a folder the newest is taken (with `best`: the best, where there is one), and where that is damaged,
+    with a warning, the one before. Raises CheckpointError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no checkpoint or run folder {path}")
+    if not path.is_dir():
+        return path, load(path)
+    candidates = list(of_run(path))
+    best_file = path / BEST
+    if best_file.exists():
+        candidates = [best_file, *candidates] if best else [*candidates, best_file]
+    if not candidates:
+        raise CheckpointError(f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})")
+    damage = []
+    for candidate in candidates:
+        try:
+            state = load(candidate)
+        except CheckpointError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            print(f"warning: {message}; taking {candidate.name}")
+        return candidate, state
+    raise CheckpointError("; ".join(damage))
+
+
+def of_run(run: Path) -> Iterator[Path]:
+    """A run's numbered checkpoints, the latest epoch first."""
+    numbered = {int(m[1]): p for p in Path(run).iterdir() if (m := re.fullmatch(r"checkpoint-epoch(\d+)\.pth", p.name))}
+    return (numbered[epoch] for epoch in sorted(numbered, reverse=True))
+
+
+def newest_run(root: Path, name: str | None = None) -> Path:
+    """The run folder below `root` with the latest checkpoint, of that name or of any. Raises UserError."""
+    runs: dict[Path, float] = {}
+    for file in (Path(root) / "models").glob(f"{name or '*'}/*/*.pth"):
+        if not file.name.startswith("."):
+            runs[file.parent] = max(runs.get(file.parent, 0), file.stat().st_mtime)
+    if not runs:
+        raise UserError(f"there is no run to resume in {Path(root) / 'models' / (name or '')}")
+    return max(runs, key=lambda run: runs[run])
+
+
+def keep_last(run: Path, count: int) -> None:
+    """Delete all but the `count` latest numbered checkpoints."""
+    for old in itertools.islice(of_run(run), count, None):
+        old.unlink()
+
+
+def set_aside(run: Path, epoch: int) -> list[Path]:
+    """Move checkpoints later than `epoch` into the folder replaced/, for a run that goes on from there.
+
+    Left in place they would be taken for the newest state. Returns what was moved.
+    """
+    stale = [path for path in of_run(run) if int(path.stem.removeprefix("checkpoint-epoch")) > epoch]
+    best = run / BEST
+    if best.exists() and load(best)["epoch"] > epoch:
+        stale.append(best)
+    moved = []
+    for path in stale:
+        target = run / "replaced" / path.name
+        target.parent.mkdir(exist_ok=True)
+        number = itertools.count(2)
+        while target.exists():
+            target = target.with_name(f"{path.stem}-{next(number)}{path.suffix}")
+        shutil.move(path, target)
+        moved.append(target)
+    return moved

@@ -1,0 +1,68 @@
+"""Randomness as a function of (seed, epoch, position), not of history.
+
+So a resumed run draws what the unbroken one would have drawn, whatever the number of workers.
+"""
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def seed_of(*parts: int | str) -> int:
+    """One 63-bit seed from several parts; any change in one gives an unrelated seed."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed torch (all devices), numpy and random from `parts`."""
+    seed = seed_of(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Random numbers drawn inside follow from `parts` alone, and those drawn outside go on as if nothing happened.
+
+    For the CPU's generators only: samples are made there.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seed = seed_of(*parts)
+    torch.random.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+def get_state() -> dict:
+    """All generators' states as plain data, for a checkpoint."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_state(state: dict) -> None:
+    """What `get_state` returned, put back. The CUDA generators only where there are as many as there were."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))

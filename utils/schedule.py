@@ -1,0 +1,67 @@
+import inspect
+import math
+from typing import Any
+
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+
+from utils.errors import UserError
+
+
+class Schedule:
+    """Steps a torch scheduler when it should be: after each optimizer step, or after each epoch.
+
+    Args:
+        scheduler: any of torch.optim.lr_scheduler, or None, for a rate that stays as it is
+        interval: "step" or "epoch"; None for what the scheduler is made for (OneCycleLR and CyclicLR: "step")
+        monitored: (mode, name) of what the trainer watches; ReduceLROnPlateau watches it too where the modes
+            agree, else val_loss
+
+    Raises UserError where ReduceLROnPlateau would wait for the wrong direction.
+    """
+
+    def __init__(self, scheduler: Any, interval: str | None = None, monitored: tuple[str, str] = ("off", "")):
+        self.scheduler = scheduler
+        self.interval = interval or ("step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch")
+        self.watched = None
+        if isinstance(scheduler, ReduceLROnPlateau):
+            mode, name = monitored
+            if mode == scheduler.mode:
+                self.watched = name
+            elif scheduler.mode == "min":
+                self.watched = "val_loss"
+            else:
+                raise UserError('lr_scheduler.args.mode: "max" needs a "max ..." in trainer.monitor, to know what to watch')
+
+    def after_step(self) -> None:
+        if self.scheduler is not None and self.interval == "step" and not self._at_end():
+            self.scheduler.step()
+
+    def after_epoch(self, log: dict[str, float]) -> None:
+        if self.scheduler is None or self.interval != "epoch" or self._at_end():
+            return
+        if self.watched is None:
+            self.scheduler.step()
+        else:
+            self.scheduler.step(log.get(self.watched, log["loss"]))
+
+    def state_dict(self) -> dict | None:
+        return None if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict | None) -> None:
+        if self.scheduler is not None and state is not None:
+            self.scheduler.load_state_dict(state)
+
+    def _at_end(self) -> bool:
+        # OneCycleLR refuses to be stepped past its end, where a run that was made longer on resume arrives:
+        # the rate then stays at its last value.
+        return self.scheduler.last_epoch + 1 >= getattr(self.scheduler, "total_steps", math.inf)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises UserError for an optimizer that wants to compute the loss itself (LBFGS)."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UserError(
+            f"optimizer.type: {type(optimizer).__name__} computes the loss several times in a step; "
+            "that takes a trainer of its own (write _train_epoch)"
+        )
