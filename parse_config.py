@@ -34,7 +34,7 @@ SOURCES = {
     "optimizer": Source("torch.optim.Optimizer", "model", without=("loss.py", "metric.py"), libraries=("torch.optim",),
                         pattern="^[A-Z]", given=("params",)),
     "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", "model", without=("loss.py", "metric.py"),
-                           libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler)$", given=("optimizer",),
+                           libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler|Restarts)$", given=("optimizer",),
                            offered=("total_steps",), nested=("schedulers",), keys={"interval": Literal["step", "epoch"]}),
     "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
                       given=("model", "criterion", "metrics", "config", "engine", "recorder",

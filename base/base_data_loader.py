@@ -62,7 +62,7 @@ class BaseDataLoader(DataLoader, ABC):
             num_workers=num_workers,
             collate_fn=collate,
             drop_last=drop_last and training,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_leave_interrupts_to_the_parent,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
@@ -216,7 +216,6 @@ def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndar
     return np.sort(np.concatenate(chosen))
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _leave_interrupts_to_the_parent(worker: int) -> None:
     # Ctrl-C reaches the whole process group; a worker that dies of it would cost the epoch the trainer wants to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -57,9 +57,10 @@ class MnistDataLoader(BaseDataLoader):
         try:
             data = kind(self.data_dir, train=split != "test", download=True)
         except (RuntimeError, OSError) as error:
-            files = ", ".join(f"{file}" for file, _ in kind.resources)
+            files = ", ".join(file for file, _ in kind.resources)
+            reason = str(error).splitlines()[0].rstrip(":")
             raise UserError(
-                f"{self.name} is not in {self.data_dir}, and could not be fetched ({error}). "
+                f"{self.name} is not in {self.data_dir}, and could not be fetched ({reason}). "
                 f"Put {files} into {Path(self.data_dir) / self.name / 'raw'}, or set data_loader.args.data_dir"
             ) from None
         return PicturesInMemory(data.data[:, None], data.targets, data.classes, self.mean, self.std)

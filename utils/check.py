@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+
 
 def fit(value: Any, hint: Any) -> Any:
     """`value` as the type that `hint` asks for (lists become tuples or tensors where those are wanted).
@@ -23,9 +25,7 @@ def fit(value: Any, hint: Any) -> Any:
         # strict, and by JSON's rules: 1 is a float and [1, 2] a tuple, but "1" is no number and true no integer
         fitted = adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        bound = error.errors()[0]["msg"].removeprefix("Input should be ") if error.error_count() == 1 else ""
-        wanted = bound if bound.startswith(("greater", "less")) else words(hint)
-        raise ValueError(f"{json.dumps(value, ensure_ascii=False)} should be {wanted}") from None
+        raise ValueError(f"{_shortened(value)} should be {words(hint)}") from error
     return value if isinstance(fitted, collections.abc.Iterator) else fitted
 
 
@@ -42,16 +42,18 @@ def words(hint: Any) -> str:
     """`float | None` -> "a number or null"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return words(args[0])
+        bounds = [f"{said} {getattr(b, key):g}" for b in args[1:] for key, said in BOUNDS.items() if hasattr(b, key)]
+        return " ".join([words(args[0]), " and ".join(bounds)]).strip()
     if origin in (typing.Union, types.UnionType):
-        # "a whole number or a number" says no more than "a number"
-        said = dict.fromkeys(words(arg) for arg in args if not (arg is int and float in args))
+        # "a whole number or a number" says no more than "a number", and few give a number as a tensor
+        said = dict.fromkeys(words(arg) for arg in args if float not in args or not (arg is int or _is_tensor(arg)))
         return " or ".join(said)
     if origin is typing.Literal:
         return "one of " + ", ".join(json.dumps(arg) for arg in args)
     if origin in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
-        inner = dict.fromkeys(words(arg).removeprefix("a ") for arg in args if arg is not ...)
-        return "a list" + (f" of {' or '.join(inner)}s" if inner else "")
+        if origin is tuple and ... not in args:
+            return f"[{', '.join(map(words, args))}]"
+        return "a list of " + " or ".join(words(arg) for arg in args if arg is not ...) if args else "a list"
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
     plain |= {list: "a list", tuple: "a list", type(None): "null"}
     if _is_tensor(hint):
@@ -68,6 +70,11 @@ def odd_numbers(value: Any, path: str) -> list[str]:
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{path}: {value} is not a finite number"]
     return []
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_tensor(hint: Any) -> bool:

@@ -12,6 +12,8 @@ from utils.errors import UserError
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     """The configuration in `path`, merged over those it extends; paths there are relative to the file."""
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is no file name")
     if path.resolve() in seen:
         raise UserError(f"{path} extends itself, by way of {' -> '.join(p.name for p in seen)}")
     config = _parse(path)
@@ -85,7 +87,7 @@ def _parse(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     try:
-        config = json5.loads(text, allow_duplicate_keys=False)
+        config = _joined(json5.loads(text, allow_duplicate_keys=False))
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
     except ValueError as error:
@@ -93,3 +95,12 @@ def _parse(path: Path) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{path} should hold one JSON object, {{...}}")
     return config
+
+
+def _joined(value: Any) -> Any:
+    """json5 leaves "\\ud83d\\udc36" as two halves of a character, which no file can hold: join them."""
+    if isinstance(value, dict):
+        return {_joined(key): _joined(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_joined(below) for below in value]
+    return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value

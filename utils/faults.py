@@ -24,7 +24,6 @@ class Faults(list):
         super().__init__(odd_numbers(config, ""))
         self.sources = sources
         self.extend(f"{section}: missing" for section in required if section not in config)
-        known = [section for section in (*sources, *plain, "extends") if section not in config]
         for section, value in config.items():
             if section in plain:
                 self._fit(section, value, plain[section])
@@ -32,7 +31,7 @@ class Faults(list):
                 self._metrics(value)
             elif section in sources:
                 self._spec(section, section, value)
-            elif near := did_you_mean(section, known):
+            elif near := did_you_mean(section, (*sources, *plain, "extends"), cutoff=0.8):  # else it is the user's own
                 self.append(f"{section}: unknown section{near}")
         self._name(config.get("name"))
         self._monitor(config)

@@ -172,11 +172,11 @@ def signature_of(found: Callable) -> Signature:
     return Signature(parameters, True)
 
 
-def did_you_mean(name: str, known: collections.abc.Iterable[str]) -> str:
+def did_you_mean(name: str, known: collections.abc.Iterable[str], cutoff: float = 0.6) -> str:
     """'; did you mean "lr"?', or nothing where no known name is near. Abbreviations count as near."""
     known = [k for k in known if not k.startswith("_")]
     initials = [k for k in known if k.lower() == "".join(word[:1] for word in name.lower().split("_"))]
-    near = initials or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = initials or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     folded = [k for k in known if k.lower() == name.lower()]
     return f'; did you mean "{(folded or near)[0]}"?' if folded or near else ""
 

@@ -1,0 +1,161 @@
+"""What the tests share: a small configuration on the real digits, and the scripts called in this very process."""
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DIGITS = {
+    "name": "Digits",
+    "seed": 5,
+    "arch": {"type": "LeNet", "args": {"num_classes": 10}},
+    "data_loader": {"type": "DigitsDataLoader", "args": {"batch_size": 100, "validation_split": 0.1}},
+    "optimizer": {"type": "Adam", "args": {"lr": 0.002}},
+    "loss": "cross_entropy",
+    "metrics": ["accuracy", "top_k_acc"],
+    "lr_scheduler": {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.5}},
+    "trainer": {"epochs": 2, "verbosity": 1, "monitor": "min val_loss", "tensorboard": False},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    # the suite runs in one process per core
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder that holds the digits, read through scikit-learn once per process."""
+    from data_loader.data_loaders import read_digits
+
+    folder = tmp_path_factory.mktemp("data")
+    read_digits(folder / "digits.npz")
+    return folder
+
+
+@pytest.fixture
+def digits(tmp_path, data_dir):
+    """A function that gives the digits' configuration, changed by keys like "trainer.epochs" (None removes)."""
+    from utils.config_file import assign
+
+    def make(changes=None, **sections):
+        config = copy.deepcopy(DIGITS) | sections
+        config["trainer"]["save_dir"] = str(tmp_path / "saved")
+        config["data_loader"]["args"]["data_dir"] = str(data_dir)
+        for key, value in (changes or {}).items():
+            if value is None:
+                config.pop(key)
+            else:
+                assign(config, key.split("."), value)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def train(tmp_path):
+    """A function that trains by a configuration and returns the run's folder."""
+    import train as script
+
+    def run(config, *arguments, code=0):
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        before = runs(tmp_path)
+        assert script.main(["-c", str(file), *map(str, arguments)]) == code
+        made = sorted(set(runs(tmp_path)) - set(before))
+        return made[0] if made else None
+
+    return run
+
+
+@pytest.fixture
+def resume():
+    """A function that continues a run."""
+    import train as script
+
+    def run(path, *arguments, code=0):
+        assert script.main(["-r", str(path), *map(str, arguments)]) == code
+
+    return run
+
+
+def runs(folder):
+    """The run folders made below `folder`."""
+    return sorted(p for p in (Path(folder) / "saved" / "models").glob("*/*") if p.is_dir())
+
+
+def last_checkpoint(run):
+    """The newest numbered checkpoint of a run, loaded."""
+    from utils import checkpoint
+
+    return checkpoint.load(next(checkpoint.of_run(run)))
+
+
+def build(config, **attributes):
+    """The trainer that train.py would build, its folders made."""
+    from parse_config import ConfigParser
+    from trainer import start
+
+    parser = ConfigParser(config, **attributes)
+    engine, recorder = start(parser)
+    data_loader = parser.init_obj("data_loader")
+    return parser.init_obj(
+        "trainer",
+        model=parser.init_obj("arch"),
+        criterion=parser.init_obj("loss"),
+        metrics=parser.init_obj("metrics"),
+        config=parser,
+        engine=engine,
+        recorder=recorder,
+        data_loader=data_loader,
+        valid_data_loader=data_loader.split_validation(),
+    )
+
+
+def assert_same(one, two, path=""):
+    """Equal to the last bit, through all tensors, lists and dicts."""
+    import torch
+
+    assert type(one) is type(two), path
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), path
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one:
+            assert_same(one[key], two[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        for index, (first, second) in enumerate(zip(one, two, strict=True)):
+            assert_same(first, second, f"{path}.{index}")
+    else:
+        assert one == two, path
+
+
+@pytest.fixture
+def kata_data():
+    """The folder of real image sets."""
+    folder = os.environ.get("KATA_DATA")
+    if not folder:
+        pytest.skip("KATA_DATA names no folder with the image sets")
+    return Path(folder)
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """A function that writes a module of the user's own, importable by its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name, text):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+        sys.modules.pop(name, None)
+        return name
+
+    return write
