@@ -60,7 +60,9 @@ def copy_template(dest: Path, run: Path | None = None) -> None:
     (dest / "saved").mkdir()
     (dest / "saved" / ".gitkeep").touch()
     config = dest / "config.json"
-    named = re.sub(r'("name":\s*)"[^"]*"', lambda m: m[1] + json.dumps(_name(dest)), config.read_text(encoding="utf-8"), count=1)
+    named = re.sub(
+        r'("name":\s*)"[^"]*"', lambda m: m[1] + json.dumps(_name(dest)), config.read_text(encoding="utf-8"), count=1
+    )
     config.write_text(named, encoding="utf-8")
 
 

@@ -155,9 +155,9 @@ class BaseTrainer(ABC):
         if self.step == 0:
             self.engine.seed_epoch(epoch)
             self.before_epoch(epoch)
-        rate = self.optimizer.param_groups[0]["lr"]
         try:
             log = dict(self._train_epoch(epoch))
+            rate = self.optimizer.param_groups[0]["lr"]
             log |= {f"val_{name}": value for name, value in self._valid_epoch(epoch).items()}
         except Interrupted:
             self._save_numbered()

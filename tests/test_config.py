@@ -34,7 +34,9 @@ def test_extends_merges_deeply_and_null_removes(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "one.json").write_text('{"a": {"x": 1, "y": 2}, "b": [1], "c": 3}')
     (tmp_path / "two.json").write_text('{"a": {"y": 20}, "d": 4}')
-    (tmp_path / "sub" / "top.json").write_text('{"extends": ["../one.json", "../two.json"], "b": [2], "c": null, "a": {"z": 5}}')
+    (tmp_path / "sub" / "top.json").write_text(
+        '{"extends": ["../one.json", "../two.json"], "b": [2], "c": null, "a": {"z": 5}}'
+    )
     assert config_file.read(tmp_path / "sub" / "top.json") == {"a": {"x": 1, "y": 20, "z": 5}, "b": [2], "d": 4}
 
 
@@ -67,7 +69,14 @@ def test_missing_file_names_what_is_there(tmp_path, capsys):
 
 def test_overrides_reach_every_key():
     config = {"a": {"b": 1}, "metrics": ["x", "y"], "loss": "cross_entropy"}
-    for assignment in ("a.b=2.5", "a.c.d=[1, 2]", "metrics.1=accuracy", "loss.args.label_smoothing=0.1", "name=NG/OK 1", "e=true"):
+    for assignment in (
+        "a.b=2.5",
+        "a.c.d=[1, 2]",
+        "metrics.1=accuracy",
+        "loss.args.label_smoothing=0.1",
+        "name=NG/OK 1",
+        "e=true",
+    ):
         config_file.override(config, assignment)
     assert config == {
         "a": {"b": 2.5, "c": {"d": [1, 2]}},

@@ -12,10 +12,25 @@ from parse_config import ConfigParser, command
 from tests.conftest import DIGITS
 from utils.config_file import assign
 
-NAMES = st.sampled_from(["arch", "loss", "metrics", "optimizer", "trainer", "data_loader", "lr_scheduler", "name", "type", "args"])
-KEYS = NAMES | st.text(max_size=8) | st.sampled_from(["seed", "n_gpu", "extends", "epochs", "monitor", "lr", "versions", "schedulers"])
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["LeNet", "Adam", "os.path"])
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
+NAMES = st.sampled_from(
+    ["arch", "loss", "metrics", "optimizer", "trainer", "data_loader", "lr_scheduler", "name", "type", "args"]
+)
+KEYS = (
+    NAMES
+    | st.text(max_size=8)
+    | st.sampled_from(["seed", "n_gpu", "extends", "epochs", "monitor", "lr", "versions", "schedulers"])
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["LeNet", "Adam", "os.path"])
+)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
 QUIET = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -61,7 +61,8 @@ def load(path: Path) -> dict:
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except Exception as error:  # torch raises seven kinds, by where the damage is
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
     missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
     if missing:
         raise CheckpointError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")

@@ -1,5 +1,5 @@
 import inspect
-import math
+import warnings
 from typing import Any
 
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
@@ -34,15 +34,15 @@ class Schedule:
 
     def after_step(self) -> None:
         if self.scheduler is not None and self.interval == "step" and not self._at_end():
-            self.scheduler.step()
+            self._step()
 
     def after_epoch(self, log: dict[str, float]) -> None:
         if self.scheduler is None or self.interval != "epoch" or self._at_end():
             return
         if self.watched is None:
-            self.scheduler.step()
+            self._step()
         else:
-            self.scheduler.step(log.get(self.watched, log["loss"]))
+            self._step(log.get(self.watched, log["loss"]))
 
     def state_dict(self) -> dict | None:
         return None if self.scheduler is None else self.scheduler.state_dict()
@@ -51,10 +51,16 @@ class Schedule:
         if self.scheduler is not None and state is not None:
             self.scheduler.load_state_dict(state)
 
+    def _step(self, *watched: float) -> None:
+        with warnings.catch_warnings():
+            # torch misses the optimizer steps that were taken before a resume
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step(*watched)
+
     def _at_end(self) -> bool:
         # OneCycleLR refuses to be stepped past its end, where a run that was made longer on resume arrives:
         # the rate then stays at its last value.
-        return self.scheduler.last_epoch + 1 >= getattr(self.scheduler, "total_steps", math.inf)
+        return isinstance(self.scheduler, OneCycleLR) and self.scheduler.last_epoch + 1 >= self.scheduler.total_steps
 
 
 def check_optimizer(optimizer: Any) -> None:

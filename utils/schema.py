@@ -63,13 +63,13 @@ def descriptions(found: Callable) -> dict[str, str]:
 
 def _spec(source: Source) -> dict:
     """ "Name", or {"type": "Name", "args": {...}} with the arguments of each name that is known."""
-    known = _known(source)
+    cases_of = known(source)
     complete = all(library.startswith("torch.") for library in source.libraries)
-    names = {"type": "string", "anyOf": [{"enum": sorted(known)}, {"pattern": r"\." if complete else ""}]}
+    names = {"type": "string", "anyOf": [{"enum": sorted(cases_of)}, {"pattern": r"\." if complete else ""}]}
     keys = {"type": names, "args": {"type": "object"}} | {key: json_schema(hint) for key, hint in source.keys.items()}
     cases = [
         {"if": {"properties": {"type": {"const": name}}}, "then": {"properties": {"args": _arguments(source, found)}}}
-        for name, found in sorted(known.items())
+        for name, found in sorted(cases_of.items())
     ]
     whole = {"type": "object", "properties": keys, "required": ["type"], "additionalProperties": False, "allOf": cases}
     return {"anyOf": [names, whole]}
@@ -81,18 +81,18 @@ def _flat_spec(source: Source) -> dict:
     return arguments | {"properties": {"type": {"type": "string", "default": source.default}} | arguments["properties"]}
 
 
-def _known(source: Source) -> dict[str, Callable]:
+def known(source: Source) -> dict[str, Callable]:
     """Our own classes and functions that can be named, and those of torch. Other libraries' take seconds to import."""
     names = list(source.own_names())
     if all(library.startswith("torch.") for library in source.libraries):
         names += source.library_names()
-    known = {}
+    found = {}
     for name in names:
         try:
-            known[name] = source.find(name)
+            found[name] = source.find(name)
         except LookupError:  # a helper beside the classes that are meant
             continue
-    return known
+    return found
 
 
 def _arguments(source: Source, found: Callable) -> dict:
