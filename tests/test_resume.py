@@ -40,16 +40,12 @@ SEQUENCE = {
 
 def comparable(state):
     """A checkpoint without what may differ: the times, the folder, the number of workers."""
-    state = {key: value for key, value in state.items() if key not in ("config", "versions")}
-    return state
+    return {key: value for key, value in state.items() if key not in ("config", "versions")}
 
 
 def rows(run):
     with open(checkpoint.log_dir_of(run) / "metrics.csv", newline="") as file:
-        timeless = [
-            {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in csv.DictReader(file)
-        ]
-    return timeless
+        return [{k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize(

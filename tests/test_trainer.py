@@ -260,7 +260,8 @@ def test_what_train_epoch_adds_is_shown_and_recorded(digits, own_code, train, ca
     run = train(digits({"trainer.type": "own_trainer.Own", "trainer.alpha": 0.5, "trainer.monitor": "min gradient_norm"}))
     assert "gradient_norm 0.5" in capsys.readouterr().out
     assert checkpoint.load(run / "model_best.pth")["epoch"] == 1
-    rows = list(csv.DictReader(open(checkpoint.log_dir_of(run) / "metrics.csv")))
+    with open(checkpoint.log_dir_of(run) / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [float(row["gradient_norm"]) for row in rows] == [0.5, 1.0]
 
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,12 @@ def load(path: Path) -> dict:
     import torch
 
     try:
+        # torch reads a file with flipped bits without a word; its checksums are there, zipfile looks at them
+        if damaged := zipfile.ZipFile(path).testzip():
+            raise CheckpointError(f"{path} is damaged, in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except Exception as error:  # torch raises seven kinds, by where the damage is
