@@ -59,8 +59,9 @@ def load(path: Path) -> dict:
 
     try:
         # torch reads a file with flipped bits without a word; its checksums are there, zipfile looks at them
-        if damaged := zipfile.ZipFile(path).testzip():
-            raise CheckpointError(f"{path} is damaged, in {damaged}")
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise CheckpointError(f"{path} is damaged, in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
