@@ -243,4 +243,6 @@ class BaseTrainer(ABC):
         if self.epoch > self.epochs:
             self.logger.warning(f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}")
         elif self.monitor.exhausted:
-            self.logger.warning(f"stopped early, {self.monitor.waited} epochs after its best; for more: -s trainer.early_stop=0")
+            self.logger.warning(
+                f"stopped early, {self.monitor.waited} epochs after its best; for more: -s trainer.early_stop=0"
+            )

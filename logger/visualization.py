@@ -68,7 +68,7 @@ class TensorboardWriter:
             )
             values = values[np.isfinite(values)]
             if values.size:
-                self._add_counts(name, values.astype(np.float64))
+                self._add_counts(f"parameters/{name}", values.astype(np.float64))
         self._histogram_seconds += time.perf_counter() - begun
 
     def add_hyperparameters(self, hyperparameters: dict[str, Any], metrics: list[str]) -> None:

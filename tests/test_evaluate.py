@@ -34,10 +34,11 @@ def test_uneven_batches_count_by_their_size():
     assert model.training  # left as it was
     probability = model.eval()(DATA).softmax(1).detach().numpy()
     assert list(result) == ["loss", "accuracy", "f1", "auroc"]
-    assert result["loss"] == pytest.approx(log_loss(TARGET, probability), rel=1e-5)
-    assert result["accuracy"] == pytest.approx(accuracy_score(TARGET, probability.argmax(1)))
-    assert result["f1"] == pytest.approx(f1_score(TARGET, probability.argmax(1), average="macro"))
-    assert result["auroc"] == pytest.approx(roc_auc_score(TARGET, probability, multi_class="ovr"), rel=1e-5)
+    target, predicted = TARGET.numpy(), probability.argmax(1)
+    assert result["loss"] == pytest.approx(log_loss(target, probability), rel=1e-5)
+    assert result["accuracy"] == pytest.approx(accuracy_score(target, predicted))
+    assert result["f1"] == pytest.approx(f1_score(target, predicted, average="macro"))
+    assert result["auroc"] == pytest.approx(roc_auc_score(target, probability, multi_class="ovr"), rel=1e-5)
 
 
 def test_a_second_pass_starts_from_zero():

@@ -56,8 +56,8 @@ def test_tensorboard_has_pictures_parameters_and_hyperparameters(board):
     _, accumulator = board
     tags = accumulator.Tags()
     assert any(tag.startswith("input/train") for tag in tags["images"])
-    assert {"conv1.weight", "fc2.bias"} <= set(tags["histograms"])
-    counted = accumulator.Histograms("fc1.weight")[0].histogram_value
+    assert {"parameters/conv1.weight", "parameters/fc2.bias"} <= set(tags["histograms"])
+    counted = accumulator.Histograms("parameters/fc1.weight")[0].histogram_value
     assert counted.num == 320 * 50
     assert sum(counted.bucket) == counted.num
     assert accumulator.SummaryMetadata("_hparams_/session_start_info") is not None
@@ -72,7 +72,7 @@ def test_histograms_cost_at_most_their_share_and_do_not_grow(tmp_path):
         writer.add_parameters(model, training_seconds=0.05 * step)
         spent = time.perf_counter() - begun
     writer.close()
-    written = events(tmp_path).Histograms("weight")
+    written = events(tmp_path).Histograms("parameters/weight")
     assert len(written) < 50
     assert written[0].histogram_value.num == pytest.approx(100_000, rel=0.1)
     assert spent < 60
@@ -85,7 +85,7 @@ def test_parameters_that_are_no_numbers_do_not_stop_the_run(tmp_path):
     writer = TensorboardWriter(tmp_path)
     writer.add_parameters(model, 1e9)
     writer.close()
-    assert events(tmp_path).Tags()["histograms"] == ["bias"]
+    assert events(tmp_path).Tags()["histograms"] == ["parameters/bias"]
 
 
 def test_writer_wraps_torchs_and_knows_the_step(tmp_path):
