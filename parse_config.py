@@ -20,7 +20,7 @@ from utils.errors import ConfigError, Interrupted, RunError, UserError
 from utils.lookup import ROOT, Source, metric_name, spec_args
 
 # What a config may name, and where it is looked for.
-_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "split"), functions=False)
+_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False)
 SOURCES = {
     "arch": Source("torch.nn.Module", "model", without=("loss.py", "metric.py"), libraries=("torchvision.models",),
                    pattern="^(?!get_|list_)[a-z]", offered=("num_classes",)),

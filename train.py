@@ -23,7 +23,7 @@ def main(config):
 
     engine, recorder = start(config)
     data_loader = config.init_obj("data_loader")
-    valid_data_loader = config.init_obj("valid_data_loader", split="val") or data_loader.split_validation()
+    valid_data_loader = config.init_obj("valid_data_loader", subset="val") or data_loader.split_validation()
     model = config.init_obj("arch")
     load_pretrained(config, model)
     trainer = config.init_obj(

@@ -14,7 +14,7 @@ from utils.randomness import seed_of, seeded
 
 
 class BaseDataLoader(DataLoader, ABC):
-    """Batches of one split of some data: write `build_dataset`.
+    """Batches of one subset of some data: write `build_dataset`.
 
     A subclass's constructor stores what it needs (`self.data_dir = data_dir`), then hands the rest on with
     `super().__init__(**kwargs)`; each keyword it adds is a key in the config. Nothing is read before the
@@ -27,7 +27,7 @@ class BaseDataLoader(DataLoader, ABC):
         num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result
         drop_last: leave out the last training batch if it is not full
         seed: what the order, the split and the augmentation follow from; the config's own seed where not given
-        split: the samples to serve: "train", "val" or "test"
+        subset: the samples to serve: "train", "val" or "test"
     """
 
     _for_training = True
@@ -40,7 +40,7 @@ class BaseDataLoader(DataLoader, ABC):
         num_workers: NonNegativeInt = 0,
         drop_last: bool = False,
         seed: int = 0,
-        split: Literal["train", "val", "test"] = "train",
+        subset: Literal["train", "val", "test"] = "train",
     ):
         # What the subclass stored before calling us is what its build_dataset needs in a sibling loader too.
         self._subclass_state = {k: v for k, v in vars(self).items() if k not in ("_subclass_state", "_for_training")}
@@ -52,9 +52,9 @@ class BaseDataLoader(DataLoader, ABC):
             "drop_last": drop_last,
             "seed": seed,
         }
-        self.split = split
-        training = split == "train" and self._for_training
-        samples = _Samples(self.build_dataset, split, training, validation_split, seed)
+        self.subset = subset
+        training = subset == "train" and self._for_training
+        samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
         super().__init__(
             samples,
             batch_size,
@@ -69,7 +69,7 @@ class BaseDataLoader(DataLoader, ABC):
         )
 
     @abstractmethod
-    def build_dataset(self, split: str, augment: bool) -> Dataset:
+    def build_dataset(self, subset: str, augment: bool) -> Dataset:
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
 
         `augment` is True for training only: a validation part cut from "train" is built with False. A dataset
@@ -83,13 +83,13 @@ class BaseDataLoader(DataLoader, ABC):
 
         This loader never serves those, whether or not the method is called.
         """
-        return self.of_split("val") if self._settings["validation_split"] else None
+        return self.of_subset("val") if self._settings["validation_split"] else None
 
-    def of_split(self, split: str) -> "BaseDataLoader":
-        """A loader like this one for another split of the same data, neither shuffled nor augmented."""
+    def of_subset(self, subset: str) -> "BaseDataLoader":
+        """A loader like this one for another subset of the same data, neither shuffled nor augmented."""
         sibling = object.__new__(type(self))
         vars(sibling).update(self._subclass_state, _for_training=False)
-        BaseDataLoader.__init__(sibling, **self._settings, split=split)
+        BaseDataLoader.__init__(sibling, **self._settings, subset=subset)
         return sibling
 
     def batches(self, first: int = 0) -> Iterator[Any]:
@@ -128,32 +128,32 @@ def collate(batch: Any) -> Any:
 
 
 class _Samples(Dataset):
-    """One split's samples, each drawn with random numbers of its own.
+    """One subset's samples, each drawn with random numbers of its own.
 
     An item is named (epoch, position): what a worker draws depends on nothing but that and the seed.
     """
 
-    def __init__(self, build: Any, split: str, augment: bool, validation_split: int | float, seed: int):
-        self.build, self.split, self.augment = build, split, augment
+    def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
+        self.build, self.subset, self.augment = build, subset, augment
         self.validation_split, self.seed = validation_split, seed
 
     @functools.cached_property
     def whole(self) -> Dataset:
-        cut_from_train = self.split == "val" and self.validation_split
-        return self.build("train" if cut_from_train else self.split, self.augment)
+        cut_from_train = self.subset == "val" and self.validation_split
+        return self.build("train" if cut_from_train else self.subset, self.augment)
 
     @functools.cached_property
     def indices(self) -> np.ndarray:
         count = len(self.whole)
         if count == 0:
-            raise UserError(f"there are no samples for {self.split}")
-        if self.split == "test" or not self.validation_split:
+            raise UserError(f"there are no samples for {self.subset}")
+        if self.subset == "test" or not self.validation_split:
             return np.arange(count)
         size = self.validation_split if isinstance(self.validation_split, int) else round(count * self.validation_split)
         if not 0 < size < count:
             raise UserError(f"validation_split {self.validation_split} of {count} samples leaves a part empty")
         held_out = stratified_choice(getattr(self.whole, "targets", None), count, size, self.seed)
-        return held_out if self.split == "val" else np.setdiff1d(np.arange(count), held_out)
+        return held_out if self.subset == "val" else np.setdiff1d(np.arange(count), held_out)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -165,7 +165,7 @@ class _Samples(Dataset):
     def __getitem__(self, name: tuple[int, int]) -> Any:
         epoch, position = name
         index = int(self.indices[position])
-        with seeded(self.seed, self.split, epoch, index):
+        with seeded(self.seed, self.subset, epoch, index):
             return self.whole[index]
 
     def __getitems__(self, names: list[tuple[int, int]]) -> Any:
@@ -174,7 +174,7 @@ class _Samples(Dataset):
             return [self[name] for name in names]
         epoch = names[0][0]
         indices = self.indices[[position for _, position in names]]
-        with seeded(self.seed, self.split, epoch, int(indices[0])):
+        with seeded(self.seed, self.subset, epoch, int(indices[0])):
             return together(indices.tolist())
 
 

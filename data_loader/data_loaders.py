@@ -26,11 +26,11 @@ class DigitsDataLoader(BaseDataLoader):
         self.data_dir = data_dir
         super().__init__(**kwargs)
 
-    def build_dataset(self, split: str, augment: bool) -> Dataset:
+    def build_dataset(self, subset: str, augment: bool) -> Dataset:
         pictures, targets = read_digits(Path(self.data_dir) / "digits.npz")
         # The test part must be the same in every run, whatever the seed.
         test = stratified_choice(targets, len(targets), round(len(targets) * 0.2), seed=0)
-        chosen = test if split == "test" else np.setdiff1d(np.arange(len(targets)), test)
+        chosen = test if subset == "test" else np.setdiff1d(np.arange(len(targets)), test)
         grown = F.interpolate(torch.from_numpy(pictures[chosen])[:, None].float(), size=(24, 24), mode="bilinear")
         grown = F.pad(grown * (255 / 16), (2, 2, 2, 2)).round().to(torch.uint8)
         names = [str(digit) for digit in range(10)]
@@ -50,12 +50,12 @@ class MnistDataLoader(BaseDataLoader):
         self.data_dir = data_dir
         super().__init__(**kwargs)
 
-    def build_dataset(self, split: str, augment: bool) -> Dataset:
+    def build_dataset(self, subset: str, augment: bool) -> Dataset:
         from torchvision import datasets
 
         kind = getattr(datasets, self.name)
         try:
-            data = kind(self.data_dir, train=split != "test", download=True)
+            data = kind(self.data_dir, train=subset != "test", download=True)
         except (RuntimeError, OSError) as error:
             files = ", ".join(file for file, _ in kind.resources)
             reason = str(error).splitlines()[0].rstrip(":")

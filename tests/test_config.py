@@ -158,7 +158,7 @@ def test_eight_faults_in_one_answer_before_any_data_is_touched(digits, train, tm
         ("optimizer.args.amsgrad", 1, "optimizer.args.amsgrad: 1 should be true or false"),
         ("optimizer.args.lr", float("inf"), "optimizer.args.lr: inf is not a finite number"),
         ("data_loader.args.validation_split", 1.0, "data_loader.args.validation_split: 1.0 should be"),
-        ("data_loader.args.split", "dev", 'should be one of "train", "val", "test"'),
+        ("data_loader.args.subset", "dev", 'should be one of "train", "val", "test"'),
         ("data_loader", "read_digits", 'data_loader: there is no "read_digits"'),
         ("metrics", "accuracy", "metrics: should be a list"),
         ("metrics", ["top_k_acc", "top_k_acc"], 'several are called "top_k_acc"'),

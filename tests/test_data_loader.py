@@ -36,7 +36,7 @@ class NumbersLoader(BaseDataLoader):
         self.count, self.labels = count, labels
         super().__init__(**kwargs)
 
-    def build_dataset(self, split, augment):
+    def build_dataset(self, subset, augment):
         return NoisyNumbers(self.count, augment, self.labels)
 
 
@@ -65,7 +65,7 @@ def test_is_a_torch_data_loader_and_batches_like_one():
 
 def test_nothing_is_read_before_it_is_needed():
     class Unreadable(BaseDataLoader):
-        def build_dataset(self, split, augment):
+        def build_dataset(self, subset, augment):
             raise UserError("read")
 
     loader = Unreadable(validation_split=0.1)
@@ -124,8 +124,8 @@ def test_validation_is_disjoint_complete_and_never_augmented(size):
     assert valid[:, 1].abs().max() == 0
     assert (train[:, 1] > 0).all()
     assert torch.equal(valid, numbers(loader.split_validation()))  # fixed, and in order
-    assert numbers(loader.of_split("train"))[:, 1].abs().max() == 0  # the same samples, for evaluation
-    assert sorted(numbers(loader.of_split("train"))[:, 0].tolist()) == sorted(train[:, 0].tolist())
+    assert numbers(loader.of_subset("train"))[:, 1].abs().max() == 0  # the same samples, for evaluation
+    assert sorted(numbers(loader.of_subset("train"))[:, 0].tolist()) == sorted(train[:, 0].tolist())
 
 
 def test_no_validation_is_none():
@@ -159,7 +159,7 @@ def test_split_is_stratified_as_scikit_learns_is(counts):
 
 def test_digits_are_scikit_learns(data_dir):
     loader = DigitsDataLoader(str(data_dir), validation_split=0.1, batch_size=100)
-    parts = [loader, loader.split_validation(), loader.of_split("test")]
+    parts = [loader, loader.split_validation(), loader.of_subset("test")]
     sizes = [len(part.dataset) for part in parts]
     assert sizes == [1294, 144, 359]
     reference = load_digits()
@@ -178,7 +178,7 @@ def test_digits_are_scikit_learns(data_dir):
 
 
 def test_the_test_part_is_the_same_whatever_the_seed(data_dir):
-    one, two = (torch.cat([t for _, t in DigitsDataLoader(str(data_dir), seed=s).of_split("test")]) for s in (1, 2))
+    one, two = (torch.cat([t for _, t in DigitsDataLoader(str(data_dir), seed=s).of_subset("test")]) for s in (1, 2))
     assert torch.equal(one, two)
 
 
@@ -215,11 +215,10 @@ def test_mnist_is_torchvisions(loader, folder, kata_data):
     from torchvision import datasets
     from torchvision.transforms import Compose, Normalize, ToTensor
 
-    ours = loader(str(kata_data / folder), batch_size=500).of_split("test")
+    ours = loader(str(kata_data / folder), batch_size=500).of_subset("test")
     pipeline = Compose([ToTensor(), Normalize(loader.mean, loader.std)])
-    reference = DataLoader(
-        getattr(datasets, loader.name)(kata_data / folder, train=False, transform=pipeline), batch_size=500
-    )
+    dataset = getattr(datasets, loader.name)(kata_data / folder, train=False, transform=pipeline, download=True)
+    reference = DataLoader(dataset, batch_size=500)
     assert len(ours) == len(reference)
     for (data, target), (expected, labels) in zip(ours, reference, strict=True):
         torch.testing.assert_close(data, expected)

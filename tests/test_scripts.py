@@ -35,7 +35,7 @@ def test_test_reports_what_scikit_learn_computes(digits, train, data_dir, tmp_pa
     assert test_script.main(["-r", str(run)]) == 0
     assert runs(tmp_path) == before  # a test is no run
     result = json.loads((run / "test" / "result.json").read_text())
-    p, target = probabilities(run, DigitsDataLoader(str(data_dir)).of_split("test"), "ema" if ema else "state_dict")
+    p, target = probabilities(run, DigitsDataLoader(str(data_dir)).of_subset("test"), "ema" if ema else "state_dict")
     assert result["n"] == len(target) == 359
     assert result["accuracy"] == pytest.approx(accuracy_score(target, p.argmax(1)))
     assert result["loss"] == pytest.approx(log_loss(target, p / p.sum(1, keepdims=True)), rel=1e-4)
@@ -59,7 +59,7 @@ def test_other_splits_another_configuration_and_a_file(digits, train, data_dir, 
 
 
 def test_own_test_data_loader(digits, train):
-    section = {"type": "DigitsDataLoader", "args": {"batch_size": 7, "split": "val"}}
+    section = {"type": "DigitsDataLoader", "args": {"batch_size": 7, "subset": "val"}}
     config = digits({"test_data_loader": section, "data_loader.args.validation_split": 100})
     section["args"]["data_dir"] = config["data_loader"]["args"]["data_dir"]
     section["args"]["validation_split"] = 100

@@ -32,10 +32,10 @@ def start_test(config: Any) -> tuple[Engine, Any]:
     setup_logging()
     split = config.arguments.split
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
-    loader = config.init_obj(own, split=split) if own else None
+    loader = config.init_obj(own, subset=split) if own else None
     if loader is None:
         training = config.init_obj("data_loader")
-        loader = training.split_validation() if split == "val" else training.of_split(split)
+        loader = training.split_validation() if split == "val" else training.of_subset(split)
     if loader is None:
         raise UserError("--split val: the configuration sets no validation data apart")
     return _engine(config), loader
