@@ -7,6 +7,7 @@ the project starts from a finished run: its configuration becomes config.json, a
 import argparse
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -33,22 +34,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="run", metavar="RUN", type=Path, help="a run's folder or checkpoint to start from")
     arguments = parser.parse_args(argv)
     try:
-        copy_template(arguments.dest, arguments.run)
-        weights = copy_run(arguments.run, arguments.dest) if arguments.run else None
+        found = find_run(arguments.run) if arguments.run else None  # before anything is written
+        copy_template(arguments.dest)
+        weights = copy_run(*found, arguments.dest) if found else None
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    command = "python train.py -c config.json" + (f" -r {weights.as_posix()}" if weights else "")
+    command = "python train.py -c config.json" + (f" -r {shlex.quote(weights.as_posix())}" if weights else "")
     name = arguments.dest.resolve().name
     (arguments.dest / "README.md").write_text(README.format(name=name, train=command), encoding="utf-8")
-    print(f"{arguments.dest} is ready:\n  cd {arguments.dest} && {command}")
+    print(f"{arguments.dest} is ready:\n  cd {shlex.quote(str(arguments.dest))} && {command}")
     return 0
 
 
-def copy_template(dest: Path, run: Path | None = None) -> None:
-    """Copy the template to `dest`. Raises UserError where that would mix it with something else, or `run` is not there."""
-    if run is not None and not run.exists():
-        raise UserError(f"there is no run {run}")
+def copy_template(dest: Path) -> None:
+    """Copy the template to `dest`. Raises UserError where that would mix it with something else."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} is not empty; name a folder that does not exist yet")
     if dest.resolve().is_relative_to(TEMPLATE):
@@ -66,21 +66,30 @@ def copy_template(dest: Path, run: Path | None = None) -> None:
     config.write_text(named, encoding="utf-8")
 
 
-def copy_run(run: Path, dest: Path) -> Path:
-    """Bring a run's configuration and best weights along; returns the weights' path within `dest`."""
-    from utils import checkpoint  # imports torch only when a checkpoint is read
+def find_run(run: Path) -> tuple[Path, dict]:
+    """The best checkpoint of a run, and what it holds. Raises UserError."""
+    from utils import checkpoint
 
-    path, state = checkpoint.find(run, best=True)
+    return checkpoint.find(run, best=True)
+
+
+def copy_run(path: Path, state: dict, dest: Path) -> Path:
+    """Bring a run's configuration and best weights along; returns the weights' path within `dest`."""
     config = {key: value for key, value in state["config"].items() if key != "versions"}
     config_file.write(config | {"name": _name(dest)}, dest / "config.json")
-    weights = Path("saved") / "models" / str(config["name"]) / path.parent.name / path.name
+    weights = Path("saved") / "models" / _folder(str(config["name"])) / _folder(path.absolute().parent.name) / path.name
     (dest / weights).parent.mkdir(parents=True)
     shutil.copy2(path, dest / weights)
     return weights
 
 
 def _name(dest: Path) -> str:
-    return re.sub(r'[\\/:*?"<>|]', "_", dest.resolve().name)[:100]
+    return _folder(dest.resolve().name)
+
+
+def _folder(name: str) -> str:
+    """`name` as one folder can have it, on any system."""
+    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name)[:100].strip(" .") or "run"
 
 
 if __name__ == "__main__":

@@ -17,22 +17,26 @@ from typing import Any, Literal
 from utils import command_line, config_file
 from utils.command_line import NEWEST, CustomArgs
 from utils.errors import ConfigError, Interrupted, RunError, UserError
+from utils.hints import NonNegativeInt, OpenShare, ParameterRule, PositiveInt
 from utils.lookup import ROOT, Source, metric_name, spec_args
 
 # What a config may name, and where it is looked for.
 _LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False)
 SOURCES = {
     "arch": Source("torch.nn.Module", "model", without=("loss.py", "metric.py"), libraries=("torchvision.models",),
-                   pattern="^(?!get_|list_)[a-z]", offered=("num_classes",)),
+                   pattern="^(?!get_|list_)[a-z]",
+                   offered=("num_classes", "in_channels", "image_size", "input_size", "init_weights"),
+                   keys={"weights": str, "freeze": str | list[str], "unfreeze_at": PositiveInt}),
     "loss": Source("torch.nn.Module", "model/loss.py", libraries=("torch.nn.functional", "torch.nn"),
-                   pattern="[Ll]oss|[Ee]ntropy|kl_div", functional=True),
+                   pattern="[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
     "metrics": Source("torchmetrics.Metric", "model/metric.py", libraries=("torchmetrics", "torchmetrics.classification"),
                       functional=True, keys={"name": str}),
     "data_loader": _LOADER,
     "valid_data_loader": _LOADER,
     "test_data_loader": _LOADER,
     "optimizer": Source("torch.optim.Optimizer", "model", without=("loss.py", "metric.py"), libraries=("torch.optim",),
-                        pattern="^[A-Z]", given=("params",)),
+                        pattern="^[A-Z]", given=("params",),
+                        keys={"param_groups": list[ParameterRule], "no_decay": bool, "layer_decay": OpenShare}),
     "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", "model", without=("loss.py", "metric.py"),
                            libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler|Restarts)$",
                            given=("optimizer",), offered=("total_steps",), nested=("schedulers",),
@@ -41,7 +45,7 @@ SOURCES = {
                       given=("model", "criterion", "metrics", "config", "engine", "recorder",
                              "data_loader", "valid_data_loader")),
 }  # fmt: skip
-PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": int, "versions": dict}
+PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNegativeInt, "versions": dict}
 REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 SAVE_DIR = "saved/"
@@ -70,6 +74,7 @@ class ConfigParser:
     ):
         from utils.faults import Faults  # pydantic, which --help can do without
 
+        config = {section: value for section, value in config.items() if value is not None}
         for (section, old), new in ALIASES.items():
             if isinstance(config.get(section), dict) and old in config[section]:
                 config[section].setdefault(new, config[section].pop(old))
@@ -99,6 +104,11 @@ class ConfigParser:
             return {metric_name(spec): self._build(section, spec, given) for spec in value or []}
         return None if value is None else self._build(section, value, given)
 
+    def option(self, section: str, key: str, default: Any = None) -> Any:
+        """A key that stands beside a section's "type" and "args"."""
+        spec = self.config.get(section)
+        return spec.get(key, default) if isinstance(spec, dict) else default
+
     def init_ftn(self, section: str, **given: Any) -> Callable:
         """The class or function that `section` names, with its arguments bound, to be called later."""
         found, arguments = self._resolve(section, self.config[section], given)
@@ -118,7 +128,7 @@ class ConfigParser:
         """saved/models/<name>/<mmdd_HHMMSS>: the continued run's own, else a new one, made at the first call."""
         from utils.checkpoint import new_run_dir
 
-        if self.continued:
+        if self.continued and not self.arguments.check:
             return self.resume.parent
         return new_run_dir(Path(self["trainer"].get("save_dir", SAVE_DIR)), self["name"])
 
@@ -131,11 +141,12 @@ class ConfigParser:
 
     def _build(self, section: str, spec: Any, given: dict) -> Any:
         found, arguments = self._resolve(section, spec, given)
-        if SOURCES[section].functional and not inspect.isclass(found):
+        source = SOURCES[section]
+        if source.functional and not inspect.isclass(found):
             return functools.partial(found, **arguments)
         try:
-            return found(**arguments)
-        except (UserError, RunError, KeyboardInterrupt):
+            return source.checked_result(found(**arguments), found)
+        except (UserError, RunError, OSError):
             raise
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -158,6 +169,7 @@ class ConfigParser:
         for key in source.nested:
             if key in arguments:
                 arguments[key] = [self._build(section, part, given) for part in arguments[key]]
+        given = {"seed": self.get("seed", 0), **given} if "seed" in source.offered else given
         takes = {*signature.parameters, *source.given}
         return found, {k: v for k, v in given.items() if k in takes or signature.open} | arguments
 
@@ -197,15 +209,18 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
 def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] = ()) -> ConfigParser:
     """The configuration a command line asks for. Raises UserError."""
     resume, config, origin, continued = None, None, str(arguments.config), False
+    testing = getattr(arguments, "best", False)
+    if testing and not arguments.resume:
+        raise UserError("which network? Say -r PATH, a checkpoint or a run's folder, or -r for the newest run")
     if arguments.config:
         config = config_file.read(Path(arguments.config))
     if arguments.resume:
         from utils import checkpoint
 
-        place = Path(arguments.resume)
-        if arguments.resume == NEWEST:
-            place, config = _newest_run(config), None
-        resume, state = checkpoint.find(place, best=getattr(arguments, "best", False))
+        place = _newest_run(config) if arguments.resume == NEWEST else Path(arguments.resume)
+        if arguments.resume == NEWEST and not testing:
+            config = None  # -r -c FILE goes on with the newest run of that name, by its own configuration
+        resume, state = checkpoint.find(place, best=testing)
         if config is None:
             config, origin, continued = state["config"], f"the config in {resume}", True
     elif config is None:

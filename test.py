@@ -18,10 +18,10 @@ def add_arguments(parser):
 @command(__doc__, add_arguments=add_arguments)
 def main(config):
     from logger import report_test  # these import torch, which --help can do without
-    from trainer import evaluate, load_model, progress, start_test
+    from trainer import build_trained_network, evaluate, progress, start_test
 
     engine, data_loader = start_test(config)
-    model = engine.prepare(load_model(config))
+    model = engine.prepare(build_trained_network(config))
     criterion, metrics = engine.to_device(config.init_obj("loss")), engine.to_device(config.init_obj("metrics"))
     begun = time.perf_counter()
     result = evaluate(model, progress(data_loader), criterion, metrics, engine)

@@ -2,6 +2,7 @@
 
 -c FILE            start a new run
 -r PATH            continue a run, in its own folders, as if it had never stopped
+  -r                 continue the newest run; with -c FILE the newest of that configuration's name
 -r PATH -c FILE    start a new run from another run's weights
 """
 
@@ -19,12 +20,12 @@ options = [
 
 @command(__doc__, options)
 def main(config):
-    from trainer import load_pretrained, start  # imports torch, which --help can do without
+    from trainer import build_loader, build_network, load_pretrained, start  # import torch, which --help can do without
 
     engine, recorder = start(config)
     data_loader = config.init_obj("data_loader")
-    valid_data_loader = config.init_obj("valid_data_loader", subset="val") or data_loader.split_validation()
-    model = config.init_obj("arch")
+    valid_data_loader = build_loader(config, "valid_data_loader", "val") or data_loader.split_validation()
+    model = build_network(config, data_loader.classes, data_loader.input["shape"])
     load_pretrained(config, model)
     trainer = config.init_obj(
         "trainer",

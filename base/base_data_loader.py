@@ -1,4 +1,5 @@
 import functools
+import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -42,9 +43,8 @@ class BaseDataLoader(DataLoader, ABC):
         seed: int = 0,
         subset: Literal["train", "val", "test"] = "train",
     ):
-        # What the subclass stored before calling us is what its build_dataset needs in a sibling loader too.
-        self._subclass_state = {k: v for k, v in vars(self).items() if k not in ("_subclass_state", "_for_training")}
-        self._settings = {
+        before = set(vars(self))
+        self.settings = {
             "batch_size": batch_size,
             "shuffle": shuffle,
             "validation_split": validation_split,
@@ -67,6 +67,7 @@ class BaseDataLoader(DataLoader, ABC):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
         )
+        self._ours = {*vars(self), "_for_training", "classes", "input", "example"} - before
 
     @abstractmethod
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
@@ -83,14 +84,19 @@ class BaseDataLoader(DataLoader, ABC):
 
         This loader never serves those, whether or not the method is called.
         """
-        return self.of_subset("val") if self._settings["validation_split"] else None
+        return self.of_subset("val") if self.settings["validation_split"] else None
 
     def of_subset(self, subset: str) -> "BaseDataLoader":
         """A loader like this one for another subset of the same data, neither shuffled nor augmented."""
         sibling = object.__new__(type(self))
-        vars(sibling).update(self._subclass_state, _for_training=False)
-        BaseDataLoader.__init__(sibling, **self._settings, subset=subset)
+        # What is not the base's is the subclass's, which its build_dataset needs there too.
+        vars(sibling).update({k: v for k, v in vars(self).items() if k not in self._ours}, _for_training=False)
+        BaseDataLoader.__init__(sibling, **self.settings, subset=subset)
         return sibling
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""
+        self.sampler.epoch = epoch - 1
 
     def batches(self, first: int = 0) -> Iterator[Any]:
         """Batches without end, from number `first` on, pass after pass over the data.
@@ -107,19 +113,24 @@ class BaseDataLoader(DataLoader, ABC):
         """What `build_dataset` returned, whole."""
         return self.dataset.whole
 
-    @property
+    @functools.cached_property
     def classes(self) -> list[str] | None:
         """The classes' names, where the dataset knows them."""
         classes = getattr(self.samples, "classes", None)
         return None if classes is None else [str(name) for name in classes]
 
     @functools.cached_property
+    def example(self) -> Any:
+        """What a network is given for the first sample, without the batch axis."""
+        sample = self.dataset[(0, 0)]
+        return sample[0] if isinstance(sample, tuple | list) else sample
+
+    @functools.cached_property
     def input(self) -> dict:
         """What a network must be fed: shape without the batch axis, and the mean and std that were taken out."""
-        sample = self.dataset[(0, 0)][0]
         numbers = {k: getattr(self.samples, k, None) for k in ("mean", "std")}
         plain = {k: None if v is None else torch.as_tensor(v).flatten().tolist() for k, v in numbers.items()}
-        return {"shape": list(getattr(sample, "shape", ())), **plain}
+        return {"shape": list(getattr(self.example, "shape", ())), **plain}
 
 
 def collate(batch: Any) -> Any:
@@ -179,7 +190,7 @@ class _Samples(Dataset):
 
 
 class _EpochSampler(Sampler):
-    """Names samples (epoch, position), in an order that follows from (seed, epoch), without the first `skip` batches."""
+    """Names samples (epoch, position) in the `order` of the epoch, without the first `skip` batches."""
 
     def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, seed: int):
         self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
@@ -188,12 +199,15 @@ class _EpochSampler(Sampler):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
+        if not self.shuffle:
+            return np.arange(len(self))
+        return np.random.Generator(np.random.PCG64(seed_of(self.seed, "order", epoch))).permutation(len(self))
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skip, self.skip = self.epoch, self.skip, 0  # skipping is for one pass only
-        order = np.arange(len(self))
-        if self.shuffle:
-            order = np.random.Generator(np.random.PCG64(seed_of(self.seed, "order", epoch))).permutation(order)
-        return ((epoch, position) for position in order[skip * self.batch_size :].tolist())
+        return ((epoch, position) for position in self.order(epoch)[skip * self.batch_size :].tolist())
 
 
 def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
@@ -205,10 +219,12 @@ def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndar
     if targets is None:
         return np.sort(generator.permutation(count)[:size])
     labels = np.asarray(targets)
+    if labels.ndim != 1 or labels.dtype.kind == "f":  # several labels a sample, or numbers to predict: no classes
+        return np.sort(generator.permutation(count)[:size])
     classes, sizes = np.unique(labels, return_counts=True)
     exact = sizes * (size / count)
     taken = np.floor(exact).astype(int)
-    largest_remainders = np.argsort(taken - exact, kind="stable")
+    largest_remainders = np.lexsort((generator.random(len(classes)), taken - exact))
     taken[largest_remainders[: size - taken.sum()]] += 1
     chosen = [
         generator.permutation(np.flatnonzero(labels == label))[:number] for label, number in zip(classes, taken, strict=True)
@@ -217,5 +233,9 @@ def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndar
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; a worker that dies of it would cost the epoch the trainer wants to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and a batch system's SIGTERM, reach the whole process group: a worker that dies of it would cost the
+    # epoch that the trainer wants to save. In a group of its own it ends when the trainer lets it.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,3 +1,4 @@
+import functools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -9,10 +10,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils import checkpoint, randomness
 from utils.engine import Engine, unwrap
-from utils.errors import Interrupted, RunError, UserError
+from utils.errors import CheckpointError, Interrupted, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
 from utils.monitor import Monitor
-from utils.schedule import Schedule, check_optimizer
+from utils.networks import Freezing, parameter_groups
+from utils.schedule import Schedule, check_optimizer, interval_of
 from utils.signals import StopSignals
 from utils.versions import versions
 
@@ -68,7 +70,7 @@ class BaseTrainer(ABC):
     ):
         self.config, self.engine, self.recorder = config, engine, recorder
         self.writer = recorder.writer
-        self.logger = config.get_logger("trainer", verbosity)
+        self.logger = config.get_logger("trainer")
         self.criterion, self.metrics = engine.to_device(criterion), engine.to_device(metrics)
         self.data_loader, self.valid_data_loader = data_loader, valid_data_loader
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
@@ -104,19 +106,26 @@ class BaseTrainer(ABC):
 
     def set_model(self, model: nn.Module) -> None:
         """Make `model` the one that trains: move it, and give it an optimizer, a schedule and an average of its own."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
+        if not any(True for _ in model.parameters()):
             raise UserError(f"arch: {type(model).__name__} has no parameters to train")
+        self.freezing = Freezing(self.config.option("arch", "freeze"), self.config.option("arch", "unfreeze_at"))
+        self.freezing.apply(model, self.epoch)
         self.model = self.engine.prepare(model)
-        self.optimizer = self.config.init_obj("optimizer", params=parameters)
+        # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
+        self.optimizer = self.config.init_obj("optimizer", params=self._parameter_groups(model))
         check_optimizer(self.optimizer)
-        total_steps = self.epochs * self.steps_per_epoch()
-        scheduler = self.config.init_obj("lr_scheduler", optimizer=self.optimizer, total_steps=total_steps)
-        spec = self.config.get("lr_scheduler")
-        interval = spec.get("interval") if isinstance(spec, dict) else None
+        interval = interval_of(self.config.get("lr_scheduler"))
+        steps = self.epochs * (self.steps_per_epoch() if interval == "step" else 1)
+        length = {} if "steps_per_epoch" in self.config.option("lr_scheduler", "args", {}) else {"total_steps": steps}
+        scheduler = self.config.init_obj("lr_scheduler", optimizer=self.optimizer, **length)
         self.schedule = Schedule(scheduler, interval, (self.monitor.mode, self.monitor.name))
         average = get_ema_multi_avg_fn(self.ema_decay) if self.ema_decay else None
         self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True) if average else None
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict]:
+        option = functools.partial(self.config.option, "optimizer")
+        rate = self.config.init_ftn("optimizer").keywords.get("lr")
+        return parameter_groups(model, rate, option("param_groups"), option("no_decay", False), option("layer_decay"))
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -134,7 +143,7 @@ class BaseTrainer(ABC):
         else:
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
-            self.recorder.begin(self.config, logged, self.model)
+            self.recorder.begin(self.config, logged)
         with self.signals:
             while self.epoch <= self.epochs and not self.monitor.exhausted:
                 log = self._run_epoch(self.epoch)
@@ -144,21 +153,26 @@ class BaseTrainer(ABC):
 
     def check(self) -> None:
         """A batch of training and one of validation, a checkpoint written and read back. Raises what goes wrong."""
-        self.len_epoch = self.epochs = 1
+        if self.config.continued:
+            self.load_state_dict(checkpoint.load(self.config.resume))
+        self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
-        self._run_epoch(1)
+        self._run_epoch(self.epoch)
         self.load_state_dict(checkpoint.load(next(checkpoint.of_run(self.config.save_dir))))
         self.logger.info("check passed")
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         begun = time.perf_counter()
+        self.freezing.apply(unwrap(self.model), epoch)
         if self.step == 0:
             self.engine.seed_epoch(epoch)
             self.before_epoch(epoch)
+        if hasattr(self.data_loader, "set_epoch"):  # for a _train_epoch that goes through the loader itself
+            self.data_loader.set_epoch(epoch)
         try:
-            log = dict(self._train_epoch(epoch))
+            log = _numbers(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
-            log |= {f"val_{name}": value for name, value in self._valid_epoch(epoch).items()}
+            log |= {f"val_{name}": value for name, value in _numbers(self._valid_epoch(epoch)).items()}
         except Interrupted:
             self._save_numbered()
             self.recorder.stopped(self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches")
@@ -174,7 +188,7 @@ class BaseTrainer(ABC):
         if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
             self._save_numbered()
         log |= {"lr": float(rate), "seconds": time.perf_counter() - begun}
-        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, best, self.evaluated_model)
+        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, best, unwrap(self.evaluated_model))
         if stop and epoch < self.epochs:
             self.recorder.stopped(self.config, f"after epoch {epoch}")
             self.signals.check()
@@ -219,7 +233,22 @@ class BaseTrainer(ABC):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Become the trainer that `state_dict` was taken from."""
+        """Become the trainer that `state_dict` was taken from. Raises UserError where this is another one."""
+        for section in ("arch", "optimizer", "lr_scheduler"):
+            if state["config"].get(section) != self.config.get(section):
+                raise UserError(
+                    f"{section}: a run goes on with what it began with; for another {section} start a new run "
+                    "from its weights: -r PATH -c FILE"
+                )
+        if missing := {"optimizer", "lr_scheduler", "trainer", "rng"} - state.keys():
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(sorted(missing))}; -r PATH -c FILE starts from its weights"
+            )
+        if state["trainer"]["step"] > self.len_epoch:
+            raise UserError(
+                f"the run stopped after batch {state['trainer']['step']} of an epoch, which now has {self.len_epoch}: "
+                "go on with the batch size and data it had"
+            )
         unwrap(self.model).load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["lr_scheduler"])
@@ -234,6 +263,9 @@ class BaseTrainer(ABC):
         self.load_state_dict(checkpoint.load(path))
         for moved in checkpoint.set_aside(path.parent, self.epoch):
             self.logger.warning(f"{moved.name} is later than {path.name}: moved to {moved.parent}")
+        best = path.parent / checkpoint.BEST
+        if self.monitor.best_epoch == self.epoch and self.step == 0 and not best.exists():
+            checkpoint.save(self.state_dict(), best)
         if self.step == 0:
             self.epoch += 1
         self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
@@ -246,3 +278,11 @@ class BaseTrainer(ABC):
             self.logger.warning(
                 f"stopped early, {self.monitor.waited} epochs after its best; for more: -s trainer.early_stop=0"
             )
+
+
+def _numbers(log: dict[str, Any]) -> dict[str, float]:
+    """The log as plain floats, which any file can hold. Raises UserError for what is no number."""
+    try:
+        return {name: float(value) for name, value in log.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"_train_epoch and _valid_epoch should log one number for each name: {error}") from error

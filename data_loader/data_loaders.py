@@ -1,3 +1,5 @@
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ class DigitsDataLoader(BaseDataLoader):
 
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
         pictures, targets = read_digits(Path(self.data_dir) / "digits.npz")
+        if subset == "val":
+            raise UserError("the digits have no validation part of their own; set validation_split")
         # The test part must be the same in every run, whatever the seed.
         test = stratified_choice(targets, len(targets), round(len(targets) * 0.2), seed=0)
         chosen = test if subset == "test" else np.setdiff1d(np.arange(len(targets)), test)
@@ -53,6 +57,8 @@ class MnistDataLoader(BaseDataLoader):
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
         from torchvision import datasets
 
+        if subset == "val":
+            raise UserError(f"{self.name} has no validation part of its own; set validation_split")
         kind = getattr(datasets, self.name)
         try:
             data = kind(self.data_dir, train=subset != "test", download=True)
@@ -79,11 +85,11 @@ def read_digits(kept: Path) -> tuple[np.ndarray, np.ndarray]:
 
         digits = load_digits()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.tmp.npz")
+        temporary = kept.with_name(f".{kept.stem}.{os.getpid()}.tmp.npz")
         np.savez_compressed(temporary, images=digits.images.astype(np.uint8), target=digits.target.astype(np.int64))
         temporary.replace(kept)
     try:
         with np.load(kept, allow_pickle=False) as digits:
             return digits["images"], digits["target"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{kept} is damaged ({error}); delete it, and it is made anew") from None

@@ -20,9 +20,13 @@ class ConsoleFormatter(logging.Formatter):
         return f"{color}{text}\033[0m" if colored else text
 
 
-def setup_logging(log_dir: Path | None = None) -> None:
-    """Log to the console, and to info.log in `log_dir` if one is given, as logger_config.json says."""
+def setup_logging(log_dir: Path | None = None, verbosity: int = 2) -> None:
+    """Log to the console, and to info.log in `log_dir` if one is given, as logger_config.json says.
+
+    The console shows warnings only (verbosity 0), a line per epoch too (1), or all (2); the file is the same for each.
+    """
     config = json.loads(Path(__file__).with_name("logger_config.json").read_text(encoding="utf-8"))
+    config["handlers"]["console"]["level"] = ("WARNING", "INFO", "DEBUG")[verbosity]
     if log_dir is None:
         config["handlers"].pop("info_file")
         config["root"]["handlers"].remove("info_file")

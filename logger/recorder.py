@@ -2,7 +2,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
@@ -23,9 +23,8 @@ class Recorder:
         self.metrics = MetricsFile(Path(log_dir) / "metrics.csv")
         self._training_seconds = 0.0
 
-    def begin(self, config: Any, logged: list[str], model: nn.Module) -> None:
+    def begin(self, config: Any, logged: list[str]) -> None:
         """A new run starts; `logged` are the names it will log."""
-        self.logger.debug(str(model))
         self.logger.info(f"run {config.save_dir}")
         self.writer.add_hyperparameters(_flat(config.config), [_tag(name) for name in logged])
 
@@ -47,10 +46,6 @@ class Recorder:
         self._training_seconds += log["seconds"]
         self.writer.set_step(epoch * len_epoch)
         self.writer.add_parameters(model, self._training_seconds)
-
-    def pictures(self, data: Tensor) -> None:
-        """A look at what goes into the network."""
-        self.writer.pictures(data)
 
     def stopped(self, config: Any, where: str) -> None:
         """A signal ended the run; its state is saved."""

@@ -149,6 +149,11 @@ def test_eight_faults_in_one_answer_before_any_data_is_touched(digits, train, tm
         ("arch", "base.BaseModel", "is not finished: it must still define forward"),
         ("arch", "torch.optim.Adam", '"torch.optim.Adam" is no Module'),
         ("arch", "os.system", "Python's own library"),
+        ("arch", "torch.os.system", "Python's own library"),
+        ("arch", "utils.config_file.json.loads", "Python's own library"),
+        ("arch", ".x", "is no dotted path"),
+        ("n_gpu", -1, "n_gpu: -1 should be a whole number of at least 0"),
+        ("metrics", [{"type": "accuracy", "name": "loss"}], 'metrics: "loss" is what something else is called'),
         ("arch", "no_such_package.Net", 'no module named "no_such_package"'),
         ("arch", "torch.nn.Linaer", 'torch.nn has no "Linaer"; did you mean "Linear"?'),
         ("arch", {"type": "torch.nn.Linear", "args": {"in_features": 3}}, 'arch.args: Linear needs "out_features"'),
@@ -299,3 +304,23 @@ def test_constructors_hand_keywords_to_their_base_class(digits, own_code):
     assert ConfigParser(config).init_obj("data_loader").zoom == 2.0
     config["data_loader"]["args"]["batchsize"] = 1
     assert 'did you mean "batch_size"?' in faults(config)[0]
+
+
+def test_the_seed_reaches_everything_that_is_random(digits):
+    one, two, again = (ConfigParser(digits({"seed": seed})).init_obj("data_loader") for seed in (1, 2, 1))
+    targets = [[t.tolist() for _, t in loader] for loader in (one, two, again)]
+    assert targets[0] == targets[2] != targets[1]
+    held_out = [loader.split_validation().dataset.indices.tolist() for loader in (one, two, again)]
+    assert held_out[0] == held_out[2] != held_out[1]
+
+
+def test_null_is_a_value_where_nothing_is_inherited(tmp_path, digits):
+    (tmp_path / "c.json").write_text('{"arch": {"type": "X", "args": {"p": null}}}')
+    assert config_file.read(tmp_path / "c.json")["arch"]["args"] == {"p": None}
+    assert ConfigParser(digits() | {"lr_scheduler": None}).init_obj("lr_scheduler") is None
+
+
+def test_what_a_function_builds_must_be_what_the_section_wants(digits, train, own_code, capsys):
+    own_code("own_function", "def three():\n    return 3\n")
+    train(digits({"arch": "own_function.three"}), code=2)
+    assert "three gives a int, not a Module" in capsys.readouterr().err

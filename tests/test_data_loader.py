@@ -223,3 +223,52 @@ def test_mnist_is_torchvisions(loader, folder, kata_data):
     for (data, target), (expected, labels) in zip(ours, reference, strict=True):
         torch.testing.assert_close(data, expected)
         assert torch.equal(target, labels)
+
+
+@pytest.mark.parametrize("targets", [np.random.default_rng(0).normal(size=100), np.eye(4)[np.arange(100) % 4]])
+def test_targets_that_are_no_classes_are_split_at_random(targets):
+    chosen = stratified_choice(targets, 100, 20, seed=1)
+    assert len(set(chosen.tolist())) == 20
+    if targets.ndim == 1:
+        assert abs(targets[chosen].mean()) < 0.6  # not the twenty smallest
+
+
+def test_classes_of_one_sample_are_not_all_taken_from_the_front():
+    chosen = stratified_choice(np.arange(100), 100, 20, seed=1)
+    assert chosen.max() > 50
+
+
+def test_attributes_may_be_stored_after_the_base_was_made():
+    class Late(BaseDataLoader):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.count = 30
+
+        def build_dataset(self, subset, augment):
+            return NoisyNumbers(self.count, augment)
+
+    assert len(numbers(Late(validation_split=5, batch_size=4).split_validation())) == 5
+
+
+def test_data_without_a_validation_part_say_so(data_dir):
+    with pytest.raises(UserError, match="set validation_split"):
+        len(DigitsDataLoader(str(data_dir), subset="val").dataset)
+    assert len(DigitsDataLoader(str(data_dir), subset="val", validation_split=50).dataset) == 50
+
+
+def test_a_loader_without_the_keyword_still_serves_the_test_part(own_code, digits, train, data_dir):
+    import json
+
+    import test as test_script
+
+    own_code(
+        "explicit_loader",
+        "from data_loader.data_loaders import DigitsDataLoader\n"
+        "class Explicit(DigitsDataLoader):\n"
+        "    def __init__(self, data_dir, batch_size=50, shuffle=True, validation_split=0.0, training=True):\n"
+        "        super().__init__(data_dir, batch_size=batch_size, validation_split=validation_split)\n",
+    )
+    section = {"type": "explicit_loader.Explicit", "args": {"data_dir": str(data_dir)}}
+    run = train(digits({"test_data_loader": section}))
+    assert test_script.main(["-r", str(run)]) == 0
+    assert json.loads((run / "test" / "result.json").read_text())["n"] == 359

@@ -73,6 +73,19 @@ def test_a_project_from_a_run_starts_with_its_configuration_and_weights(digits, 
     assert last_checkpoint(new)["epoch"] == 1
 
 
+def test_a_runs_name_cannot_lead_out_of_the_project(digits, train, tmp_path):
+    from utils import checkpoint
+
+    run = train(digits())
+    state = checkpoint.load(run / "model_best.pth")
+    state["config"]["name"] = "../../../escaped"
+    checkpoint.save(state, run / "model_best.pth")
+    assert new_project.main([str(tmp_path / "a" / "Next"), "--from", str(run)]) == 0
+    assert not (tmp_path / "escaped").exists()
+    assert not (tmp_path / "a" / "escaped").exists()
+    assert len(list((tmp_path / "a" / "Next" / "saved" / "models").glob("*/*/model_best.pth"))) == 1
+
+
 @pytest.mark.slow
 def test_its_tests_pass_there(tmp_path):
     dest = tmp_path / "Demo"

@@ -1,6 +1,7 @@
 """A run that was interrupted and continued equals the one that never was, to the last bit."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -167,7 +168,7 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, train, r
     newest = run / "checkpoint-epoch3.pth"
     newest.write_bytes(newest.read_bytes()[:5000])
     resume(run)
-    assert "checkpoint-epoch3.pth cannot be read" in capsys.readouterr().out
+    assert "checkpoint-epoch3.pth cannot be read" in capsys.readouterr().err
     assert_same(comparable(last_checkpoint(run)), comparable(whole))
 
 
@@ -227,3 +228,85 @@ def test_trainers_state_is_what_was_saved(digits):
     two = build(digits({"seed": 77}))
     two.load_state_dict(state)
     assert_same(comparable(two.state_dict()) | {"rng": 0}, comparable(state) | {"rng": 0})
+
+
+def test_check_on_a_run_leaves_the_run_alone(digits, train, resume, capsys):
+    run = train(digits(), "--epochs", 3)
+    files = [p for folder in (run, checkpoint.log_dir_of(run)) for p in folder.rglob("*") if p.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    resume(run, "--check", "-s", "trainer.epochs=5")
+    assert "check passed" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_damaged_best_does_not_stop_the_run(digits, train, resume):
+    run = train(digits())
+    (run / "model_best.pth").write_bytes(b"damaged")
+    resume(run, "--epochs", 3)
+    assert last_checkpoint(run)["epoch"] == 3
+    assert (run / "replaced" / "model_best.pth").read_bytes() == b"damaged"
+
+
+def test_the_best_at_the_checkpoint_stays_the_best(digits, train, resume):
+    run = train(digits(), "--epochs", 4)
+    resume(run / "checkpoint-epoch2.pth", "-s", "trainer.epochs=2")
+    assert checkpoint.load(run / "model_best.pth")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lr", "0.5"],
+        ["-s", "optimizer={type: 'SGD', args: {lr: 0.1}}"],
+        ["-s", "arch.args.num_classes=12"],
+        ["-s", "lr_scheduler=null"],
+    ],
+)
+def test_a_run_goes_on_with_what_it_began_with(digits, train, resume, capsys, arguments):
+    run = train(digits())
+    resume(run, *arguments, "--epochs", 3, code=2)
+    assert "a run goes on with what it began with" in capsys.readouterr().err
+
+
+def test_another_number_to_watch_starts_from_nothing(digits, train, resume):
+    run = train(digits({"trainer.monitor": "max val_accuracy"}))
+    resume(run, "-s", "trainer.monitor=min val_loss", "trainer.epochs=3")
+    assert last_checkpoint(run)["monitor_best"] == pytest.approx(float(rows(run)[-1]["val_loss"]))
+
+
+def test_resuming_from_within_the_folder_writes_the_runs_own_log(digits, train, resume, monkeypatch):
+    run = train(digits())
+    monkeypatch.chdir(run)
+    resume(".", "--epochs", 3)
+    assert len(rows(run)) == 3
+    assert not (run / "log").exists()
+
+
+def test_the_saved_configuration_is_the_one_in_use(digits, train, resume):
+    run = train(digits())
+    resume(run, "--epochs", 3)
+    assert json.loads((run / "config.json").read_text())["trainer"]["epochs"] == 3
+
+
+def test_an_interrupted_epoch_of_another_length_is_refused(digits, train, resume, own_code, capsys):
+    own_code("stopper", STOPPER)
+    run = train(digits({"trainer.type": "stopper.Stopped", "trainer.at": 8}), code=130)
+    resume(run, "--bs", 500, code=2)
+    assert "go on with the batch size" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_die_of_the_groups_signal(data_dir, signum):
+    from data_loader.data_loaders import DigitsDataLoader
+    from utils.signals import StopSignals
+
+    loader = DigitsDataLoader(str(data_dir), batch_size=10, num_workers=2)
+    with StopSignals() as signals:
+        batches = loader.batches()
+        next(batches)
+        workers = loader._iterator._workers
+        assert all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)
+        os.kill(os.getpid(), signum)
+        assert signals.received == signum
+        next(batches)

@@ -79,6 +79,11 @@ def test_without_arguments_it_asks_for_a_configuration(capsys):
     assert "-c FILE" in capsys.readouterr().err
 
 
+def test_a_test_asks_for_a_network(capsys):
+    assert test_script.main(["-c", "config.json"]) == 2
+    assert "Say -r PATH" in capsys.readouterr().err
+
+
 def test_verbose_shows_the_traceback(capsys):
     assert train_script.main(["-c", "nowhere.json", "--verbose"]) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.conftest import build, last_checkpoint
 from utils import checkpoint
 from utils.engine import unwrap
+from utils.errors import UserError
 
 NET = (
     "from torch import nn\n"
@@ -232,7 +233,7 @@ def test_len_epoch_counts_batches_across_passes(plain):
     to_device = trainer.engine.to_device
 
     def spy(batch):
-        if isinstance(batch, tuple) and trainer.model.training:
+        if isinstance(batch, tuple) and trainer.model.training and len(batch[0]) > 2:  # not the rehearsal
             seen.append(batch[0])
         return to_device(batch)
 
@@ -345,3 +346,55 @@ def test_check_builds_all_runs_a_batch_and_leaves_nothing(digits, train, capsys,
     assert train(digits({"trainer.epochs": 50}), "--check") is None
     assert "check passed" in capsys.readouterr().out
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arch.args.image_size": 32}, "LeNet cannot take input of 1x28x28"),
+        ({"arch.args.num_classes": 5}, "gives 5 outputs, but there are 10 classes"),
+        (
+            {"loss": "mse_loss"},
+            "loss does not fit the network's output (2x10 torch.float32) and the targets (2 torch.int64)",
+        ),
+        ({"metrics": [{"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3}}]}, "F1Score does not fit"),
+        ({"lr_scheduler": {"type": "ReduceLROnPlateau", "interval": "step"}}, "needs a whole epoch's numbers"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(digits, train, capsys, changes, said):
+    train(digits(changes), code=2)
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_a_logged_number_of_any_kind_becomes_a_plain_one(plain, own_code):
+    import numpy as np
+
+    trainer = build(plain({"trainer.monitor": "min loss", "trainer.epochs": 1}))
+    trainer._train_epoch = lambda epoch: {"loss": np.float64(0.5), "norm": torch.tensor(2.0)}
+    log = trainer.train()
+    assert (type(log["loss"]), type(log["norm"])) == (float, float)
+    assert last_checkpoint(trainer.config.save_dir)["monitor_best"] == 0.5
+    trainer = build(plain({"trainer.epochs": 1}))
+    trainer._train_epoch = lambda epoch: {"loss": "low"}
+    with pytest.raises(UserError, match="one number"):
+        trainer.train()
+
+
+def test_a_loop_of_ones_own_over_the_loader_gets_each_epochs_order(plain):
+    trainer = build(plain())
+    orders = []
+    trainer._train_epoch = lambda epoch: (
+        orders.append([t.tolist() for _, t in trainer.data_loader]) or {"loss": 1.0, "val_loss": 1}
+    )
+    trainer.train()
+    stream = trainer.data_loader.batches()
+    assert orders == [[next(stream)[1].tolist() for _ in range(13)] for _ in range(3)]
+
+
+def test_a_cycle_that_is_stepped_with_epochs_counts_epochs(plain):
+    schedule = {"type": "OneCycleLR", "interval": "epoch", "args": {"max_lr": 0.1}}
+    assert build(plain({"lr_scheduler": schedule, "trainer.epochs": 9})).schedule.scheduler.total_steps == 9
+    chained = {"type": "ChainedScheduler", "args": {"schedulers": [{"type": "OneCycleLR", "args": {"max_lr": 0.1}}]}}
+    assert build(plain({"lr_scheduler": chained})).schedule.interval == "step"

@@ -1,13 +1,16 @@
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from logger import Recorder, setup_logging
 from utils import checkpoint, config_file
-from utils.engine import Engine, unwrap
-from utils.errors import CheckpointError, UserError
+from utils.engine import Engine
+from utils.errors import UserError
+from utils.networks import take_channels
 from utils.versions import versions
+from utils.weights import load_weights, read_weights, torchvision_weights
 
 
 def start(config: Any) -> tuple[Engine, Recorder]:
@@ -20,10 +23,10 @@ def start(config: Any) -> tuple[Engine, Recorder]:
         # kept on the config, which outlives the run: the folder goes when it does
         config.temporary = tempfile.TemporaryDirectory(prefix="kata-check-")
         settings |= {"save_dir": config.temporary.name, "tensorboard": False}
-    setup_logging(config.log_dir)
-    if not config.continued:
-        config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
-    engine = _engine(config)
+    engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
+    setup_logging(config.log_dir, settings.get("verbosity", 2))
+    config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
+    _begin(engine, config)
     return engine, Recorder(config.log_dir, settings.get("tensorboard", True))
 
 
@@ -32,24 +35,49 @@ def start_test(config: Any) -> tuple[Engine, Any]:
     setup_logging()
     split = config.arguments.split
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
-    loader = config.init_obj(own, subset=split) if own else None
+    loader = build_loader(config, own, split) if own else None
     if loader is None:
         training = config.init_obj("data_loader")
         loader = training.split_validation() if split == "val" else training.of_subset(split)
     if loader is None:
         raise UserError("--split val: the configuration sets no validation data apart")
-    return _engine(config), loader
-
-
-def _engine(config: Any) -> Engine:
     engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
+    _begin(engine, config)
+    return engine, loader
+
+
+def build_loader(config: Any, section: str, subset: str) -> Any:
+    """The loader that `section` names, for `subset` where the config does not say which; None without the section."""
+    loader = config.init_obj(section, subset=subset)
+    asked = config.option(section, "args", {}).get("subset", subset)
+    # A loader whose constructor has no such keyword was made for training.
+    return loader if loader is None or loader.subset == asked else loader.of_subset(asked)
+
+
+def _begin(engine: Engine, config: Any) -> None:
     engine.seed_epoch(0)
     for note in engine.notes:
         config.get_logger("engine").warning(note)
-    return engine
 
 
-def load_model(config: Any) -> nn.Module:
+def build_network(config: Any, classes: list[str] | None, shape: list[int]) -> nn.Module:
+    """The network that arch names, fitted to the data: number of classes, channels and size of the pictures.
+
+    Each is passed where the network takes it and the config is silent, so that a checkpoint, which keeps classes and
+    shape, gives the same network again.
+    """
+    offered: dict[str, Any] = {} if classes is None else {"num_classes": len(classes)}
+    if len(shape) == 3:
+        channels, height, width = shape
+        offered |= {"in_channels": channels, "input_size": (height, width), "init_weights": True}
+        offered |= {"image_size": height} if height == width else {}
+    model = config.init_obj("arch", **offered)
+    if len(shape) == 3:
+        take_channels(model, shape[0])
+    return model
+
+
+def build_trained_network(config: Any) -> nn.Module:
     """The network of the checkpoint that `config.resume` names, ready to evaluate: the averaged one, where there is one.
 
     Raises CheckpointError where the weights do not fit it.
@@ -57,48 +85,22 @@ def load_model(config: Any) -> nn.Module:
     state = checkpoint.load(config.resume)
     if not config.continued:  # another config says where the data are; the network stays the checkpoint's
         config.config["arch"] = state["config"]["arch"]
-    model = config.init_obj("arch")
-    load_weights(model, _evaluated_weights(state), str(config.resume), new_head=False)
+    model = build_network(config, state["classes"], state["input"]["shape"])
+    load_weights(model, read_weights(config.resume), str(config.resume), new_head=False)
     return model.eval()
 
 
 def load_pretrained(config: Any, model: nn.Module) -> None:
-    """For a new run with `-r PATH`: start from that checkpoint's weights. A head of another size starts fresh."""
-    if config.resume is None or config.continued:
+    """Start a new run from the weights of `-r PATH`, or of arch.weights. A head of another size starts fresh."""
+    name = config.option("arch", "weights")
+    if config.continued or (config.resume is None and name is None):
         return
-    weights = _evaluated_weights(checkpoint.load(config.resume))
-    fresh = load_weights(model, weights, str(config.resume), new_head=True)
-    logger = config.get_logger("start")
-    logger.info(
-        f"weights of {config.resume}" + (f"; starting fresh, as its size differs: {', '.join(fresh)}" if fresh else "")
-    )
-
-
-def _evaluated_weights(state: dict) -> dict:
-    return state["ema"]["state_dict"] if state.get("ema") else state["state_dict"]
-
-
-def load_weights(model: nn.Module, weights: dict, origin: str, new_head: bool) -> list[str]:
-    """Load `weights` into the network; where it may have a `new_head`, one of another size keeps its own values.
-
-    Returns the names of the parameters kept. Raises CheckpointError where the two are different networks.
-    """
-    network = unwrap(model)
-    own = network.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unknown:
-        examples = [f"it lacks {missing[0]}"] * bool(missing) + [f"it has {unknown[0]}"] * bool(unknown)
-        raise CheckpointError(f"{origin} holds another network than {type(network).__name__}: {', '.join(examples)}")
-    other = [name for name in own if own[name].shape != weights[name].shape]
-    # The head is the last layer, and only its number of outputs, the first axis, may differ.
-    head = list(own)[-1].rpartition(".")[0] if own else ""
-    fits = all(n.rpartition(".")[0] == head and own[n].shape[1:] == weights[n].shape[1:] for n in other)
-    if other and not (new_head and fits):
-        name = other[0]
-        raise CheckpointError(
-            f"{origin} does not fit {type(network).__name__}: {name} is {list(weights[name].shape)} there "
-            f"and {list(own[name].shape)} here"
-        )
-    # The loaded dict itself where possible: it carries the layers' versions, which some networks ask for.
-    network.load_state_dict({**weights, **{name: own[name] for name in other}} if other else weights)
-    return other
+    if config.resume is not None:
+        origin, weights = str(config.resume), read_weights(config.resume)
+    elif Path(name).exists() or Path(name).suffix in (".pth", ".pt"):
+        origin, weights = name, read_weights(Path(name))
+    else:
+        origin, weights = f"{name} of torchvision", torchvision_weights(config["arch"]["type"], name)
+    fresh = load_weights(model, weights, origin, new_head=True)
+    said = f"; starting fresh, as its size differs: {', '.join(fresh)}" if fresh else ""
+    config.get_logger("start").info(f"weights of {origin}{said}")

@@ -1,15 +1,24 @@
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from base import BaseTrainer
+from base.base_data_loader import collate
 from trainer.evaluate import Meters, evaluate
+from trainer.features import Tail, reusable_tail, with_features
+from utils.engine import unwrap
+from utils.errors import UserError
 from utils.hints import PositiveFloat, PositiveInt
+from utils.networks import auxiliary_outputs, main_output, set_training_mode
+from utils.summary import summary
 
+AUXILIARY_WEIGHT = 0.3
 SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, where there is no terminal for a bar
 
 
@@ -18,7 +27,8 @@ class Trainer(BaseTrainer):
 
     Args:
         clip_grad_norm: scale the gradients down to this common norm where it is larger
-        grad_accum_steps: batches whose gradients make one optimizer step together, as one batch of their joint size
+        grad_accum_steps: batches whose mean gradient makes one optimizer step; fewer at an epoch's end
+        reuse_features: where the backbone is frozen and nothing is random before the head, compute what it gives once
     """
 
     def __init__(
@@ -26,9 +36,11 @@ class Trainer(BaseTrainer):
         *args: Any,
         clip_grad_norm: PositiveFloat | None = None,
         grad_accum_steps: PositiveInt = 1,
+        reuse_features: bool = True,
         **kwargs: Any,
     ):
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
+        self.reuse_features, self.tail = reuse_features, None
         super().__init__(*args, **kwargs)
         self.log_interval = max(1, self.len_epoch // 10)
         self._last_line = time.monotonic()
@@ -38,11 +50,46 @@ class Trainer(BaseTrainer):
     def steps_per_epoch(self) -> int:
         return -(-self.len_epoch // self.grad_accum_steps)
 
+    def train(self) -> dict[str, float]:
+        self._rehearse()
+        return super().train()
+
+    def _rehearse(self) -> None:
+        """Show the network, and try network, loss and metrics on two samples. Raises UserError where they do not fit."""
+        samples = self.data_loader.dataset.__getitems__(
+            [(0, position) for position in range(2)][: len(self.data_loader.dataset)]
+        )
+        batch = self.engine.to_device(collate(samples))
+        if not (isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], torch.Tensor)):
+            raise UserError(f"data_loader: {type(self).__name__} wants samples of (input, target), tensors or numbers")
+        data, target = batch
+        table, output = summary(unwrap(self.model), data)
+        self.logger.debug(f"{type(unwrap(self.model)).__name__}\n{table}")
+        classes = self.data_loader.classes
+        if classes is not None and output.ndim == 2 and output.shape[1] < len(classes):
+            raise UserError(f"arch: the network gives {output.shape[1]} outputs, but there are {len(classes)} classes")
+        for name, function in {"loss": self.criterion, **self.metrics}.items():
+            try:
+                copy.deepcopy(function)(output, target)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(
+                    f"{name} does not fit the network's output ({_described(output)}) "
+                    f"and the targets ({_described(target)}): {reason}"
+                ) from error
+
+    def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
+        """The criterion's value for a batch; auxiliary heads count 0.3 each (Szegedy et al., arXiv:1409.4842)."""
+        losses = [self.criterion(extra, target) for extra in auxiliary_outputs(output)]
+        return self.criterion(main_output(output), target) + AUXILIARY_WEIGHT * sum(losses)
+
     def after_backward(self) -> None:
         """Called between the backward pass and the optimizer's step, with the gradients in place. Meant to be empty."""
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        self.model.train()
+        if self.reuse_features and self.tail is None:
+            self._compute_features()
+        set_training_mode(self.model)
         self.meters = Meters(self.metrics, self.engine.device)
         if self._meters_state is not None:
             self.meters.load_state_dict(self._meters_state)
@@ -51,8 +98,8 @@ class Trainer(BaseTrainer):
         with self._bar(f"epoch {epoch}/{self.epochs}", self.len_epoch, self.step) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
                 output = self.model(data)
-                loss = self.criterion(output, target)
-                self.meters.update(output, target, loss)
+                loss = self.loss(output, target)
+                self.meters.update(main_output(output), target, loss)
                 self.engine.backward(loss / self._batches_in_step())
                 self.step += 1
                 if self.step % self.grad_accum_steps == 0 or self.step == self.len_epoch:
@@ -60,14 +107,32 @@ class Trainer(BaseTrainer):
                 bar.update()
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, data)
-        speed = (self.meters.count - counted) / (time.perf_counter() - begun)
-        return self.meters.result() | {"samples_per_second": speed}
+        log = self.meters.result()
+        if self.meters.count > counted:  # else all was done before a resume
+            log["samples_per_second"] = (self.meters.count - counted) / (time.perf_counter() - begun)
+        return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
         if self.valid_data_loader is None:
             return {}
         batches = self._until_stopped(self.valid_data_loader)
         return evaluate(self.evaluated_model, batches, self.criterion, self.metrics, self.engine)
+
+    def _compute_features(self) -> None:
+        network = unwrap(self.model)
+        self.reuse_features = self.freezing.rule == "backbone" and self.freezing.until is None
+        if self.reuse_features and (tail := reusable_tail(network, self.data_loader, self.engine)):
+            self.logger.info("the backbone is frozen and nothing is random: its features are computed once")
+            self.data_loader = with_features(network, tail, self.data_loader, self.engine)
+            if self.valid_data_loader is not None:
+                self.valid_data_loader = with_features(network, tail, self.valid_data_loader, self.engine)
+            self.model, self.tail = Tail(self.model, tail), tail
+        self.reuse_features = self.tail is not None
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        model = super().evaluated_model
+        return model if self.tail is None or model is self.model else Tail(model, self.tail)
 
     def _optimizer_step(self) -> None:
         self.after_backward()
@@ -100,7 +165,7 @@ class Trainer(BaseTrainer):
         self.writer.set_step((epoch - 1) * self.len_epoch + self.step)
         self.writer.add_scalar("loss", loss)
         if epoch == 1 and self.step == min(self.log_interval, self.len_epoch):
-            self.recorder.pictures(data)
+            self.writer.pictures(data)
 
     def _until_stopped(self, batches: Iterable) -> Iterator:
         for batch in batches:
@@ -119,5 +184,9 @@ class Trainer(BaseTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self._meters_state = state["trainer"]["meters"]
+        self._meters_state = state["trainer"].get("meters")
         self._stream = None
+
+
+def _described(value: Any) -> str:
+    return f"{'x'.join(map(str, value.shape))} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

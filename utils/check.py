@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from typing_extensions import is_typeddict
 
 BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
@@ -54,6 +55,8 @@ def words(hint: Any) -> str:
         if origin is tuple and ... not in args:
             return f"[{', '.join(map(words, args))}]"
         return "a list of " + " or ".join(words(arg) for arg in args if arg is not ...) if args else "a list"
+    if is_typeddict(hint):
+        return "an object of " + ", ".join(f'"{key}"' for key in typing.get_type_hints(hint))
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
     plain |= {list: "a list", tuple: "a list", type(None): "null"}
     if _is_tensor(hint):

@@ -1,15 +1,18 @@
 """Checkpoints and run folders on disk: plain data, written atomically, found again."""
 
 import datetime
+import glob
 import itertools
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, RunError, UserError
 
 BEST = "model_best.pth"
 _KEYS = ("arch", "epoch", "state_dict", "config")
@@ -32,7 +35,7 @@ def new_run_dir(root: Path, name: str) -> Path:
 
 def log_dir_of(run: Path) -> Path:
     """Where a run keeps its logs: saved/log/<name>/<id> for saved/models/<name>/<id>, else log/ inside it."""
-    run = Path(run)
+    run = Path(run) if len(Path(run).parts) > 2 else Path(run).absolute()
     if run.parent.parent.name == "models":
         return run.parents[2] / "log" / run.parent.name / run.name
     return run / "log"
@@ -42,27 +45,41 @@ def save(state: dict, path: Path) -> None:
     """Write `state` so that `path` holds either the old file or the whole new one, also if power fails."""
     import torch
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except RuntimeError as error:  # what torch makes of a disk that is full
+        raise RunError(f"{path} could not be written, is the disk full? ({str(error).splitlines()[0]})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict:
     """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged or none of ours."""
+    state = load_file(path)
+    missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
+    if missing:
+        raise CheckpointError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+    if not isinstance(state["config"], dict):
+        raise CheckpointError(f"{path}: its config is no plain data")
+    return state
+
+
+def load_file(path: Path) -> Any:
+    """What torch.save wrote into `path`, by whomever, if it is plain data. Raises CheckpointError."""
     import torch
 
     try:
         # torch reads a file with flipped bits without a word; its checksums are there, zipfile looks at them
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise CheckpointError(f"{path} is damaged, in {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise CheckpointError(f"{path} is damaged, in {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except FileNotFoundError:
@@ -70,12 +87,6 @@ def load(path: Path) -> dict:
     except Exception as error:  # torch raises seven kinds, by where the damage is
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
-    if missing:
-        raise CheckpointError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
-    if not isinstance(state["config"], dict):
-        raise CheckpointError(f"{path}: its config is no plain data")
-    return state
 
 
 def find(path: Path, best: bool = False) -> tuple[Path, dict]:
@@ -103,7 +114,7 @@ def find(path: Path, best: bool = False) -> tuple[Path, dict]:
             damage.append(str(error))
             continue
         for message in damage:
-            print(f"warning: {message}; taking {candidate.name}")
+            print(f"warning: {message}; taking {candidate.name}", file=sys.stderr)
         return candidate, state
     raise CheckpointError("; ".join(damage))
 
@@ -117,7 +128,7 @@ def of_run(run: Path) -> Iterator[Path]:
 def newest_run(root: Path, name: str | None = None) -> Path:
     """The run folder below `root` with the latest checkpoint, of that name or of any. Raises UserError."""
     runs: dict[Path, float] = {}
-    for file in (Path(root) / "models").glob(f"{name or '*'}/*/*.pth"):
+    for file in (Path(root) / "models").glob(f"{glob.escape(name) if name else '*'}/*/*.pth"):
         if not file.name.startswith("."):
             runs[file.parent] = max(runs.get(file.parent, 0), file.stat().st_mtime)
     if not runs:
@@ -134,11 +145,11 @@ def keep_last(run: Path, count: int) -> None:
 def set_aside(run: Path, epoch: int) -> list[Path]:
     """Move checkpoints later than `epoch` into the folder replaced/, for a run that goes on from there.
 
-    Left in place they would be taken for the newest state. Returns what was moved.
+    Left in place they would be taken for the newest state; so is a best that cannot be read. Returns what was moved.
     """
     stale = [path for path in of_run(run) if int(path.stem.removeprefix("checkpoint-epoch")) > epoch]
     best = run / BEST
-    if best.exists() and load(best)["epoch"] > epoch:
+    if best.exists() and _epoch_of(best) > epoch:
         stale.append(best)
     moved = []
     for path in stale:
@@ -150,3 +161,10 @@ def set_aside(run: Path, epoch: int) -> list[Path]:
         shutil.move(path, target)
         moved.append(target)
     return moved
+
+
+def _epoch_of(path: Path) -> float:
+    try:
+        return load(path)["epoch"]
+    except CheckpointError:
+        return float("inf")

@@ -28,11 +28,11 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
 
 
 def merge(base: dict, over: dict) -> dict:
-    """`over` on top of `base`: objects are merged key by key, all else is replaced, null removes a key."""
+    """`over` on top of `base`: objects are merged key by key, all else is replaced, null removes a key that is there."""
     merged = dict(base)
     for key, value in over.items():
-        if value is None:
-            merged.pop(key, None)
+        if value is None and key in merged:
+            del merged[key]
         elif isinstance(value, dict):
             below = merged.get(key)
             merged[key] = merge(below if isinstance(below, dict) else {}, value)
@@ -44,6 +44,8 @@ def merge(base: dict, over: dict) -> dict:
 def override(config: dict, assignment: str) -> None:
     """Carry out one `-s a.b.c=value`. A value that is no JSON is a text; lists are reached by index."""
     path, equals, text = assignment.partition("=")
+    if path == "extends":
+        raise UserError("-s extends: a file says what it extends; name another file with -c")
     if not equals or not path:
         raise UserError(f"-s {assignment}: write it as key=value, for example -s trainer.epochs=5")
     try:
@@ -59,7 +61,7 @@ def assign(config: dict, keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(place, list):
-            if not key.isdigit() or int(key) >= len(place):
+            if not key.isdecimal() or int(key) >= len(place):
                 where = ".".join(keys[:depth])
                 raise UserError(f'{where} is a list of {len(place)}; "{key}" is none of 0 to {len(place) - 1}')
             key = int(key)

@@ -57,7 +57,8 @@ class Engine:
         if isinstance(batch, dict):
             return {key: self.to_device(value) for key, value in batch.items()}
         if isinstance(batch, list | tuple):
-            return type(batch)(self.to_device(value) for value in batch)
+            moved = [self.to_device(value) for value in batch]
+            return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
         return batch
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -89,6 +90,6 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def _numbers(device: str) -> list[int]:
     parts = device.removeprefix("cuda:").split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isdecimal() for part in parts):
         raise UserError(f'-d {device}: should be "cpu", a number like 0, or several like 2,3')
     return [int(part) for part in parts]

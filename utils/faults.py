@@ -9,6 +9,8 @@ from typing import Any
 from utils.check import fit, odd_numbers
 from utils.lookup import Source, did_you_mean, metric_name, spec_args
 
+TAKEN = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")  # logged besides the metrics
+
 
 class Faults(list):
     """Faults found so far, each "path: what is wrong and what would be right".
@@ -89,6 +91,8 @@ class Faults(list):
         if len(self) == count:
             names = collections.Counter(map(metric_name, specs))
             twice = [name for name, number in names.items() if number > 1]
+            taken = [name for name in names if name in TAKEN or name.startswith("val_")]
+            self.extend(f'metrics: "{name}" is what something else is called; give a "name" beside "type"' for name in taken)
             self.extend(f'metrics: several are called "{name}"; give each a "name" beside "type"' for name in twice)
 
     def _name(self, name: Any) -> None:

@@ -12,13 +12,12 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,23 +66,26 @@ class Source:
         if "." in name:
             return self._checked(self._find_dotted(name), name)
         known = [*own, *self.library_names()]
+        broken = [problem for file in self._files() if (problem := _parse(file)[1])]
         listing = f"{self.own} has {', '.join(own) or 'nothing'}" + (
             f"; {' and '.join(self.libraries)} are searched too" if self.libraries else ""
         )
-        raise LookupError(f'there is no "{name}"{did_you_mean(name, known) or f" ({listing})"}')
+        raise LookupError("; ".join([f'there is no "{name}"{did_you_mean(name, known) or f" ({listing})"}', *broken]))
 
     def own_names(self) -> dict[str, str]:
         """The public classes and functions our files define: name -> module."""
-        place = ROOT / self.own
         kinds = ast.ClassDef | ast.FunctionDef if self.functions else ast.ClassDef
-        files = [place] if place.suffix else sorted(place.glob("*.py"))
         return {
             node.name: ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            for file in files
-            if file.name not in self.without and file.exists()
-            for node in _parse(file).body
+            for file in self._files()
+            for node in _parse(file)[0].body
             if isinstance(node, kinds) and not node.name.startswith("_")
         }
+
+    def _files(self) -> list[Path]:
+        place = ROOT / self.own
+        files = [place] if place.suffix else sorted(place.glob("*.py"))
+        return [file for file in files if file.name not in self.without and file.exists()]
 
     def library_names(self) -> list[str]:
         """What the section's libraries have of its kind."""
@@ -101,6 +103,12 @@ class Source:
         if self.functional and not inspect.isclass(found):
             hidden |= set(list(signature.parameters)[:2])  # the network's output and the target
         return Signature({k: p for k, p in signature.parameters.items() if k not in hidden}, signature.open)
+
+    def checked_result(self, built: Any, found: Callable) -> Any:
+        """`built` itself, if it is what the section wants; a function can give anything. Raises TypeError."""
+        if not isinstance(built, self._kind()):
+            raise TypeError(f"{found.__name__} gives a {type(built).__name__}, not a {self._kind().__name__}")
+        return built
 
     def _is_meant(self, name: str, found: Any) -> bool:
         if name.startswith("_") or not re.search(self.pattern, name):
@@ -126,9 +134,8 @@ class Source:
 
     def _find_dotted(self, name: str) -> Any:
         parts = name.split(".")
-        # A checkpoint from elsewhere carries a config: it must not be a way to call os.system.
-        if parts[0] in sys.stdlib_module_names:
-            raise LookupError(f'"{name}" is Python\'s own library, which a config cannot name')
+        if not all(part.isidentifier() for part in parts):
+            raise LookupError(f'"{name}" is no dotted path')
         module = None
         for depth in range(1, len(parts)):
             try:
@@ -137,11 +144,11 @@ class Source:
                 break
         if module is None:
             raise LookupError(f'"{name}": no module named "{parts[0]}" is installed')
-        found = module
+        found = _not_pythons_own(module, name)
         for part in parts[module.__name__.count(".") + 1 :]:
             if not hasattr(found, part):
                 raise LookupError(f'"{name}": {found.__name__} has no "{part}"{did_you_mean(part, dir(found))}')
-            found = getattr(found, part)
+            found = _not_pythons_own(getattr(found, part), name)
         return found
 
 
@@ -154,9 +161,25 @@ class Signature:
 
 
 def signature_of(found: Callable) -> Signature:
-    """What `found` takes by keyword. A constructor's **kwargs mean the arguments of its base class."""
+    """What `found` takes by keyword.
+
+    A constructor's **kwargs mean the arguments of its base class, a function's those of the class that its hint says
+    it returns (torchvision's builders), of which it may give some itself.
+    """
+    if inspect.isclass(found):
+        return _merged(_constructors(found))
+    signature, built = _merged([found]), _hints(found).get("return")
+    if not signature.open or not inspect.isclass(built) or built.__module__.startswith("torch.nn."):
+        return signature
+    inner = signature_of(built)
+    optional = {name: p.replace(default=None) if p.default is p.empty else p for name, p in inner.parameters.items()}
+    return Signature(optional | signature.parameters, inner.open)
+
+
+def _merged(calls: list[Callable]) -> Signature:
+    """The keyword arguments of the first callable, and as long as they end in **kwargs, of the next."""
     parameters: dict[str, inspect.Parameter] = {}
-    for call in _constructors(found) if inspect.isclass(found) else [found]:
+    for call in calls:
         try:
             signature, hints = inspect.signature(call), _hints(call)
         except (ValueError, TypeError):  # written in C, without a signature
@@ -165,7 +188,7 @@ def signature_of(found: Callable) -> Signature:
         for position, (name, parameter) in enumerate(signature.parameters.items()):
             if parameter.kind is parameter.VAR_KEYWORD:
                 passed_on = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL and not (call is not found and position == 0):
+            elif parameter.kind is not parameter.VAR_POSITIONAL and not (position == 0 and name in ("self", "cls")):
                 parameters.setdefault(name, parameter.replace(annotation=hints.get(name, Any)))
         if not passed_on:
             return Signature(parameters, False)
@@ -187,6 +210,16 @@ def _constructors(found: type) -> list[Callable]:
     return own if own and "__new__" not in found.__dict__ else [found.__new__]
 
 
+def _not_pythons_own(found: Any, name: str) -> Any:
+    """`found`, unless it is of Python's own library: a checkpoint from elsewhere carries a config, which should not
+    be an easy way to os.system. No protection from other installed packages: those can do as much.
+    """
+    module = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
+    if str(module).partition(".")[0] in sys.stdlib_module_names:
+        raise LookupError(f'"{name}" is Python\'s own library, which a config cannot name')
+    return found
+
+
 def _hints(call: Callable) -> dict[str, Any]:
     """Resolved type hints. Libraries import names like Sequence for type checkers only: those are supplied here."""
     names = {k: v for module in (typing, collections.abc) for k, v in vars(module).items() if k[:1].isupper()}
@@ -196,19 +229,22 @@ def _hints(call: Callable) -> dict[str, Any]:
         return {}
 
 
-def _parse(file: Path) -> ast.Module:
+def _parse(file: Path) -> tuple[ast.Module, str]:
+    """What a file says, and what is wrong with it: then it says nothing, and does not stop what others say."""
     try:
-        return ast.parse(file.read_text(encoding="utf-8"))
+        return ast.parse(file.read_text(encoding="utf-8")), ""
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise UserError(f"{file.relative_to(ROOT)}{line}: {getattr(error, 'msg', error)}") from error
+        return ast.Module([], []), f"{file.relative_to(ROOT)}{line} cannot be read: {getattr(error, 'msg', error)}"
 
 
 def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{module.replace('.', '/')}.py cannot be imported: {error}") from error
+    except Exception as error:  # whatever a file of the user's does when it is imported
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        file = module.replace(".", "/") + ".py"
+        raise LookupError(f"{file} cannot be imported: {type(error).__name__}: {error} (line {line})") from error
 
 
 def spec_args(source: Source, spec: Any) -> tuple[str, Any]:

@@ -36,7 +36,11 @@ class Monitor:
         return False
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+        rule = f"{self.mode} {self.name}".strip()
+        return {"rule": rule, "best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from `state`; from nothing where that watched another number."""
+        if state["rule"] != f"{self.mode} {self.name}".strip():
+            return
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]

@@ -6,7 +6,7 @@ So a resumed run draws what the unbroken one would have drawn, whatever the numb
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -43,6 +43,19 @@ def seeded(*parts: int | str) -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
+
+
+def draws_randomness(action: Callable[[], object]) -> bool:
+    """Whether `action` draws from the generators of torch (on the CPU), numpy or random."""
+    with seeded("watched"):
+        before = _states()
+        action()
+        after = _states()
+    return before != after
+
+
+def _states() -> tuple:
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()
 
 
 def get_state() -> dict:

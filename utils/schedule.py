@@ -2,7 +2,7 @@ import inspect
 import warnings
 from typing import Any
 
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from utils.errors import UserError
 
@@ -12,19 +12,21 @@ class Schedule:
 
     Args:
         scheduler: any of torch.optim.lr_scheduler, or None, for a rate that stays as it is
-        interval: "step" or "epoch"; None for what the scheduler is made for (OneCycleLR and CyclicLR: "step")
+        interval: "step" or "epoch"
         monitored: (mode, name) of what the trainer watches; ReduceLROnPlateau watches it too where the modes
             agree, else val_loss
 
     Raises UserError where ReduceLROnPlateau would wait for the wrong direction.
     """
 
-    def __init__(self, scheduler: Any, interval: str | None = None, monitored: tuple[str, str] = ("off", "")):
+    def __init__(self, scheduler: Any, interval: str = "epoch", monitored: tuple[str, str] = ("off", "")):
         self.scheduler = scheduler
-        self.interval = interval or ("step" if isinstance(scheduler, OneCycleLR | CyclicLR) else "epoch")
+        self.interval = interval
         self.watched = None
         if isinstance(scheduler, ReduceLROnPlateau):
             mode, name = monitored
+            if interval == "step":
+                raise UserError("lr_scheduler.interval: ReduceLROnPlateau needs a whole epoch's numbers")
             if mode == scheduler.mode:
                 self.watched = name
             elif scheduler.mode == "min":
@@ -42,7 +44,7 @@ class Schedule:
         if self.watched is None:
             self._step()
         else:
-            self._step(log.get(self.watched, log["loss"]))
+            self._step(log[self.watched] if self.watched in log else log["loss"])
 
     def state_dict(self) -> dict | None:
         return None if self.scheduler is None else self.scheduler.state_dict()
@@ -61,6 +63,19 @@ class Schedule:
         # OneCycleLR refuses to be stepped past its end, where a run that was made longer on resume arrives:
         # the rate then stays at its last value.
         return isinstance(self.scheduler, OneCycleLR) and self.scheduler.last_epoch + 1 >= self.scheduler.total_steps
+
+
+def interval_of(spec: Any) -> str:
+    """When the scheduler that a spec of the config names is meant to be stepped: after a "step" or an "epoch".
+
+    Its own word first; else OneCycleLR and CyclicLR, also as parts of others, want steps.
+    """
+    if not isinstance(spec, dict):
+        return "step" if spec in ("OneCycleLR", "CyclicLR") else "epoch"
+    if "interval" in spec:
+        return spec["interval"]
+    parts = [spec["type"], *spec.get("args", {}).get("schedulers", [])]
+    return "step" if any(interval_of(part) == "step" for part in parts) else "epoch"
 
 
 def check_optimizer(optimizer: Any) -> None:

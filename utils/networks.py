@@ -1,0 +1,136 @@
+"""What can be done to any network: find its head, freeze it, group its parameters, fit it to grey pictures."""
+
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.hints import ParameterRule
+
+
+def head_of(network: nn.Module) -> str:
+    """Name of the last layer with weights, linear or convolutional, which gives the classes. Raises UserError."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not layers:
+        raise UserError(f"arch: {type(network).__name__} has no linear or convolutional layer to take for its head")
+    return layers[-1]
+
+
+def main_output(output: Any) -> Tensor:
+    """The network's answer, without what the auxiliary heads of GoogLeNet and Inception give in training."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def auxiliary_outputs(output: Any) -> list[Tensor]:
+    """What the auxiliary heads gave, if there are any."""
+    return [] if isinstance(output, Tensor) else [extra for extra in output[1:] if extra is not None]
+
+
+def take_channels(network: nn.Module, channels: int) -> None:
+    """Let one of torchvision's networks, made for 3 channels, take 1: the first convolution's weights are summed."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or not type(network).__module__.startswith("torchvision.") or first.in_channels == channels:
+        return
+    if (first.in_channels, channels) != (3, 1):
+        raise UserError(f"arch: {type(network).__name__} takes pictures of {first.in_channels} channels, not of {channels}")
+    weight = first.weight.detach().sum(dim=1, keepdim=True)
+    first.in_channels, first.weight = channels, nn.Parameter(weight)
+
+
+class Freezing:
+    """Which parameters stay as they are, and until when.
+
+    Args:
+        rule: "backbone" for all but the head, or regular expressions of parameter names; None freezes nothing
+        until: the epoch from which all train; None for never
+    """
+
+    def __init__(self, rule: str | list[str] | None = None, until: int | None = None):
+        self.rule, self.until = rule, until
+
+    def apply(self, network: nn.Module, epoch: int) -> None:
+        """Say which parameters train in `epoch`. Raises UserError where a pattern matches none, or all are frozen."""
+        if self.rule is None:
+            return
+        frozen = set() if self.until is not None and epoch >= self.until else self.names(network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+
+    def names(self, network: nn.Module) -> set[str]:
+        """The parameters that the rule freezes."""
+        names = [name for name, _ in network.named_parameters()]
+        if self.rule == "backbone":
+            head = head_of(network)
+            frozen = {name for name in names if not name.startswith(f"{head}.")}
+        else:
+            frozen = set()
+            for pattern in [self.rule] if isinstance(self.rule, str) else self.rule or []:
+                matched = {name for name in names if _search(pattern, name, "arch.freeze")}
+                if not matched:
+                    raise UserError(f'arch.freeze: no parameter matches "{pattern}"; there are {_examples(names)}')
+                frozen |= matched
+        if len(frozen) == len(names):
+            raise UserError("arch.freeze: nothing is left to train")
+        return frozen
+
+
+def set_training_mode(network: nn.Module) -> None:
+    """Training mode for what trains. What is frozen stays as in evaluation: its batch norms would go on counting."""
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def parameter_groups(
+    network: nn.Module,
+    lr: float | None,
+    rules: list[ParameterRule] | None = None,
+    no_decay: bool = False,
+    layer_decay: float | None = None,
+) -> list[dict]:
+    """The parameters as an optimizer wants them, in groups that differ in learning rate or weight decay.
+
+    Args:
+        network: whose parameters
+        lr: the learning rate of what no rule names
+        rules: {"match": regular expression, "lr": ..., ...}; the first that matches a parameter's name counts
+        no_decay: no weight decay for norms and biases
+        layer_decay: each layer further from the head learns that much slower (Clark et al., arXiv:2003.10555)
+
+    Raises UserError where a rule matches nothing.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for rule in rules or []:
+        if not any(_search(rule["match"], name, "optimizer.param_groups") for name in names):
+            raise UserError(f'optimizer.param_groups: no parameter matches "{rule["match"]}"; there are {_examples(names)}')
+    stages = list(dict.fromkeys(map(_stage, names)))
+    groups: dict[tuple, dict] = {}
+    for name, parameter in network.named_parameters():
+        rule = next((rule for rule in rules or [] if re.search(rule["match"], name)), {})
+        options = {key: value for key, value in rule.items() if key != "match"}
+        if layer_decay is not None and (rate := options.get("lr", lr)) is not None:
+            options["lr"] = rate * layer_decay ** (len(stages) - 1 - stages.index(_stage(name)))
+        if no_decay and parameter.ndim <= 1:
+            options["weight_decay"] = 0.0
+        groups.setdefault(tuple(sorted(options.items())), {**options, "params": []})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _stage(name: str) -> str:
+    """The part of a parameter's name that says how deep it lies: "layer1", "features.3", "fc"."""
+    numbered = re.match(r"(?:[^.\d]+\.)*[^.]*\d[^.]*", name)
+    return numbered[0] if numbered else name.partition(".")[0]
+
+
+def _search(pattern: str, name: str, key: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f'{key}: "{pattern}" is no regular expression: {error}') from None
+
+
+def _examples(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" ... {names[-1]}" if len(names) > 3 else "")

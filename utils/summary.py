@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.networks import main_output
+
+
+def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
+    """A table of the network's layers for a batch like `example` (N, ...): output shape, parameters, multiply-adds.
+
+    Two levels deep, per sample; and the network's output. Multiply-adds are half of what torch's FlopCounterMode counts.
+    The network is run once in evaluation mode, on the example's device.
+    Raises UserError where it cannot take such input.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes: dict[str, list[int]] = {}
+
+    def note(name: str) -> Callable:
+        def hook(module: nn.Module, given: tuple, output: Any) -> None:
+            shapes.setdefault(name, _shape(output))
+
+        return hook
+
+    layers = {name: module for name, module in network.named_modules() if name and name.count(".") < 2}
+    handles = [module.register_forward_hook(note(name)) for name, module in layers.items()]
+    was_training = network.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            output = main_output(network.eval()(example))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        size = "x".join(map(str, example.shape[1:]))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
+    finally:
+        network.train(was_training)
+        for handle in handles:
+            handle.remove()
+    whole, each = type(network).__name__, 2 * len(example)
+    counts = {
+        name.removeprefix(f"{whole}."): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()
+    }
+    counts[""], shapes[""] = counter.get_total_flops() // (2 * len(example)), _shape(output)
+    rows = [("layer", "output", "parameters", "trainable", "multiply-adds")]
+    for name, module in [*layers.items(), ("", network)]:
+        if name in shapes and (name == "" or any(True for _ in module.parameters())):
+            sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+            total, trainable = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+            label = f"{'  ' * name.count('.')}{name} {type(module).__name__}" if name else "all"
+            shape = "x".join(map(str, shapes[name]))
+            rows.append((label, shape, f"{total:,}", f"{trainable:,}", f"{counts.get(name, 0):,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)])
+        for row in rows
+    ]
+    return "\n".join(lines), output
+
+
+def _shape(output: Any) -> list[int]:
+    output = main_output(output) if isinstance(output, Tensor | tuple) else output
+    return list(output.shape[1:]) if isinstance(output, Tensor) else []
