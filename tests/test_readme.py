@@ -1,6 +1,7 @@
 """Every command, configuration and piece of code in the README is run, in a copy of the project, by a newcomer's order."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import new_project
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.xdist_group("readme")  # one process does what the README says, once
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
@@ -68,7 +70,10 @@ def newcomer(tmp_path_factory, data_dir):
         else:
             todo.append(["-code", text])
     (folder / "commands.json").write_text(json.dumps(todo))
-    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=folder, capture_output=True, text=True, check=False)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return folder, done.stdout
 
