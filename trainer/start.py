@@ -23,25 +23,30 @@ def start(config: Any) -> tuple[Engine, Recorder]:
     setup_logging(config.log_dir)
     if not config.continued:
         config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
-    engine = _engine(config)
+    engine = machine(config)
     return engine, Recorder(config.log_dir, settings.get("tensorboard", True))
 
 
 def start_test(config: Any) -> tuple[Engine, Any]:
     """Prepare a test: the machine, and the loader of the split that --split names. Makes no run folder."""
     setup_logging()
-    split = config.arguments.split
+    return machine(config), loader_of(config, config.arguments.split)
+
+
+def loader_of(config: Any, split: str) -> Any:
+    """The loader of "test", "val" or "train" samples, neither shuffled nor augmented. Raises UserError."""
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
     loader = config.init_obj(own, subset=split) if own else None
     if loader is None:
         training = config.init_obj("data_loader")
         loader = training.split_validation() if split == "val" else training.of_subset(split)
     if loader is None:
-        raise UserError("--split val: the configuration sets no validation data apart")
-    return _engine(config), loader
+        raise UserError("the configuration sets no validation data apart: set data_loader.args.validation_split")
+    return loader
 
 
-def _engine(config: Any) -> Engine:
+def machine(config: Any) -> Engine:
+    """Where the command line and the config want to compute; what differs from that is said."""
     engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
     engine.seed_epoch(0)
     for note in engine.notes:

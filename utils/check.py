@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from typing_extensions import is_typeddict
 
 BOUNDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
 
@@ -54,6 +55,9 @@ def words(hint: Any) -> str:
         if origin is tuple and ... not in args:
             return f"[{', '.join(map(words, args))}]"
         return "a list of " + " or ".join(words(arg) for arg in args if arg is not ...) if args else "a list"
+    if is_typeddict(hint):
+        keys = typing.get_type_hints(hint).items()
+        return f"an object of {', '.join(f'{key} ({words(value)})' for key, value in keys)}"
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
     plain |= {list: "a list", tuple: "a list", type(None): "null"}
     if _is_tensor(hint):
@@ -105,6 +109,8 @@ def _adapter(hint: Any) -> TypeAdapter | None:
     if hint is Any:
         return None
     try:
-        return TypeAdapter(_for_json(hint), config=ConfigDict(arbitrary_types_allowed=True))
+        # a TypedDict carries its own configuration, and takes no other
+        config = None if is_typeddict(hint) else ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(_for_json(hint), config=config)
     except (PydanticUserError, NameError, TypeError):  # a hint that no JSON value is meant for
         return None

@@ -1,10 +1,27 @@
 """Type hints with bounds, for the arguments a config can set: checked before anything is built."""
 
-from typing import Annotated
+from typing import Annotated, Literal, NotRequired
 
 from annotated_types import Ge, Gt, Lt
+from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+
+
+class Inspection(TypedDict):
+    """The section "inspection": the class that must not be missed, and the share of it that may be."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's name for it)
+    target: str
+    max_escape: NotRequired[Share]
+
+
+class HeatMap(TypedDict):
+    """The section "heatmap": torchcam's method, and the layer it looks at; null for the last that has a place for it."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    method: NotRequired[Literal["GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM"]]
+    layer: NotRequired[str | None]
