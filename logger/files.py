@@ -65,9 +65,8 @@ def write_pictures(folder: Path, pictures: dict[str, Any]) -> Path:
         place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         if not place.exists():
             break
-        if place.is_dir() and {p.name for p in place.iterdir()} == contents.keys():
-            if all((place / name).read_bytes() == content for name, content in contents.items()):
-                return place
+        if place.is_dir() and {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()} == contents:
+            return place
     place.mkdir(parents=True)
     for name, content in contents.items():
         (place / name).write_bytes(content)

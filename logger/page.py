@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from logger.charts import as_picture, confusion_chart, overlay, picture_uri, threshold_chart
 from logger.files import write_text
 
+SHOWN_MISTAKES = 24
+SHOWN_SUSPECTS = 12
 NOT_METRICS = ("checkpoint", "split", "n", "seconds", "samples_per_second", "inspection", "per_class")
+
+
+def shown(predictions: Any) -> list[int]:
+    """Positions of the samples that the page shows, where there are pictures of them: mistakes, suspected labels."""
+    pictures = [p for p, data in predictions.pictures.items() if data.ndim == 3 and data.shape[0] in (1, 3)]
+    suspects = [p for p in predictions.suspects() if p in pictures][:SHOWN_SUSPECTS]
+    return list(dict.fromkeys(pictures[:SHOWN_MISTAKES] + suspects))
 
 
 def write_page(
@@ -25,7 +33,7 @@ def write_page(
     wrong: Path | None,
 ) -> None:
     """Write the page to `path`; `wrong` is the folder of wrong pictures, for the other arguments see `report_test`."""
-    from logger.report import SHOWN_MISTAKES, SHOWN_SUSPECTS
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     mistakes, suspects = list(predictions.pictures), predictions.suspects()
     targets, predicted = predictions.targets, predictions.probabilities.argmax(1)
@@ -82,8 +90,10 @@ def _essentials(config: Any, report: dict) -> dict[str, str]:
         spec = config.get(section)
         if not isinstance(spec, dict):
             return str(spec)
-        arguments = ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in spec.get("args", {}).items())
-        return f"{spec['type']} ({arguments})" if arguments else str(spec["type"])
+        arguments = spec.get("args", {}) | {key: value for key, value in spec.items() if key not in ("type", "args")}
+        listed = ", ".join(f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in arguments.items())
+        return f"{spec['type']} ({listed})" if listed else str(spec["type"])
 
     sections = [s for s in ("arch", "data_loader", "optimizer", "loss", "lr_scheduler") if config.get(s) is not None]
-    return {"checkpoint": report["checkpoint"]} | {section: said(section) for section in sections}
+    epochs = {"epochs": str(config["trainer"]["epochs"])}
+    return {"checkpoint": report["checkpoint"]} | {section: said(section) for section in sections} | epochs

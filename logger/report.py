@@ -7,17 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from logger.charts import as_picture
 from logger.files import file_names, probability_columns, rounded, write_csv, write_pictures, write_text
-
-SHOWN_MISTAKES = 24
-SHOWN_SUSPECTS = 12
-
-
-def shown(predictions: Any) -> list[int]:
-    """Positions of the samples that the page shows, where there are pictures of them: mistakes, suspected labels."""
-    pictures = [p for p, data in predictions.pictures.items() if data.ndim == 3 and data.shape[0] in (1, 3)]
-    suspects = [p for p in predictions.suspects() if p in pictures][:SHOWN_SUSPECTS]
-    return list(dict.fromkeys(pictures[:SHOWN_MISTAKES] + suspects))
+from logger.page import write_page
 
 
 def report_test(
@@ -56,8 +48,6 @@ def report_test(
     folder.mkdir(exist_ok=True)
     written = [folder / f"result{suffix}.json"]
     if predictions.is_classification:
-        from logger.page import write_page  # jinja2 and matplotlib take seconds
-
         if inspection:
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
@@ -76,7 +66,7 @@ def report_test(
 def inspection_lines(inspection: dict) -> list[str]:
     """The inspection's rates, in words."""
     target = inspection["target"]
-    rule = {"at_threshold": f"at p({target}) >= {inspection['threshold']:.4g}", "at_most_likely": "by the likeliest class"}
+    rule = {"at_threshold": f"at p({target}) >= {inspection['threshold']:.4g}", "at_likeliest": "by the likeliest class"}
     percent = {None: "(none there)"}
     return [
         f"  {said}: missed {target} {percent.get(r['escape']) or format(r['escape'], '.2%')}, "
@@ -108,8 +98,6 @@ def _write_predictions(path: Path, names: list[str], predictions: Any) -> None:
 
 def _write_wrong(folder: Path, names: list[str], predictions: Any, normalized: dict) -> Path | None:
     """The pictures of the most confident mistakes; None where there are none."""
-    from logger.charts import as_picture
-
     classes, targets, predicted = predictions.classes, predictions.targets, predictions.probabilities.argmax(1)
     pictures = {p: data for p, data in predictions.pictures.items() if data.ndim == 3 and data.shape[0] in (1, 3)}
     if not pictures:

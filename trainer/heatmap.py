@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.engine import unwrap
+from logger import shown
+from trainer.predictions import Predictions
+from utils.engine import Engine, unwrap
 from utils.errors import UserError
 from utils.lookup import did_you_mean
 from utils.randomness import seeded
@@ -17,9 +19,7 @@ BATCH = 16  # pictures explained together
 MOST_EXTRA_TOKENS = 8  # the class token and registers (Darcet et al., arXiv:2309.16588) that stand before a grid's
 
 
-def heat_maps(
-    model: nn.Module, data: Tensor, classes: Tensor, method: str = "LayerCAM", layer: str | None = None
-) -> Tensor:
+def heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str = "LayerCAM", layer: str | None = None) -> Tensor:
     """How much each place of the pictures `data` (N, C, H, W) speaks for `classes` (N,): (N, H, W), each from 0 to 1.
 
     The model stays exactly as it was. `layer` is the name of the one looked at; where not given it is found.
@@ -45,11 +45,32 @@ def _heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str, lay
             layer = find_layer(model, data, classes, layer)
             reshape = partial(as_grid, aspect=data.shape[-2] / data.shape[-1])
             with getattr(methods, method)(model, layer, reshape_transform=reshape) as extractor:
-                maps = extractor(classes.tolist(), model(data))[0]
+                maps = extractor(classes.tolist(), model(data), normalized=False)[0]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return F.interpolate(maps[:, None], data.shape[-2:], mode="bilinear", align_corners=False)[:, 0].clamp(0, 1)
+    maps = F.interpolate(maps[:, None].double(), data.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    maps -= maps.amin((1, 2), keepdim=True)
+    # the gradients of a network that is very sure are tiny; torchcam's own scaling would leave their maps dark
+    return (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-300)).float()
+
+
+def explain(config: Any, model: nn.Module, predictions: Predictions, engine: Engine) -> dict[int, Tensor]:
+    """Heat maps of the samples that a report shows, for what was predicted, as the config's heatmap section says.
+
+    Where the network has no places to show it is said, and there are none.
+    """
+    positions = shown(predictions) if predictions.is_classification else []
+    if not positions:
+        return {}
+    data = engine.to_device(torch.stack([predictions.pictures[position] for position in positions]))
+    classes = engine.to_device(torch.from_numpy(predictions.probabilities[positions].argmax(1)))
+    try:
+        maps = heat_maps(model, data, classes, **config.get("heatmap", {}))
+    except UserError as error:
+        config.get_logger("test").warning(f"no heat maps: {error}")
+        return {}
+    return dict(zip(positions, maps.cpu(), strict=True))
 
 
 def find_layer(model: nn.Module, data: Tensor, classes: Tensor, wanted: str | None = None) -> str:

@@ -19,30 +19,29 @@ from utils.engine import Engine
 from utils.errors import UserError
 
 
-def find_threshold(config: Any, model: nn.Module, criterion: Any, engine: Engine) -> dict | None:
+def find_threshold(config: Any, trained: dict, model: nn.Module, criterion: Any, engine: Engine) -> dict | None:
     """{"target", "threshold", "max_escape"} of the config's inspection section; None where there is none.
 
-    The checkpoint's own where it has one, else chosen on the validation data and stored in the checkpoint: never on
-    what is tested. Raises UserError where there are no validation data, or the target is no class of theirs.
+    That of the checkpoint `trained` where it has one, else chosen on the validation data, never on what is tested, and
+    stored in the checkpoint. Raises UserError where there are no validation data, or the target is no class of theirs.
     """
-    state = checkpoint.load(config.resume)
-    stored, section = state.get("inspection"), config.get("inspection")
+    stored, section = trained.get("inspection"), config.get("inspection")
     wanted = section and {"target": section["target"], "max_escape": section.get("max_escape", 0.0)}
     if wanted is None or (stored is not None and stored == stored | wanted):
         return stored
     loader = loader_of(config, "val")
-    predictions = Predictions(state.get("classes"), loader.classes)
+    predictions = Predictions(trained.get("classes"), loader.classes)
     evaluate(model, progress(loader, "validation"), criterion, {}, engine, predictions.add)
     if not predictions.is_classification:
         raise UserError("inspection: the network is no classifier")
     probability, is_target = target_of(predictions, wanted["target"])
     if not is_target.any():
         raise UserError(f'inspection.target: none of the validation samples is "{wanted["target"]}"')
-    state["inspection"] = wanted | {"threshold": choose_threshold(probability[is_target], wanted["max_escape"])}
+    chosen = wanted | {"threshold": choose_threshold(probability[is_target], wanted["max_escape"])}
     modified = config.resume.stat().st_mtime
-    checkpoint.save(state, config.resume)
+    checkpoint.save(trained | {"inspection": chosen}, config.resume)
     os.utime(config.resume, (modified, modified))  # "the newest run" means the one trained last
-    return state["inspection"]
+    return chosen
 
 
 def target_of(predictions: Predictions, target: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,17 +58,19 @@ def choose_threshold(probability: np.ndarray, max_escape: float) -> float:
     return float(np.sort(probability)[may_escape])
 
 
-def inspect(predictions: Predictions, chosen: dict) -> dict:
-    """Escape and overkill of the tested samples, at the threshold and for the most likely class.
+def inspect(predictions: Predictions, chosen: dict | None) -> dict | None:
+    """Escape and overkill of the tested samples, at the threshold `chosen` and by the likeliest class; None without one.
 
     A rate is None where there are no samples it could be the share of.
     """
+    if chosen is None:
+        return None
     probability, is_target = target_of(predictions, chosen["target"])
-    most_likely = predictions.probabilities.argmax(1) == predictions.classes.index(chosen["target"])
+    likeliest = predictions.probabilities.argmax(1) == predictions.classes.index(chosen["target"])
     return {
         **chosen,
         "at_threshold": rates(probability >= chosen["threshold"], is_target),
-        "at_most_likely": rates(most_likely, is_target),
+        "at_likeliest": rates(likeliest, is_target),
     }
 
 

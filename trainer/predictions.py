@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -6,7 +8,9 @@ KEPT = 200  # pictures of mistakes, the most confident ones
 
 
 class Predictions:
-    """What a classifier said of each sample; `add` is evaluate()'s hook.
+    """What a classifier said of each sample; `add` is evaluate()'s hook. To be read when all is added.
+
+    `names` are lists of the classes' names, of which the first that is as long as the outputs are wide is taken.
 
     Attributes:
         classes: the classes' names
@@ -40,19 +44,19 @@ class Predictions:
         self._probabilities.append(probability)
         self._count += len(target)
 
-    @property
+    @functools.cached_property
     def targets(self) -> np.ndarray:
         return torch.cat(self._targets).numpy()
 
-    @property
+    @functools.cached_property
     def probabilities(self) -> np.ndarray:
         return torch.cat(self._probabilities).numpy()
 
-    @property
+    @functools.cached_property
     def pictures(self) -> dict[int, Tensor]:
         return {position: picture for _, position, picture in self._wrong}
 
-    @property
+    @functools.cached_property
     def classes(self) -> list[str]:
         count = self._probabilities[0].shape[1]
         return class_names(count, *self._names)
@@ -94,8 +98,11 @@ class Predictions:
 
 def is_classification(target: Tensor, output: Tensor) -> bool:
     """Whether these are outputs (n, classes) and class numbers (n,)."""
-    fits = isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1 and isinstance(target, Tensor)
-    return fits and target.ndim == 1 and not target.is_floating_point() and 0 <= target.min() <= target.max() < output.shape[1]
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
+        return False
+    if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
+        return False
+    return bool(0 <= target.min() <= target.max() < output.shape[1])
 
 
 def class_names(count: int, *names: list[str] | None) -> list[str]:
