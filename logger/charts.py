@@ -52,29 +52,28 @@ def picture_uri(picture: Any) -> str:
 def confusion_chart(confusion: np.ndarray, classes: list[str]) -> str:
     """How many of each true class (a row) were taken for which (a column), coloured by the share of the row."""
     count = len(classes)
-    side = min(9.0, 2.2 + 0.55 * count)
-    figure = _figure(side + 0.6, side)
+    side = min(9.0, max(3.0, 1.2 + 0.42 * count))
+    figure = _figure(side, side)
     axes = figure.add_subplot()
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if count <= MOST_NUMBERED:
         for row, column in np.ndindex(*confusion.shape):
             ink = "white" if share[row, column] > 0.5 else "black" if confusion[row, column] else "silver"
-            axes.text(column, row, confusion[row, column], ha="center", va="center", color=ink, fontsize=8)
+            axes.text(column, row, confusion[row, column], ha="center", va="center", color=ink)
     step = -(-count // 40)  # more names than that would run into one another
     shown = np.arange(0, count, step)
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in classes[::step]]
-    axes.set_xticks(shown, names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(shown, names, fontsize=8)
+    axes.set_xticks(shown, names, rotation=45, ha="right")
+    axes.set_yticks(shown, names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return _svg(figure)
 
 
 def threshold_chart(probability: np.ndarray, is_target: np.ndarray, chosen: dict) -> str:
     """How likely the target class seemed, for samples that are of it and for the others, and the threshold."""
-    figure = _figure(7, 3)
+    figure = _figure(5.4, 2.8)
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 41)
     axes.hist(probability[~is_target], bins, alpha=0.7, color="#2a78b8", label=f"not {chosen['target']}")
@@ -83,7 +82,7 @@ def threshold_chart(probability: np.ndarray, is_target: np.ndarray, chosen: dict
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel(f"probability of {chosen['target']}")
     axes.set_ylabel("samples")
-    axes.legend(fontsize=8)
+    axes.legend()
     return _svg(figure)
 
 
