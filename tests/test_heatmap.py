@@ -29,9 +29,11 @@ class Corner(nn.Module):
 
 
 def vit():
-    return VisionTransformer(
+    model = VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
     )
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts from zeros: nothing would depend on anything
+    return model
 
 
 def swin():
@@ -99,11 +101,11 @@ def test_networks_of_all_kinds_frozen_and_left_as_they_were(name):
     part.eval()  # a frozen batch norm, say
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    random_state = torch.get_rng_state()
     data, classes = torch.randn(2, 3, *((32, 32) if name == "vit" else (64, 96))), torch.tensor([1, 3])
     assert_same([find_layer(model.eval(), data.clone().requires_grad_(), classes)], [layer])
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
+    random_state = torch.get_rng_state()
     for method in ("LayerCAM", "SmoothGradCAMpp"):
         heat = heat_maps(model, data, classes, method)
         assert heat.shape == (2, *data.shape[2:])

@@ -13,9 +13,10 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import test as script
-from data_loader.data_loaders import DigitsDataLoader
 from logger.charts import as_picture
 from logger.files import file_names, write_pictures
+from model.model import LeNet
+from parse_config import ConfigParser
 from tests.conftest import assert_same
 from trainer import Predictions
 from trainer.inspection import choose_threshold, rates
@@ -57,21 +58,19 @@ def tested(digits, train):
     return run
 
 
-def network_says(run, data_dir, subset="test"):
-    from model.model import LeNet
-
+def network_says(run, subset="test"):
     state = checkpoint.load(run / checkpoint.BEST)
     model = LeNet()
     model.load_state_dict(state["state_dict"])
-    loader = DigitsDataLoader(str(data_dir), validation_split=0.1, seed=state["config"]["seed"]).of_subset(subset)
+    loader = ConfigParser(state["config"]).init_obj("data_loader").of_subset(subset)
     with torch.no_grad():
         parts = [(model.eval()(data).exp(), data, target) for data, target in loader]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def test_page_tables_and_wrong_pictures(tested, data_dir):
+def test_page_tables_and_wrong_pictures(tested):
     run = tested("-s", "inspection={target: '8', max_escape: 0.1}")
-    probability, data, target = network_says(run, data_dir)
+    probability, data, target = network_says(run)
     predicted = probability.argmax(1)
     result = json.loads((run / "test" / "result.json").read_text(encoding="utf-8"))
     columns = precision_recall_fscore_support(target, predicted, zero_division=0)
@@ -81,7 +80,8 @@ def test_page_tables_and_wrong_pictures(tested, data_dir):
     with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["sample", "true", "predicted", *(f"p({name})" for name in NAMES)]
-    assert [[row[1], row[2]] for row in rows] == [[str(t), str(p)] for t, p in zip(target.tolist(), predicted.tolist())]
+    assert [int(row[1]) for row in rows] == target.tolist()
+    assert [int(row[2]) for row in rows] == predicted.tolist()
     assert np.allclose(np.array([row[3:] for row in rows], dtype=float), probability, atol=1e-5)
     assert [row[0] for row in rows] == [str(n) for n in range(359)]
 
@@ -117,17 +117,17 @@ def test_a_second_test_destroys_nothing(tested):
     assert any((run / "test" / "wrong_images-2").iterdir())
 
 
-def test_the_threshold_is_chosen_on_validation_data_and_stored(tested, data_dir):
+def test_the_threshold_is_chosen_on_validation_data_and_stored(tested):
     run = tested("-s", "inspection={target: '8', max_escape: 0.1}")
     file = run / checkpoint.BEST
-    probability, _, target = network_says(run, data_dir, "val")
+    probability, _, target = network_says(run, "val")
     of_target = np.sort(probability[target == 8, 8].numpy())
     stored = checkpoint.load(file)["inspection"]
     assert stored["target"] == "8"
     assert stored["max_escape"] == 0.1
     assert stored["threshold"] == pytest.approx(of_target[int(len(of_target) * 0.1)], rel=1e-4)
 
-    probability, _, target = network_says(run, data_dir)
+    probability, _, target = network_says(run)
     result = json.loads((run / "test" / "result.json").read_text(encoding="utf-8"))["inspection"]
     for key, called in (
         ("at_threshold", probability[:, 8] >= stored["threshold"]),

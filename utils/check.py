@@ -45,6 +45,8 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         bounds = [f"{said} {getattr(b, key):g}" for b in args[1:] for key, said in BOUNDS.items() if hasattr(b, key)]
         return " ".join([words(args[0]), " and ".join(bounds)]).strip()
+    if origin is typing.NotRequired:
+        return words(args[0])
     if origin in (typing.Union, types.UnionType):
         # "a whole number or a number" says no more than "a number", and few give a number as a tensor
         said = dict.fromkeys(words(arg) for arg in args if float not in args or not (arg is int or _is_tensor(arg)))
@@ -56,7 +58,7 @@ def words(hint: Any) -> str:
             return f"[{', '.join(map(words, args))}]"
         return "a list of " + " or ".join(words(arg) for arg in args if arg is not ...) if args else "a list"
     if is_typeddict(hint):
-        keys = typing.get_type_hints(hint).items()
+        keys = typing.get_type_hints(hint, include_extras=True).items()
         return f"an object of {', '.join(f'{key} ({words(value)})' for key, value in keys)}"
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
     plain |= {list: "a list", tuple: "a list", type(None): "null"}
