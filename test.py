@@ -1,7 +1,8 @@
 """Test a trained network:  python test.py -r saved/models/<name>/<run>
 
--r PATH            a checkpoint, or a run's folder, of which the best checkpoint is taken
--r PATH -c FILE    the same network, with the data, loss and metrics of another configuration
+-r PATH                    a checkpoint, or a run's folder, of which the best checkpoint is taken
+-r PATH -c FILE            the same network, with the data, loss and metrics of another configuration
+-r PATH --images FILE ...  what it says of these pictures, or of those in these folders
 """
 
 import sys
@@ -12,20 +13,32 @@ from parse_config import command
 
 def add_arguments(parser):
     parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="the samples to test on")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="predict these pictures, or those in these folders")
+    parser.add_argument("--heatmap", action="store_true", help="with --images: show where the network saw the class")
     parser.set_defaults(best=True)
 
 
 @command(__doc__, add_arguments=add_arguments)
 def main(config):
     from logger import report_test  # these import torch, which --help can do without
-    from trainer import build_trained_network, evaluate, progress, start_test
+    from trainer import Predictions, build_trained_network, evaluate, explain, inspect, predict_images, progress, start_test
+    from trainer.inspection import find_threshold
+    from utils import checkpoint
 
+    if config.arguments.images:
+        predict_images(config)
+        return
     engine, data_loader = start_test(config)
     model = engine.prepare(build_trained_network(config))
     criterion, metrics = engine.to_device(config.init_obj("loss")), engine.to_device(config.init_obj("metrics"))
+    trained = checkpoint.load(config.resume)
+    threshold = find_threshold(config, trained, model, criterion, engine)  # on validation data, never on what is tested
+    predictions = Predictions(trained.get("classes"), data_loader.classes)
     begun = time.perf_counter()
-    result = evaluate(model, progress(data_loader), criterion, metrics, engine)
-    report_test(config, len(data_loader.dataset), result, time.perf_counter() - begun)
+    result = evaluate(model, progress(data_loader), criterion, metrics, engine, predictions.add)
+    seconds = time.perf_counter() - begun
+    inspection = inspect(predictions, threshold)
+    report_test(config, data_loader, result, seconds, predictions, inspection, explain(config, model, predictions, engine))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,23 @@
 """What a run shows and leaves behind: console, info.log, metrics.csv, TensorBoard."""
 
+from logger.charts import as_picture, overlay
+from logger.files import file_names, probability_columns, rounded, write_csv
 from logger.logger import setup_logging
+from logger.page import shown
 from logger.recorder import Recorder
 from logger.report import report_test
 from logger.visualization import TensorboardWriter
 
-__all__ = ["Recorder", "TensorboardWriter", "report_test", "setup_logging"]
+__all__ = [
+    "Recorder",
+    "TensorboardWriter",
+    "as_picture",
+    "file_names",
+    "overlay",
+    "probability_columns",
+    "report_test",
+    "rounded",
+    "setup_logging",
+    "shown",
+    "write_csv",
+]

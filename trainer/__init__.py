@@ -1,17 +1,26 @@
-"""The supervised loop, the one pass without gradients, and how a run starts."""
+"""The supervised loop, the one pass without gradients, how a run starts, and what a test makes of it."""
 
 from trainer.evaluate import Meters, evaluate, progress
+from trainer.heatmap import explain, heat_maps
+from trainer.inspection import inspect
+from trainer.predict import predict_images
+from trainer.predictions import Predictions
 from trainer.start import build_loader, build_network, build_trained_network, load_pretrained, start, start_test
 from trainer.trainer import Trainer
 
 __all__ = [
     "Meters",
+    "Predictions",
     "Trainer",
     "build_loader",
     "build_network",
     "build_trained_network",
     "evaluate",
+    "explain",
+    "heat_maps",
+    "inspect",
     "load_pretrained",
+    "predict_images",
     "progress",
     "start",
     "start_test",

@@ -15,11 +15,17 @@ from utils.errors import UserError
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable, criterion: Callable, metrics: dict[str, Any], engine: Engine
+    model: nn.Module,
+    batches: Iterable,
+    criterion: Callable,
+    metrics: dict[str, Any],
+    engine: Engine,
+    each_batch: Callable[[Any, Any, Any], None] | None = None,
 ) -> dict[str, float]:
     """Loss and metrics of `model` over all samples of `batches`, exactly: a short last batch counts by its size.
 
-    The model is left in the mode (train or eval) it was in. Returns "loss" and one number for each metric.
+    `each_batch(data, target, output)` is called for each, for what is to be kept of them. The model is left in the
+    mode (train or eval) it was in. Returns "loss" and one number for each metric.
     """
     was_training = model.training
     model.eval()
@@ -28,6 +34,8 @@ def evaluate(
         for data, target in map(engine.to_device, batches):
             output = model(data)
             meters.update(output, target, criterion(output, target))
+            if each_batch is not None:
+                each_batch(data, target, output)
         return meters.result()
     finally:
         model.train(was_training)

@@ -33,17 +33,26 @@ def start(config: Any) -> tuple[Engine, Recorder]:
 def start_test(config: Any) -> tuple[Engine, Any]:
     """Prepare a test: the machine, and the loader of the split that --split names. Makes no run folder."""
     setup_logging()
-    split = config.arguments.split
+    return machine(config), loader_of(config, config.arguments.split)
+
+
+def loader_of(config: Any, split: str) -> Any:
+    """The loader of "test", "val" or "train" samples, neither shuffled nor augmented. Raises UserError."""
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
     loader = build_loader(config, own, split) if own else None
     if loader is None:
         training = config.init_obj("data_loader")
         loader = training.split_validation() if split == "val" else training.of_subset(split)
     if loader is None:
-        raise UserError("--split val: the configuration sets no validation data apart")
+        raise UserError("the configuration sets no validation data apart: set data_loader.args.validation_split")
+    return loader
+
+
+def machine(config: Any) -> Engine:
+    """Where the command line and the config want to compute; what differs from that is said."""
     engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
     _begin(engine, config)
-    return engine, loader
+    return engine
 
 
 def build_loader(config: Any, section: str, subset: str) -> Any:

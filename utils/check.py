@@ -45,6 +45,8 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         bounds = [f"{said} {getattr(b, key):g}" for b in args[1:] for key, said in BOUNDS.items() if hasattr(b, key)]
         return " ".join([words(args[0]), " and ".join(bounds)]).strip()
+    if origin is typing.NotRequired:
+        return words(args[0])
     if origin in (typing.Union, types.UnionType):
         # "a whole number or a number" says no more than "a number", and few give a number as a tensor
         said = dict.fromkeys(words(arg) for arg in args if float not in args or not (arg is int or _is_tensor(arg)))
@@ -56,7 +58,8 @@ def words(hint: Any) -> str:
             return f"[{', '.join(map(words, args))}]"
         return "a list of " + " or ".join(words(arg) for arg in args if arg is not ...) if args else "a list"
     if is_typeddict(hint):
-        return "an object of " + ", ".join(f'"{key}"' for key in typing.get_type_hints(hint))
+        keys = typing.get_type_hints(hint, include_extras=True).items()
+        return f"an object of {', '.join(f'{key} ({words(value)})' for key, value in keys)}"
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
     plain |= {list: "a list", tuple: "a list", type(None): "null"}
     if _is_tensor(hint):
@@ -108,6 +111,8 @@ def _adapter(hint: Any) -> TypeAdapter | None:
     if hint is Any:
         return None
     try:
-        return TypeAdapter(_for_json(hint), config=ConfigDict(arbitrary_types_allowed=True))
+        # a TypedDict carries its own configuration, and takes no other
+        config = None if is_typeddict(hint) else ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(_for_json(hint), config=config)
     except (PydanticUserError, NameError, TypeError):  # a hint that no JSON value is meant for
         return None

@@ -1,9 +1,6 @@
 """Type hints with bounds, for the arguments a config can set: checked before anything is built."""
 
-from typing import (
-    Annotated,
-    Required,  # pydantic wants these before Python 3.12
-)
+from typing import Annotated, Literal, NotRequired, Required  # pydantic takes Python's own only from 3.12 on
 
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
@@ -19,6 +16,7 @@ OpenShare = Annotated[float, Gt(0), Lt(1)]
 class ParameterRule(TypedDict, total=False):
     """Options for the parameters whose name matches a regular expression: {"match": "^fc", "lr": 0.01}."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's name for it)
     match: Required[str]
     lr: NonNegativeFloat
     weight_decay: NonNegativeFloat
@@ -26,4 +24,17 @@ class ParameterRule(TypedDict, total=False):
     betas: tuple[float, float]
 
 
-ParameterRule.__pydantic_config__ = {"extra": "forbid"}
+class Inspection(TypedDict):
+    """The section "inspection": the class that must not be missed, and the share of it that may be."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    target: str
+    max_escape: NotRequired[Share]
+
+
+class HeatMap(TypedDict):
+    """The section "heatmap": torchcam's method, and the layer it looks at; null for the last that has a place for it."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    method: NotRequired[Literal["GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM"]]
+    layer: NotRequired[str | None]

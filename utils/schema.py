@@ -17,6 +17,8 @@ TITLES = {
     "seed": "what all randomness follows from",
     "n_gpu": "how many GPUs to use; 0 for the CPU",
     "versions": "what the run was made with; written by the run",
+    "inspection": "target: the class that must not be missed; max_escape: the share of it that may be, on validation data",
+    "heatmap": "method: torchcam's; layer: the one it looks at, found where not given",
 }
 
 
