@@ -45,7 +45,7 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         bounds = [f"{said} {getattr(b, key):g}" for b in args[1:] for key, said in BOUNDS.items() if hasattr(b, key)]
         return " ".join([words(args[0]), " and ".join(bounds)]).strip()
-    if origin is typing.NotRequired:
+    if origin in (typing.NotRequired, typing.Required):
         return words(args[0])
     if origin in (typing.Union, types.UnionType):
         # "a whole number or a number" says no more than "a number", and few give a number as a tensor
