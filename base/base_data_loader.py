@@ -1,7 +1,8 @@
+import collections
 import functools
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.randomness import seed_of, seeded
+from utils.randomness import generator_of, seeded
 
 
 class BaseDataLoader(DataLoader, ABC):
@@ -53,15 +54,15 @@ class BaseDataLoader(DataLoader, ABC):
             "seed": seed,
         }
         self.subset = subset
-        training = subset == "train" and self._for_training
-        samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
+        self.training = subset == "train" and self._for_training
+        samples = _Samples(self.build_dataset, subset, self.training, validation_split, seed)
         super().__init__(
             samples,
             batch_size,
-            sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
+            sampler=_EpochSampler(samples, batch_size, self.epoch_order),
             num_workers=num_workers,
             collate_fn=collate,
-            drop_last=drop_last and training,
+            drop_last=drop_last and self.training,
             worker_init_fn=_leave_interrupts_to_the_parent,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -78,12 +79,28 @@ class BaseDataLoader(DataLoader, ABC):
         per batch, and may return the finished batch, a tuple of tensors.
         """
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation samples: `validation_split` is not 0, or the data bring their own."""
+        return bool(self._settings["validation_split"])
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Positions of the samples that this epoch serves, in order; a function of (seed, epoch). One may come twice."""
+        positions = np.arange(len(self.dataset))
+        if not (self.training and self._settings["shuffle"]):
+            return positions
+        return generator_of(self._settings["seed"], "order", epoch).permutation(positions)
+
+    def check(self) -> list[str]:
+        """What someone should know of the data before training, in lines. Raises UserError where they will not do."""
+        return []
+
     def split_validation(self) -> "BaseDataLoader | None":
-        """A loader of the samples that `validation_split` sets apart, never augmented; None where that is 0.
+        """A loader of the validation samples, never augmented; None where `has_validation` is False.
 
         This loader never serves those, whether or not the method is called.
         """
-        return self.of_subset("val") if self._settings["validation_split"] else None
+        return self.of_subset("val") if self.has_validation else None
 
     def of_subset(self, subset: str) -> "BaseDataLoader":
         """A loader like this one for another subset of the same data, neither shuffled nor augmented."""
@@ -113,6 +130,17 @@ class BaseDataLoader(DataLoader, ABC):
         classes = getattr(self.samples, "classes", None)
         return None if classes is None else [str(name) for name in classes]
 
+    @property
+    def paths(self) -> list[str] | None:
+        """The samples' files in the order they are served when not shuffled, where the dataset knows them."""
+        paths = getattr(self.samples, "paths", None)
+        return None if paths is None else [str(paths[index]) for index in self.dataset.indices]
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """What a loss should weight each class with; None where all count the same."""
+        return None
+
     @functools.cached_property
     def input(self) -> dict:
         """What a network must be fed: shape without the batch axis, and the mean and std that were taken out."""
@@ -130,7 +158,8 @@ def collate(batch: Any) -> Any:
 class _Samples(Dataset):
     """One subset's samples, each drawn with random numbers of its own.
 
-    An item is named (epoch, position): what a worker draws depends on nothing but that and the seed.
+    An item is named (epoch, position), and how often it came in the epoch before, where it did: what a worker draws
+    depends on nothing but that and the seed.
     """
 
     def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
@@ -162,38 +191,40 @@ class _Samples(Dataset):
         # Where workers are spawned they get a copy, which should not drag the whole loader along.
         return {**vars(self), "whole": self.whole, "indices": self.indices, "build": None}
 
-    def __getitem__(self, name: tuple[int, int]) -> Any:
-        epoch, position = name
+    def __getitem__(self, name: tuple[int, ...]) -> Any:
+        epoch, position, *repeat = name
         index = int(self.indices[position])
-        with seeded(self.seed, self.subset, epoch, index):
+        with seeded(self.seed, self.subset, epoch, index, *repeat):
             return self.whole[index]
 
-    def __getitems__(self, names: list[tuple[int, int]]) -> Any:
+    def __getitems__(self, names: list[tuple[int, ...]]) -> Any:
         together = getattr(self.whole, "__getitems__", None)
         if together is None:
             return [self[name] for name in names]
-        epoch = names[0][0]
-        indices = self.indices[[position for _, position in names]]
-        with seeded(self.seed, self.subset, epoch, int(indices[0])):
+        epoch, _, *repeat = names[0]
+        indices = self.indices[[position for _, position, *_ in names]]
+        with seeded(self.seed, self.subset, epoch, int(indices[0]), *repeat):
             return together(indices.tolist())
 
 
 class _EpochSampler(Sampler):
-    """Names samples (epoch, position), in an order that follows from (seed, epoch), without the first `skip` batches."""
+    """Names the samples of an epoch, in the order that `order(epoch)` gives, without the first `skip` batches."""
 
-    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, seed: int):
-        self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
+    def __init__(self, samples: _Samples, batch_size: int, order: Callable[[int], np.ndarray]):
+        self.samples, self.batch_size, self.order = samples, batch_size, order
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, skip, self.skip = self.epoch, self.skip, 0  # skipping is for one pass only
-        order = np.arange(len(self))
-        if self.shuffle:
-            order = np.random.Generator(np.random.PCG64(seed_of(self.seed, "order", epoch))).permutation(order)
-        return ((epoch, position) for position in order[skip * self.batch_size :].tolist())
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        skip, self.skip = self.skip, 0  # skipping is for one pass only
+        epoch, served = self.epoch, collections.Counter()
+        for place, position in enumerate(self.order(epoch).tolist()):
+            repeat = served[position]
+            served[position] += 1
+            if place >= skip * self.batch_size:
+                yield (epoch, position, repeat) if repeat else (epoch, position)
 
 
 def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
@@ -201,7 +232,7 @@ def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndar
 
     Without `targets` (None) any indices. Scikit-learn's train_test_split does this too, but takes seconds to import.
     """
-    generator = np.random.Generator(np.random.PCG64(seed_of(seed, "validation")))
+    generator = generator_of(seed, "validation")
     if targets is None:
         return np.sort(generator.permutation(count)[:size])
     labels = np.asarray(targets)

@@ -18,6 +18,11 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def generator_of(*parts: int | str) -> np.random.Generator:
+    """Numpy's generator, started from `parts`."""
+    return np.random.Generator(np.random.PCG64(seed_of(*parts)))
+
+
 def seed_everything(*parts: int | str) -> None:
     """Seed torch (all devices), numpy and random from `parts`."""
     seed = seed_of(*parts)
