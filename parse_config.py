@@ -167,8 +167,7 @@ class ConfigParser:
         """What a list of specs, or an object of such lists, names; a preset's name stays what it is."""
         if isinstance(value, dict):
             return {key: self._build_nested(section, part, given) for key, part in value.items()}
-        known = (*SOURCES[section].given, *SOURCES[section].offered)
-        given = {k: v for k, v in given.items() if k in known}
+        given = {k: v for k, v in given.items() if k in SOURCES[section].given + SOURCES[section].offered}
         return [self._build(section, part, given) for part in value] if isinstance(value, list) else value
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.randomness import generator_of, seeded
+from utils.randomness import generator_of, seeded, stratified_choice
 
 
 class BaseDataLoader(DataLoader, ABC):
@@ -225,26 +225,6 @@ class _EpochSampler(Sampler):
             served[position] += 1
             if place >= skip * self.batch_size:
                 yield (epoch, position, repeat) if repeat else (epoch, position)
-
-
-def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
-    """`size` of `count` indices, sorted, with each class's share kept to within one sample.
-
-    Without `targets` (None) any indices. Scikit-learn's train_test_split does this too, but takes seconds to import.
-    """
-    generator = generator_of(seed, "validation")
-    if targets is None:
-        return np.sort(generator.permutation(count)[:size])
-    labels = np.asarray(targets)
-    classes, sizes = np.unique(labels, return_counts=True)
-    exact = sizes * (size / count)
-    taken = np.floor(exact).astype(int)
-    largest_remainders = np.argsort(taken - exact, kind="stable")
-    taken[largest_remainders[: size - taken.sum()]] += 1
-    chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:number] for label, number in zip(classes, taken, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

@@ -150,7 +150,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         return [
             (os.path.join(place, name), number)
             for number, label in enumerate(self.class_names)
-            for place, _, names in sorted(os.walk(folder / label, followlinks=True))
+            for place, _, names in sorted(os.walk(folder / label, onerror=_refuse, followlinks=True))
             for name in sorted(names)
             if not name.startswith(".") and (self.split is None or self._part_of(Path(place, name)) == subset)
         ]
@@ -197,6 +197,10 @@ class PictureFiles(Dataset):
         kept = self.contents.pictures
         picture = read_picture(self.paths[index], self.channels) if kept is None else kept[index].clone()
         return self.pipeline(picture), self.targets[index]
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk would pass over a folder that may not be read, and say nothing
 
 
 def _folders(place: Path) -> list[str]:

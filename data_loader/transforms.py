@@ -69,5 +69,7 @@ def given_normalisation(normalize: str | dict, channels: int) -> tuple[Tensor, T
     """Mean and standard deviation (C, 1, 1), as a config gives them. Raises UserError where they do not fit."""
     mean, std = IMAGENET[channels] if normalize == "imagenet" else (normalize.get("mean", []), normalize.get("std", []))
     if not len(mean) == len(std) == channels or min(std) <= 0:
-        raise UserError(f'normalize needs "mean" and "std", with {channels} numbers each (one a channel), std above 0')
+        raise UserError(
+            f'data_loader.args.normalize: "mean" and "std" should have {channels} numbers each, one a channel, std above 0'
+        )
     return torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)

@@ -12,9 +12,9 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.base_data_loader import stratified_choice
 from data_loader.data_loaders import DigitsDataLoader, FashionMnistDataLoader, MnistDataLoader
 from utils.errors import UserError
+from utils.randomness import stratified_choice
 
 
 class NoisyNumbers(Dataset):

@@ -71,8 +71,8 @@ class Faults(list):
             elif key in signature.parameters:
                 if key in source.nested:
                     self._nested(source.nested[key], f"{path}.{key}", value)
-                if key not in source.nested or not isinstance(value, list):
-                    self._fit(f"{path}.{key}", value, signature.parameters[key].annotation)
+                    value = [] if isinstance(value, list) else value  # whether a list fits here; it holds no objects yet
+                self._fit(f"{path}.{key}", value, signature.parameters[key].annotation)
             elif not signature.open:
                 near = did_you_mean(key, signature.parameters)
                 listing = f"; it takes {', '.join(signature.parameters) or 'no arguments'}"
