@@ -145,14 +145,20 @@ class ImageFolderDataLoader(BaseDataLoader):
     def _files(self, subset: str) -> list[tuple[str, int]]:
         """(path, class number) of the files of a subset, in torchvision's order; hidden ones do not count."""
         folder = self._folder_of(subset)
-        if unknown := [name for name in _folders(folder) if name not in self.class_names]:
+        labels = _folders(folder)
+        if unknown := [name for name in labels if name not in self.class_names]:
             raise UserError(f"{folder} has {', '.join(unknown)}, which the training pictures have not: a class of no number")
-        return [
-            (os.path.join(place, name), number)
-            for number, label in enumerate(self.class_names)
+        files = [
+            (Path(place, name), self.class_names.index(label))
+            for label in labels
             for place, _, names in sorted(os.walk(folder / label, onerror=_refuse, followlinks=True))
             for name in sorted(names)
-            if not name.startswith(".") and (self.split is None or self._part_of(Path(place, name)) == subset)
+        ]
+        return [
+            (str(path), number)
+            for path, number in files
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and (self.split is None or self._part_of(path) == subset)
         ]
 
     def _part_of(self, path: Path) -> str:

@@ -13,6 +13,7 @@ from parse_config import SOURCES, ConfigParser
 from tests.conftest import save_pictures
 from utils.check import fit
 from utils.errors import ConfigError, UserError
+from utils.lookup import Source
 from utils.randomness import seeded
 
 PICTURE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 50)).astype(np.uint8))
@@ -98,9 +99,9 @@ def test_ones_own_transform_comes_first(tmp_path, pictures, own_code, monkeypatc
     transforms = {"eval": [{"type": "RandomInvert", "args": {"level": 51}}]}
     given = {"mean": [0.0] * 3, "std": [1.0] * 3}
     config = pictures(tmp_path, channels=3, transforms=transforms, normalize=given)
-    own = {"RandomInvert": "own_transforms", "ImageFolderDataLoader": "data_loader.image_folder", "LeNet": "model.model"}
-    monkeypatch.setattr("utils.lookup.Source.own_names", lambda source: own)
-    config |= {"metrics": []}
+    names = Source.own_names
+    own = {"data_loader/transforms.py": {"RandomInvert": "own_transforms"}}
+    monkeypatch.setattr(Source, "own_names", lambda source: own.get(source.own) or names(source))
     torch.testing.assert_close(loader_of(config).prepare(PICTURE), torch.full((3, 28, 28), 0.2))
 
 
