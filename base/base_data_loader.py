@@ -2,7 +2,7 @@ import collections
 import functools
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -54,15 +54,15 @@ class BaseDataLoader(DataLoader, ABC):
             "seed": seed,
         }
         self.subset = subset
-        self.training = subset == "train" and self._for_training
-        samples = _Samples(self.build_dataset, subset, self.training, validation_split, seed)
+        training = subset == "train" and self._for_training
+        samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
         super().__init__(
             samples,
             batch_size,
-            sampler=_EpochSampler(samples, batch_size, self.epoch_order),
+            sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
             num_workers=num_workers,
             collate_fn=collate,
-            drop_last=drop_last and self.training,
+            drop_last=drop_last and training,
             worker_init_fn=_leave_interrupts_to_the_parent,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -74,8 +74,9 @@ class BaseDataLoader(DataLoader, ABC):
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
 
         `augment` is True for training only: a validation part cut from "train" is built with False. A dataset
-        with `targets` (one label per sample) is split with equal shares of each class; its `classes` (names),
-        `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
+        with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
+        it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
+        (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
         per batch, and may return the finished batch, a tuple of tensors.
         """
 
@@ -83,13 +84,6 @@ class BaseDataLoader(DataLoader, ABC):
     def has_validation(self) -> bool:
         """Whether there are validation samples: `validation_split` is not 0, or the data bring their own."""
         return bool(self._settings["validation_split"])
-
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """Positions of the samples that this epoch serves, in order; a function of (seed, epoch). One may come twice."""
-        positions = np.arange(len(self.dataset))
-        if not (self.training and self._settings["shuffle"]):
-            return positions
-        return generator_of(self._settings["seed"], "order", epoch).permutation(positions)
 
     def check(self) -> list[str]:
         """What someone should know of the data before training, in lines. Raises UserError where they will not do."""
@@ -169,7 +163,8 @@ class _Samples(Dataset):
     @functools.cached_property
     def whole(self) -> Dataset:
         cut_from_train = self.subset == "val" and self.validation_split
-        return self.build("train" if cut_from_train else self.subset, self.augment)
+        build, self.build = self.build, None  # a method of the loader: in a cycle with it, its workers end late
+        return build("train" if cut_from_train else self.subset, self.augment)
 
     @functools.cached_property
     def indices(self) -> np.ndarray:
@@ -189,7 +184,7 @@ class _Samples(Dataset):
 
     def __getstate__(self) -> dict:
         # Where workers are spawned they get a copy, which should not drag the whole loader along.
-        return {**vars(self), "whole": self.whole, "indices": self.indices, "build": None}
+        return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
     def __getitem__(self, name: tuple[int, ...]) -> Any:
         epoch, position, *repeat = name
@@ -208,10 +203,10 @@ class _Samples(Dataset):
 
 
 class _EpochSampler(Sampler):
-    """Names the samples of an epoch, in the order that `order(epoch)` gives, without the first `skip` batches."""
+    """Names the samples of an epoch, in an order that follows from (seed, epoch), without the first `skip` batches."""
 
-    def __init__(self, samples: _Samples, batch_size: int, order: Callable[[int], np.ndarray]):
-        self.samples, self.batch_size, self.order = samples, batch_size, order
+    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, seed: int):
+        self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
@@ -220,11 +215,19 @@ class _EpochSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         skip, self.skip = self.skip, 0  # skipping is for one pass only
         epoch, served = self.epoch, collections.Counter()
-        for place, position in enumerate(self.order(epoch).tolist()):
+        for place, position in enumerate(self._order(epoch).tolist()):
             repeat = served[position]
             served[position] += 1
             if place >= skip * self.batch_size:
                 yield (epoch, position, repeat) if repeat else (epoch, position)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        count, generator = len(self), generator_of(self.seed, "order", epoch)
+        if getattr(self.samples.whole, "balanced", False):
+            labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
+            _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+            return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
+        return generator.permutation(count) if self.shuffle else np.arange(count)
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

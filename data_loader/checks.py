@@ -102,13 +102,9 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     bad = dict.fromkeys(f"left out: {line}" for contents in subsets.values() for line in contents.bad)
     ignored = dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)
     if ignored:
-        lines.append(f"not looked at, as their names are not those of pictures: {_some(list(ignored), 5, 'files')}")
+        some = f"{', '.join(list(ignored)[:5])}{' ...' if len(ignored) > 5 else ''}"
+        lines.append(f"{len(ignored)} files not looked at, as their names are not those of pictures: {some}")
     return [*lines, *bad, *_copies(subsets, classes)]
-
-
-def _some(found: Sequence[str], at_most: int, what: str) -> str:
-    more = f" and {len(found) - at_most} more {what}" if len(found) > at_most else ""
-    return ", ".join(found[:at_most]) + more
 
 
 def _copies(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
@@ -119,10 +115,12 @@ def _copies(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
             places[digest].append((subset, classes[target], path))
     lines, harmless = [], 0
     for copies in places.values():
-        in_subsets, in_classes = ({copy[i]: copy[2] for copy in reversed(copies)} for i in (0, 1))
-        for kind, found in (("subsets", in_subsets), ("classes", in_classes)):
-            if len(found) > 1:
-                lines.append(f"the same picture in {len(found)} {kind} ({', '.join(found)}): {', '.join(found.values())}")
+        for kind, place in (("subsets", 0), ("classes", 1)):
+            first = {}
+            for copy in copies:
+                first.setdefault(copy[place], copy[2])
+            if len(first) > 1:
+                lines.append(f"the same picture in {len(first)} {kind} ({', '.join(first)}): {', '.join(first.values())}")
         harmless += len(copies) - len({copy[:2] for copy in copies})
     if len(lines) > LINES:
         lines[LINES:] = [f"and {len(lines) - LINES} more pictures in several subsets or classes"]

@@ -15,7 +15,7 @@ from data_loader.pictures import picture_suffixes, read_picture
 from data_loader.transforms import PRESETS, Pipeline, given_normalisation
 from utils.errors import UserError
 from utils.hints import PositiveInt, Share
-from utils.randomness import generator_of, seed_of
+from utils.randomness import seed_of
 
 SUBSETS = ("train", "val", "test")
 
@@ -62,7 +62,8 @@ class ImageFolderDataLoader(BaseDataLoader):
     def build_dataset(self, subset: str, augment: bool) -> "PictureFiles":
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
-        return PictureFiles(contents, self.class_names, self._pipeline(augment), self.channels)
+        balanced = augment and self.balance == "sampler"
+        return PictureFiles(contents, self.class_names, self._pipeline(augment), self.channels, balanced)
 
     @property
     def has_validation(self) -> bool:
@@ -71,21 +72,12 @@ class ImageFolderDataLoader(BaseDataLoader):
             raise UserError("data_loader.args.validation_split: should be 0, as there are validation pictures already")
         return own or cut
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        if not (self.training and self.balance == "sampler"):
-            return super().epoch_order(epoch)
-        targets = self._targets()
-        weights = (1 / np.bincount(targets).clip(1))[targets]
-        return generator_of(self._settings["seed"], "order", epoch).choice(
-            len(targets), size=len(targets), p=weights / weights.sum()
-        )
-
     @property
     def class_weights(self) -> list[float] | None:
         """With balance "loss": inverse to each class's number of pictures, 1 on average over them."""
         if self.balance != "loss":
             return None
-        counts = np.bincount(self._targets(), minlength=len(self.class_names))
+        counts = np.bincount(np.asarray(self.samples.targets)[self.dataset.indices], minlength=len(self.class_names))
         return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
 
     def prepare(self, picture: Tensor) -> Tensor:
@@ -125,9 +117,6 @@ class ImageFolderDataLoader(BaseDataLoader):
     def _pipeline(self, augment: bool) -> Pipeline:
         chosen = PRESETS[self.transforms](self.image_size) if isinstance(self.transforms, str) else self.transforms
         return Pipeline(chosen.get("train" if augment else "eval", []), self.image_size, *self.normalisation)
-
-    def _targets(self) -> np.ndarray:
-        return np.asarray(self.samples.targets)[self.dataset.indices]
 
     def _read(self, subset: str) -> Contents:
         if subset not in self._contents:
@@ -189,10 +178,12 @@ class PictureFiles(Dataset):
         classes: the classes' names
         pipeline: from the picture as read to what the network sees
         channels: 1 for grey, 3 for colour
+        balanced: whether all classes should come equally often
     """
 
-    def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, channels: int):
+    def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, channels: int, balanced: bool):
         self.contents, self.classes, self.pipeline, self.channels = contents, classes, pipeline, channels
+        self.balanced = balanced
         self.paths, self.targets = contents.paths, contents.targets
         self.mean, self.std = pipeline.mean, pipeline.std
 
