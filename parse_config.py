@@ -21,7 +21,8 @@ from utils.hints import HeatMap, Inspection, NonNegativeInt, OpenShare, Paramete
 from utils.lookup import ROOT, Source, metric_name, spec_args
 
 # What a config may name, and where it is looked for.
-_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False)
+_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False,
+                 nested={"transforms": "transforms"})  # fmt: skip
 SOURCES = {
     "arch": Source("torch.nn.Module", "model", without=("loss.py", "metric.py"), libraries=("torchvision.models",),
                    pattern="^(?!get_|list_)[a-z]",
@@ -34,12 +35,14 @@ SOURCES = {
     "data_loader": _LOADER,
     "valid_data_loader": _LOADER,
     "test_data_loader": _LOADER,
+    "transforms": Source("torch.nn.Module", "data_loader/transforms.py", libraries=("torchvision.transforms.v2",),
+                         pattern="^[A-Z]", functions=False, nested={"transforms": "transforms"}, inner=True),
     "optimizer": Source("torch.optim.Optimizer", "model", without=("loss.py", "metric.py"), libraries=("torch.optim",),
                         pattern="^[A-Z]", given=("params",),
                         keys={"param_groups": list[ParameterRule], "no_decay": bool, "layer_decay": OpenShare}),
     "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", "model", without=("loss.py", "metric.py"),
                            libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler|Restarts)$",
-                           given=("optimizer",), offered=("total_steps",), nested=("schedulers",),
+                           given=("optimizer",), offered=("total_steps",), nested={"schedulers": "lr_scheduler"},
                            keys={"interval": Literal["step", "epoch"]}),
     "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
                       given=("model", "criterion", "metrics", "config", "engine", "recorder",
@@ -167,12 +170,18 @@ class ConfigParser:
         signature = source.signature(found)
         hints = {k: p.annotation for k, p in signature.parameters.items()}
         arguments = {k: v if k in source.nested else fit(v, hints.get(k, Any)) for k, v in args.items()}
-        for key in source.nested:
-            if key in arguments:
-                arguments[key] = [self._build(section, part, given) for part in arguments[key]]
+        for key in source.nested.keys() & arguments.keys():
+            arguments[key] = self._build_nested(source.nested[key], arguments[key], given)
         given = {"seed": self.get("seed", 0), **given} if "seed" in source.offered else given
         takes = {*signature.parameters, *source.given}
         return found, {k: v for k, v in given.items() if k in takes or signature.open} | arguments
+
+    def _build_nested(self, section: str, value: Any, given: dict) -> Any:
+        """What a list of specs, or an object of such lists, names; a preset's name stays what it is."""
+        if isinstance(value, dict):
+            return {key: self._build_nested(section, part, given) for key, part in value.items()}
+        given = {k: v for k, v in given.items() if k in SOURCES[section].given + SOURCES[section].offered}
+        return [self._build(section, part, given) for part in value] if isinstance(value, list) else value
 
 
 def command(description: str, options: Iterable[CustomArgs] = (), add_arguments: Callable | None = None) -> Callable:

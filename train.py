@@ -20,17 +20,19 @@ options = [
 
 @command(__doc__, options)
 def main(config):
-    from trainer import build_loader, build_network, load_pretrained, start  # import torch, which --help can do without
+    # these import torch, which --help can do without
+    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, start
 
     engine, recorder = start(config)
     data_loader = config.init_obj("data_loader")
     valid_data_loader = build_loader(config, "valid_data_loader", "val") or data_loader.split_validation()
+    check_data(config, data_loader, valid_data_loader)
     model = build_network(config, data_loader.classes, data_loader.input["shape"])
     load_pretrained(config, model)
     trainer = config.init_obj(
         "trainer",
         model=model,
-        criterion=config.init_obj("loss"),
+        criterion=config.init_obj("loss", **class_weights(data_loader)),
         metrics=config.init_obj("metrics"),
         config=config,
         engine=engine,

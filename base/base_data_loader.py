@@ -1,3 +1,4 @@
+import collections
 import functools
 import os
 import signal
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.randomness import seed_of, seeded
+from utils.randomness import generator_of, seeded, stratified_choice
 
 
 class BaseDataLoader(DataLoader, ABC):
@@ -74,17 +75,27 @@ class BaseDataLoader(DataLoader, ABC):
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
 
         `augment` is True for training only: a validation part cut from "train" is built with False. A dataset
-        with `targets` (one label per sample) is split with equal shares of each class; its `classes` (names),
-        `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
+        with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
+        it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
+        (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
         per batch, and may return the finished batch, a tuple of tensors.
         """
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation samples: `validation_split` is not 0, or the data bring their own."""
+        return bool(self.settings["validation_split"])
+
+    def check(self) -> list[str]:
+        """What someone should know of the data before training, in lines. Raises UserError where they will not do."""
+        return []
+
     def split_validation(self) -> "BaseDataLoader | None":
-        """A loader of the samples that `validation_split` sets apart, never augmented; None where that is 0.
+        """A loader of the validation samples, never augmented; None where `has_validation` is False.
 
         This loader never serves those, whether or not the method is called.
         """
-        return self.of_subset("val") if self.settings["validation_split"] else None
+        return self.of_subset("val") if self.has_validation else None
 
     def of_subset(self, subset: str) -> "BaseDataLoader":
         """A loader like this one for another subset of the same data, neither shuffled nor augmented."""
@@ -119,6 +130,17 @@ class BaseDataLoader(DataLoader, ABC):
         classes = getattr(self.samples, "classes", None)
         return None if classes is None else [str(name) for name in classes]
 
+    @property
+    def paths(self) -> list[str] | None:
+        """The samples' files in the order they are served when not shuffled, where the dataset knows them."""
+        paths = getattr(self.samples, "paths", None)
+        return None if paths is None else [str(paths[index]) for index in self.dataset.indices]
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """What a loss should weight each class with; None where all count the same."""
+        return None
+
     @functools.cached_property
     def example(self) -> Any:
         """What a network is given for the first sample, without the batch axis."""
@@ -141,7 +163,8 @@ def collate(batch: Any) -> Any:
 class _Samples(Dataset):
     """One subset's samples, each drawn with random numbers of its own.
 
-    An item is named (epoch, position): what a worker draws depends on nothing but that and the seed.
+    An item is named (epoch, position), and how often it came in the epoch before, where it did: what a worker draws
+    depends on nothing but that and the seed.
     """
 
     def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
@@ -151,7 +174,8 @@ class _Samples(Dataset):
     @functools.cached_property
     def whole(self) -> Dataset:
         cut_from_train = self.subset == "val" and self.validation_split
-        return self.build("train" if cut_from_train else self.subset, self.augment)
+        build, self.build = self.build, None  # a method of the loader: in a cycle with it, its workers end late
+        return build("train" if cut_from_train else self.subset, self.augment)
 
     @functools.cached_property
     def indices(self) -> np.ndarray:
@@ -171,21 +195,21 @@ class _Samples(Dataset):
 
     def __getstate__(self) -> dict:
         # Where workers are spawned they get a copy, which should not drag the whole loader along.
-        return {**vars(self), "whole": self.whole, "indices": self.indices, "build": None}
+        return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
-    def __getitem__(self, name: tuple[int, int]) -> Any:
-        epoch, position = name
+    def __getitem__(self, name: tuple[int, ...]) -> Any:
+        epoch, position, *repeat = name
         index = int(self.indices[position])
-        with seeded(self.seed, self.subset, epoch, index):
+        with seeded(self.seed, self.subset, epoch, index, *repeat):
             return self.whole[index]
 
-    def __getitems__(self, names: list[tuple[int, int]]) -> Any:
+    def __getitems__(self, names: list[tuple[int, ...]]) -> Any:
         together = getattr(self.whole, "__getitems__", None)
         if together is None:
             return [self[name] for name in names]
-        epoch = names[0][0]
-        indices = self.indices[[position for _, position in names]]
-        with seeded(self.seed, self.subset, epoch, int(indices[0])):
+        epoch, _, *repeat = names[0]
+        indices = self.indices[[position for _, position, *_ in names]]
+        with seeded(self.seed, self.subset, epoch, int(indices[0]), *repeat):
             return together(indices.tolist())
 
 
@@ -199,37 +223,23 @@ class _EpochSampler(Sampler):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        skip, self.skip = self.skip, 0  # skipping is for one pass only
+        epoch, served = self.epoch, collections.Counter()
+        for place, position in enumerate(self.order(epoch).tolist()):
+            repeat = served[position]
+            served[position] += 1
+            if place >= skip * self.batch_size:
+                yield (epoch, position, repeat) if repeat else (epoch, position)
+
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
-        if not self.shuffle:
-            return np.arange(len(self))
-        return np.random.Generator(np.random.PCG64(seed_of(self.seed, "order", epoch))).permutation(len(self))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch, skip, self.skip = self.epoch, self.skip, 0  # skipping is for one pass only
-        return ((epoch, position) for position in self.order(epoch)[skip * self.batch_size :].tolist())
-
-
-def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
-    """`size` of `count` indices, sorted, with each class's share kept to within one sample.
-
-    Without `targets` (None) any indices. Scikit-learn's train_test_split does this too, but takes seconds to import.
-    """
-    generator = np.random.Generator(np.random.PCG64(seed_of(seed, "validation")))
-    if targets is None:
-        return np.sort(generator.permutation(count)[:size])
-    labels = np.asarray(targets)
-    if labels.ndim != 1 or labels.dtype.kind == "f":  # several labels a sample, or numbers to predict: no classes
-        return np.sort(generator.permutation(count)[:size])
-    classes, sizes = np.unique(labels, return_counts=True)
-    exact = sizes * (size / count)
-    taken = np.floor(exact).astype(int)
-    largest_remainders = np.lexsort((generator.random(len(classes)), taken - exact))
-    taken[largest_remainders[: size - taken.sum()]] += 1
-    chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:number] for label, number in zip(classes, taken, strict=True)
-    ]
-    return np.sort(np.concatenate(chosen))
+        count, generator = len(self), generator_of(self.seed, "order", epoch)
+        if getattr(self.samples.whole, "balanced", False):
+            labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
+            _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+            return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
+        return generator.permutation(count) if self.shuffle else np.arange(count)
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

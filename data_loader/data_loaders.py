@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from base import BaseDataLoader
-from base.base_data_loader import stratified_choice
 from data_loader.datasets import PicturesInMemory
 from utils.errors import UserError
+from utils.randomness import stratified_choice
 
 
 class DigitsDataLoader(BaseDataLoader):

@@ -1,23 +1,75 @@
-from pathlib import Path
+"""From a file to the pixels a person would see, and a sentence where there are none."""
+
+import os
+import re
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import UserError
 
 
-class BadPicture(UserError):  # noqa: N818 (it is the picture that is bad)
-    """A file that is no readable picture."""
+class BadPicture(UserError):  # noqa: N818 (it is the file that is bad)
+    """A file that holds no picture that can be read. `str()` names the file and says why, `reason` only why."""
+
+    def __init__(self, path: str, reason: str = ""):
+        self.reason = reason
+        super().__init__(f"{path}: {reason}" if reason else path)  # a worker's error is made anew from one text
 
 
-def read_picture(path: str | Path, channels: int = 3) -> Tensor:
-    """The picture as uint8 (channels, height, width). Raises BadPicture."""
-    from PIL import Image
+def read_picture(path: str | os.PathLike, channels: int) -> Tensor:
+    """The picture as uint8 (channels, height, width): 1 channel for grey, 3 for red, green and blue.
 
+    Turned as its EXIF note says; of an animation the first frame; what is transparent lies on white; 16 bits and
+    more are scaled down to 8 by their full range. Raises BadPicture.
+    """
     try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError) as error:
-        raise BadPicture(f"{path} cannot be read as a picture: {error}") from None
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+        with open(path, "rb") as file, Image.open(file) as image:  # judges the size by the header, before decoding
+            image.load()
+            image = _in_eight_bits(ImageOps.exif_transpose(image))
+            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+    except Exception as error:  # Pillow's decoders raise whatever their formats' authors thought of
+        raise BadPicture(str(path), _reason(path, error)) from error
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def picture_suffixes() -> set[str]:
+    """Endings of file names (".jpg") that Pillow has a reader for."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """The picture with 8 bits a channel and nothing transparent."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return image
+
+
+def _scaled(pixels: np.ndarray) -> np.ndarray:
+    # Pillow reads 16 bits as uint16, but from some formats as int32, and 32 bits as int32 or float
+    if pixels.dtype.kind == "f":
+        full = 1 if pixels.max() <= 1 else 255
+    else:
+        full = 65_535 if pixels.dtype.itemsize == 2 or pixels.max() <= 65_535 else 2**31 - 1
+    return (pixels.clip(0, full) * (255 / full)).round().astype(np.uint8)
+
+
+def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "may not be read (permission denied)"
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"is too large to be decoded: {re.search('[0-9]+', str(error))[0]} pixels"
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return "is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture, or its beginning is damaged"
+    if "truncated" in str(error).lower():
+        return "is truncated: its end is missing"
+    return f"cannot be decoded ({error or type(error).__name__})"

@@ -6,7 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +58,31 @@ def digits(tmp_path, data_dir):
             else:
                 assign(config, key.split("."), value)
         return config
+
+    return make
+
+
+def save_pictures(folder, counts, size=(20, 24), suffix=".png"):
+    """Noise pictures (height, width, 3) into folder/CLASS/0.png and so on, each class of its own brightness; the arrays."""
+    generator, arrays = np.random.default_rng(len(str(counts))), {}
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            array = generator.integers(60 * number, 60 * number + 80, (*size, 3)).astype(np.uint8)
+            Image.fromarray(array).save(folder / name / f"{index}{suffix}")
+            arrays[f"{name}/{index}{suffix}"] = array
+    return arrays
+
+
+@pytest.fixture
+def pictures(digits):
+    """A function that gives the configuration of a small network on a folder of pictures."""
+
+    def make(folder, **arguments):
+        own = {"data_dir": str(folder), "image_size": 28, "channels": 1, "batch_size": 8} | arguments
+        loader = {"type": "ImageFolderDataLoader", "args": own}
+        config = digits({"arch.args.num_classes": 2, "metrics": ["accuracy"]})
+        return config | {"data_loader": loader}
 
     return make
 

@@ -1,6 +1,8 @@
 """Loaders compared with torch's DataLoader, scikit-learn's splits and torchvision's own pipeline."""
 
+import gc
 import random
+import time
 import urllib.error
 import urllib.request
 
@@ -12,9 +14,9 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.base_data_loader import stratified_choice
 from data_loader.data_loaders import DigitsDataLoader, FashionMnistDataLoader, MnistDataLoader
 from utils.errors import UserError
+from utils.randomness import stratified_choice
 
 
 class NoisyNumbers(Dataset):
@@ -106,6 +108,16 @@ def test_drawing_samples_leaves_the_global_generators_alone(workers):
     for _ in NumbersLoader(batch_size=10, num_workers=workers):
         continue
     assert draws() == expected
+
+
+def test_workers_end_with_their_loader():
+    """They are waited for 5 seconds each where the loader is part of a reference cycle."""
+    loader = NumbersLoader(batch_size=10, num_workers=2)
+    next(iter(loader))
+    begun = time.perf_counter()
+    del loader
+    gc.collect()
+    assert time.perf_counter() - begun < 4
 
 
 def test_abandoning_a_pass_does_not_shorten_the_next():

@@ -5,7 +5,16 @@ from trainer.heatmap import explain, heat_maps
 from trainer.inspection import inspect
 from trainer.predict import predict_images
 from trainer.predictions import Predictions
-from trainer.start import build_loader, build_network, build_trained_network, load_pretrained, start, start_test
+from trainer.start import (
+    build_loader,
+    build_network,
+    build_trained_network,
+    check_data,
+    class_weights,
+    load_pretrained,
+    start,
+    start_test,
+)
 from trainer.trainer import Trainer
 
 __all__ = [
@@ -15,6 +24,8 @@ __all__ = [
     "build_loader",
     "build_network",
     "build_trained_network",
+    "check_data",
+    "class_weights",
     "evaluate",
     "explain",
     "heat_maps",

@@ -12,11 +12,9 @@ from data_loader.pictures import read_picture
 from logger import as_picture, file_names, overlay, probability_columns, rounded, setup_logging, write_csv
 from trainer.heatmap import heat_maps
 from trainer.predictions import class_names
-from trainer.start import build_trained_network, machine
+from trainer.start import build_trained_network, keep_normalisation, machine
 from utils import checkpoint
-from utils.config_file import assign
 from utils.errors import RunError, UserError
-from utils.lookup import signature_of
 
 LIKELIEST = 3
 
@@ -86,12 +84,9 @@ def find_pictures(places: list[str]) -> Iterator[Path]:
 def preparation(config: Any, wanted: dict) -> Any:
     """The function that makes a network's input (C, H, W) of a picture, uint8 (C, h, w), as `wanted`, a checkpoint's
     "input", says: that of the data loader where it has one, else resizing and normalisation."""
-    loader = config.init_ftn("data_loader").func
-    if not hasattr(loader, "prepare"):
+    if not hasattr(config.init_ftn("data_loader").func, "prepare"):
         return lambda picture: plain_preparation(picture, wanted)
-    if "normalize" in signature_of(loader).parameters and wanted.get("mean") is not None:
-        # "data" would mean reading the data to find what the checkpoint has
-        assign(config.config, ["data_loader", "args", "normalize"], {key: wanted[key] for key in ("mean", "std")})
+    keep_normalisation(config, wanted)
     return config.init_obj("data_loader").prepare
 
 

@@ -2,12 +2,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from logger import Recorder, setup_logging
 from utils import checkpoint, config_file
+from utils.config_file import assign
 from utils.engine import Engine
 from utils.errors import UserError
+from utils.lookup import signature_of
 from utils.networks import take_channels
 from utils.versions import versions
 from utils.weights import load_weights, read_weights, torchvision_weights
@@ -33,6 +36,7 @@ def start(config: Any) -> tuple[Engine, Recorder]:
 def start_test(config: Any) -> tuple[Engine, Any]:
     """Prepare a test: the machine, and the loader of the split that --split names. Makes no run folder."""
     setup_logging()
+    keep_normalisation(config, checkpoint.load(config.resume)["input"])
     return machine(config), loader_of(config, config.arguments.split)
 
 
@@ -61,6 +65,27 @@ def build_loader(config: Any, section: str, subset: str) -> Any:
     asked = config.option(section, "args", {}).get("subset", subset)
     # A loader whose constructor has no such keyword was made for training.
     return loader if loader is None or loader.subset == asked else loader.of_subset(asked)
+
+
+def check_data(config: Any, *loaders: Any) -> None:
+    """Say what is to be known of the data before training. Raises UserError where they will not do."""
+    logger = config.get_logger("data")
+    for line in dict.fromkeys(line for loader in loaders if loader is not None for line in loader.check()):
+        logger.info(line)
+
+
+def class_weights(data_loader: Any) -> dict[str, Tensor]:
+    """The loss's `weight`, where the loader wants rare classes to count more."""
+    return {} if data_loader.class_weights is None else {"weight": torch.tensor(data_loader.class_weights)}
+
+
+def keep_normalisation(config: Any, wanted: dict) -> None:
+    """Let image loaders subtract and divide by what the checkpoint's "input" says, whatever the data at hand would give."""
+    for section in ("data_loader", "valid_data_loader", "test_data_loader"):
+        if config.get(section) is None or wanted.get("mean") is None:
+            continue
+        if "normalize" in signature_of(config.init_ftn(section).func).parameters:
+            assign(config.config, [section, "args", "normalize"], {key: wanted[key] for key in ("mean", "std")})
 
 
 def _begin(engine: Engine, config: Any) -> None:

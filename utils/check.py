@@ -3,6 +3,7 @@
 import collections.abc
 import json
 import math
+import numbers
 import types
 import typing
 from typing import Annotated, Any
@@ -51,6 +52,8 @@ def words(hint: Any) -> str:
         # "a whole number or a number" says no more than "a number", and few give a number as a tensor
         said = dict.fromkeys(words(arg) for arg in args if float not in args or not (arg is int or _is_tensor(arg)))
         return " or ".join(said)
+    if origin is dict and args and typing.get_origin(args[0]) is typing.Literal:
+        return f"an object whose keys are {words(args[0])}"
     if origin is typing.Literal:
         return "one of " + ", ".join(json.dumps(arg) for arg in args)
     if origin in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
@@ -61,7 +64,8 @@ def words(hint: Any) -> str:
         keys = typing.get_type_hints(hint, include_extras=True).items()
         return f"an object of {', '.join(f'{key} ({words(value)})' for key, value in keys)}"
     plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object"}
-    plain |= {list: "a list", tuple: "a list", type(None): "null"}
+    plain |= {list: "a list", tuple: "a list", collections.abc.Sequence: "a list"}
+    plain |= {type(None): "null", numbers.Number: "a number"}
     if _is_tensor(hint):
         return "a list of numbers"
     return plain.get(origin or hint, getattr(hint, "__name__", str(hint)))
@@ -97,6 +101,8 @@ def _for_json(hint: Any) -> Any:
     """The hint with tensors replaced by lists of numbers that become tensors: JSON has no other way to give one."""
     if _is_tensor(hint):
         return Annotated[list[float] | list[list[float]], AfterValidator(_to_tensor)]
+    if hint is numbers.Number:
+        return int | float
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return typing.Union[tuple(_for_json(arg) for arg in args)]  # noqa: UP007 (the members are only known now)

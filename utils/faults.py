@@ -31,6 +31,8 @@ class Faults(list):
                 self._fit(section, value, plain[section])
             elif section == "metrics":
                 self._metrics(value)
+            elif section in sources and sources[section].inner:
+                self.append(f"{section}: belongs into the arguments of another section, as data_loader.args.{section}")
             elif section in sources:
                 self._spec(section, section, value)
             elif near := did_you_mean(section, (*sources, *plain, "extends"), cutoff=0.8):  # else it is the user's own
@@ -68,10 +70,10 @@ class Faults(list):
         for key, value in args.items():
             if key in source.given:
                 self.append(f"{path}.{key}: is supplied by the scripts, not by a config")
-            elif key in source.nested and isinstance(value, list):
-                for index, part in enumerate(value):
-                    self._spec(section, f"{path}.{key}.{index}", part)
             elif key in signature.parameters:
+                if key in source.nested:
+                    self._nested(source.nested[key], f"{path}.{key}", value)
+                    value = [] if isinstance(value, list) else value  # whether a list fits here; it holds no objects yet
                 self._fit(f"{path}.{key}", value, signature.parameters[key].annotation)
             elif not signature.open:
                 near = did_you_mean(key, signature.parameters)
@@ -80,6 +82,14 @@ class Faults(list):
         for key, parameter in signature.parameters.items():
             if parameter.default is parameter.empty and key not in args and key not in source.offered:
                 self.append(f'{path}: {found.__name__} needs "{key}"')
+
+    def _nested(self, section: str, path: str, value: Any) -> None:
+        """A list of specs, or an object of such lists; what is neither names nothing."""
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+            if isinstance(value, list):
+                self._spec(section, f"{path}.{key}", part)
+            else:
+                self._nested(section, f"{path}.{key}", part)
 
     def _metrics(self, specs: Any) -> None:
         if not isinstance(specs, list):

@@ -35,10 +35,11 @@ class Source:
         given: keyword arguments the scripts supply; a config cannot set them
         offered: keyword arguments the scripts supply where the callee takes them and the config is silent
         keys: keys beside "type" and "args", with their type hints
-        nested: arguments that are themselves lists of specs of this section
+        nested: arguments that hold specs themselves, in a list or in an object of lists -> the section of those
         functions: whether functions count too, as builders of what the section wants
         functional: True if a function found is meant as a function of (output, target), not as a builder
         default: the type meant where the section names none
+        inner: True if it stands in other sections' arguments only, not at the top of a config
     """
 
     kind: str
@@ -49,10 +50,11 @@ class Source:
     given: tuple[str, ...] = ()
     offered: tuple[str, ...] = ()
     keys: dict[str, Any] = field(default_factory=dict)
-    nested: tuple[str, ...] = ()
+    nested: dict[str, str] = field(default_factory=dict)
     functions: bool = True
     functional: bool = False
     default: str | None = None
+    inner: bool = False
 
     def find(self, name: str) -> Callable:
         """The class or function called `name`. Raises LookupError, which says what there is instead."""

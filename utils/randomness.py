@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,11 @@ def seed_of(*parts: int | str) -> int:
     """One 63-bit seed from several parts; any change in one gives an unrelated seed."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def generator_of(*parts: int | str) -> np.random.Generator:
+    """Numpy's generator, started from `parts`."""
+    return np.random.Generator(np.random.PCG64(seed_of(*parts)))
 
 
 def seed_everything(*parts: int | str) -> None:
@@ -56,6 +62,28 @@ def draws_randomness(action: Callable[[], object]) -> bool:
 
 def _states() -> tuple:
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), np.random.get_state()[2], random.getstate()
+
+
+def stratified_choice(targets: Any, count: int, size: int, seed: int) -> np.ndarray:
+    """`size` of `count` indices, sorted, with each class's share kept to within one sample.
+
+    Without `targets` (None) any indices. Scikit-learn's train_test_split does this too, but takes seconds to import.
+    """
+    generator = generator_of(seed, "validation")
+    if targets is None:
+        return np.sort(generator.permutation(count)[:size])
+    labels = np.asarray(targets)
+    if labels.ndim != 1 or labels.dtype.kind == "f":  # several labels a sample, or numbers to predict: no classes
+        return np.sort(generator.permutation(count)[:size])
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (size / count)
+    taken = np.floor(exact).astype(int)
+    largest_remainders = np.lexsort((generator.random(len(classes)), taken - exact))
+    taken[largest_remainders[: size - taken.sum()]] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:number] for label, number in zip(classes, taken, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def get_state() -> dict:

@@ -32,6 +32,8 @@ def schema(sources: Mapping[str, Source], plain: Mapping[str, Any], required: Co
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
     }
     for section, source in sources.items():
+        if source.inner:
+            continue
         spec = _flat_spec(source) if source.default else _spec(source)
         properties[section] = {"type": "array", "items": spec} if section == "metrics" else spec
     for section in ("valid_data_loader", "test_data_loader"):
@@ -102,7 +104,8 @@ def _arguments(source: Source, found: Callable) -> dict:
     properties = {}
     for name, parameter in signature.parameters.items():
         one = json_schema(parameter.annotation)
-        one = {"items": {"type": "object"}, "type": "array"} if name in source.nested else one
+        if name in source.nested and not one:  # the hint names the finished objects
+            one = {"items": {"type": "object"}, "type": "array"}
         if isinstance(parameter.default, bool | int | float | str | None):
             one = one | {"default": parameter.default}
         properties[name] = one | ({"description": said[name]} if name in said else {})

@@ -1,0 +1,194 @@
+"""What is wrong with a folder of pictures is said before training, and training does without what cannot be read."""
+
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from base import BaseDataLoader
+from data_loader.image_folder import ImageFolderDataLoader
+from tests.conftest import last_checkpoint, save_pictures
+from tests.test_data_loader import NumbersLoader
+from utils.errors import UserError
+
+BAD = {
+    "empty.jpg": "is empty",
+    "truncated.jpg": "is truncated",
+    "text.jpg": "is no picture",
+    "bomb.png": "is too large to be decoded: 400000000 pixels",
+    "secret.png": "permission denied",
+}
+GOOD = ("deep.png", "cmyk.jpg", "palette.png", "animated.gif", "turned.jpg", "dot.png", "不良品 写真①.png")
+
+
+@pytest.fixture
+def troubled(tmp_path):
+    """Twelve kinds of trouble in train/NG, among ordinary pictures."""
+    save_pictures(tmp_path / "train", {"NG": 6, "OK": 12})
+    save_pictures(tmp_path / "val", {"NG": 3, "OK": 4}, size=(30, 21))
+    place, generator = tmp_path / "train" / "NG", np.random.default_rng(5)
+    noise = [Image.fromarray(generator.integers(0, 256, (40, 40, 3)).astype(np.uint8)) for _ in range(9)]
+    (place / "empty.jpg").write_bytes(b"")
+    noise[0].save(place / "truncated.jpg")
+    (place / "truncated.jpg").write_bytes((place / "truncated.jpg").read_bytes()[:-700])
+    (place / "text.jpg").write_text("This was a picture once.")
+    Image.fromarray(generator.integers(0, 65_536, (40, 40)).astype(np.uint16)).save(place / "deep.png")
+    noise[1].convert("CMYK").save(place / "cmyk.jpg")
+    noise[2].quantize(16).save(place / "palette.png", transparency=3)
+    noise[3].save(place / "animated.gif", save_all=True, append_images=noise[4:6])
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    noise[6].save(place / "turned.jpg", exif=exif)
+    Image.new("RGB", (1, 1), (9, 8, 7)).save(place / "dot.png")
+    Image.new("1", (20_000, 20_000)).save(place / "bomb.png")
+    noise[7].save(place / "secret.png")
+    (place / "secret.png").chmod(0)
+    noise[8].save(place / "不良品 写真①.png")
+    (place / "Thumbs.db").write_bytes(b"x")
+    return tmp_path
+
+
+def readable(name, folder):
+    return name not in BAD or (name == "secret.png" and os.access(folder / "train" / "NG" / name, os.R_OK))
+
+
+def check(folder, **arguments):
+    return ImageFolderDataLoader(str(folder), **({"image_size": 28} | arguments)).check()
+
+
+def test_twelve_kinds_of_trouble_are_reported_file_by_file(troubled):
+    lines = check(troubled)
+    bad = [name for name in BAD if not readable(name, troubled)]
+    for name in bad:
+        assert [BAD[name] in line for line in lines if name in line] == [True], name
+    assert len([line for line in lines if line.startswith("left out: ")]) == len(bad)
+    assert not [line for line in lines for name in GOOD if name in line]
+    assert lines[0] == f"train: {30 - len(bad)} pictures (NG {18 - len(bad)}, OK 12)"
+    assert lines[1] == "val: 7 pictures (NG 3, OK 4)"
+    assert [line for line in lines if "Thumbs.db" in line and "not looked at" in line]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_does_without_the_bad_ones(troubled, pictures, train, workers):
+    run = train(pictures(troubled, transforms="inspection", num_workers=workers))
+    assert last_checkpoint(run)["epoch"] == 2
+    served = ImageFolderDataLoader(str(troubled), image_size=28, shuffle=False).paths
+    names = {os.path.basename(path) for path in served if "NG" in path}
+    everything = {*BAD, *GOOD, *(f"{i}.png" for i in range(6))}
+    assert names == {name for name in everything if readable(name, troubled)}
+
+
+def test_bad_files_stop_the_run_where_they_should(troubled, pictures, train, capsys):
+    (troubled / "val" / "OK" / "late.jpg").write_bytes(b"")
+    assert train(pictures(troubled, on_bad_file="stop"), code=2) is not None
+    error = capsys.readouterr().err
+    assert "empty.jpg: is empty" in error
+    assert "Traceback" not in error
+    with pytest.raises(UserError) as caught:
+        check(troubled, on_bad_file="stop")
+    for name in [*(name for name in BAD if not readable(name, troubled)), "late.jpg"]:
+        assert name in str(caught.value)
+    for name in BAD:
+        (troubled / "train" / "NG" / name).unlink()
+    (troubled / "val" / "OK" / "late.jpg").unlink()
+    assert check(troubled, on_bad_file="stop")[0] == "train: 25 pictures (NG 13, OK 12)"
+
+
+def test_a_clean_folder_has_counts_only(tmp_path):
+    save_pictures(tmp_path / "train", {"a": 3, "b": 5})
+    save_pictures(tmp_path / "test", {"a": 2, "b": 1}, size=(9, 9))
+    assert check(tmp_path) == ["train: 8 pictures (a 3, b 5)", "test: 3 pictures (a 2, b 1)"]
+
+
+def test_the_same_picture_in_two_subsets_or_classes_is_found_by_its_pixels(tmp_path):
+    save_pictures(tmp_path / "train", {"a": 3, "b": 5})
+    save_pictures(tmp_path / "val", {"a": 3, "b": 3}, size=(9, 9))
+    train, val = tmp_path / "train", tmp_path / "val"
+    Image.open(train / "a" / "1.png").save(val / "a" / "leak.bmp")
+    Image.open(train / "b" / "1.png").save(train / "a" / "doubt.tif")
+    shutil.copy(train / "b" / "2.png", train / "b" / "copy.png")
+    with Image.open(train / "b" / "3.png") as image:
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(val / "b" / "other.png")
+    lines = [line.replace(str(tmp_path), "") for line in check(tmp_path)[2:]]
+    assert lines == [
+        "the same picture in 2 subsets (train, val): /train/a/1.png, /val/a/leak.bmp",
+        "the same picture in 2 classes (a, b): /train/a/doubt.tif, /train/b/1.png",
+        "1 pictures are copies of another of the same subset and class",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"validation_split": 0.5}, {"split": [0.5, 0.5, 0.0]}])
+def test_copies_are_found_across_parts_that_were_cut_from_one_folder(tmp_path, arguments):
+    root = tmp_path if "split" in arguments else tmp_path / "train"
+    save_pictures(root, {"a": 20})
+    for index in range(20):
+        shutil.copy(root / "a" / f"{index}.png", root / "a" / f"copy {index}.png")
+    loader = ImageFolderDataLoader(str(tmp_path), image_size=28, **arguments)
+    lines = loader.check()
+    parts = [[os.path.basename(path) for path in part.paths] for part in (loader, loader.split_validation())]
+    train, val = ({name.removeprefix("copy ") for name in part} for part in parts)
+    found = [line for line in lines if "in 2 subsets" in line]
+    assert len(found) == len(train & val) > 3
+    assert lines[:2] == [f"{s}: {len(p)} pictures (a {len(p)})" for s, p in zip(("train", "val"), parts, strict=True)]
+
+
+def test_long_lists_of_copies_are_cut(tmp_path):
+    save_pictures(tmp_path / "train", {"a": 30})
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    lines = check(tmp_path)
+    assert len(lines) == 2 + 20 + 1
+    assert lines[-1] == "and 10 more pictures in several subsets or classes"
+
+
+def test_missing_classes_and_imbalance(tmp_path):
+    save_pictures(tmp_path / "train", {"NG": 2, "OK": 21, "scrap": 2})
+    save_pictures(tmp_path / "val", {"NG": 2}, size=(9, 9))
+    (tmp_path / "train" / "unused").mkdir()
+    assert check(tmp_path) == [
+        "train: 25 pictures (NG 2, OK 21, scrap 2, unused 0)",
+        "train has no pictures of unused",
+        'train has 21 pictures of OK and 2 of NG; data_loader.args.balance, "sampler" or "loss", makes up for that',
+        "val: 2 pictures (NG 2, OK 0, scrap 0, unused 0)",
+        "val has no pictures of OK, scrap, unused",
+    ]
+    save_pictures(tmp_path / "train", {"NG": 3, "scrap": 3})
+    assert not [line for line in check(tmp_path) if "balance" in line]
+
+
+def test_a_subset_without_a_readable_picture_is_said(tmp_path):
+    save_pictures(tmp_path / "train", {"a": 2})
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "x.png").write_bytes(b"")
+    lines = check(tmp_path)
+    assert lines[1] == "test: 0 pictures (a 0)"
+    assert "x.png: is empty" in lines[-1]
+
+
+def test_every_file_is_decoded_once(tmp_path, monkeypatch):
+    from data_loader import checks
+
+    save_pictures(tmp_path / "train", {"a": 5, "b": 5})
+    read, reader = [], checks.read_picture
+    monkeypatch.setattr(checks, "read_picture", lambda path, channels: read.append(path) or reader(path, channels))
+    loader = ImageFolderDataLoader(str(tmp_path), image_size=28, validation_split=0.3, normalize="data")
+    loader.check()
+    list(loader), list(loader.split_validation()), list(loader)
+    assert len(read) == 10
+
+
+def test_two_thousand_small_pictures_take_seconds(tmp_path):
+    save_pictures(tmp_path / "train", {"a": 1000, "b": 1000}, size=(64, 64), suffix=".jpg")
+    begun = time.perf_counter()
+    assert check(tmp_path)[0] == "train: 2000 pictures (a 1000, b 1000)"
+    assert time.perf_counter() - begun < 15
+
+
+def test_other_loaders_have_nothing_to_say():
+    assert NumbersLoader().check() == []
+    assert NumbersLoader().paths is None
+    assert NumbersLoader().class_weights is None
+    assert BaseDataLoader.check.__doc__

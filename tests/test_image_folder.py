@@ -1,0 +1,276 @@
+"""Folders of pictures, compared with torchvision's ImageFolder, numpy and scikit-learn."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from data_loader.image_folder import ImageFolderDataLoader
+from tests.conftest import last_checkpoint, save_pictures
+from tests.test_data_loader import first_pass
+from utils.errors import UserError
+
+EVALUATION = v2.Compose(
+    [
+        v2.PILToTensor(),
+        v2.Resize((28, 28)),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+)
+NO_NORMALISATION = {"mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train/ with 12 NG and 30 OK, val/ with 4 and 6."""
+    save_pictures(tmp_path / "train", {"NG": 12, "OK": 30})
+    save_pictures(tmp_path / "val", {"NG": 4, "OK": 6}, suffix=".jpg")
+    return tmp_path
+
+
+def loader_of(folder, **arguments):
+    return ImageFolderDataLoader(str(folder), **({"image_size": 28, "batch_size": 8} | arguments))
+
+
+def served(loader):
+    batches = list(loader)
+    return torch.cat([data for data, _ in batches]), torch.cat([target for _, target in batches])
+
+
+def order(loader, epoch):
+    loader.sampler.epoch = epoch
+    return [position for _, position, *_ in loader.sampler]
+
+
+def names(loader, folder):
+    return [os.path.relpath(path, folder) for path in loader.paths]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_is_torchvisions_image_folder(folder, workers):
+    save_pictures(folder / "val" / "OK", {"sub": 2}, size=(28, 28))
+    for index, loader in enumerate([loader_of(folder, num_workers=workers), loader_of(folder, num_workers=workers)]):
+        part = loader.split_validation() if index else loader.of_subset("train")
+        reference = ImageFolder(folder / ("val" if index else "train"), EVALUATION)
+        data, targets = served(part)
+        assert part.paths == [path for path, _ in reference.samples]
+        assert targets.tolist() == part.samples.targets == reference.targets
+        assert part.classes == reference.classes
+        torch.testing.assert_close(data, torch.stack([picture for picture, _ in reference]))
+        assert part.input["shape"] == [3, 28, 28]
+        assert part.input["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_grey_pictures(folder):
+    loader = loader_of(folder, channels=1, image_size=[20, 24], normalize={"mean": [0.5], "std": [0.25]})
+    with Image.open(loader.of_subset("val").paths[0]) as picture:
+        expected = (np.asarray(picture.convert("L")) / 255 - 0.5) / 0.25
+    assert np.allclose(served(loader.split_validation())[0][0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [0, 2**29])
+def test_files_and_memory_give_the_same(folder, monkeypatch, kept):
+    expected = served(loader_of(folder, transforms="inspection"))[0]
+    monkeypatch.setattr("data_loader.checks.KEPT_BYTES", kept)
+    loader = loader_of(folder, transforms="inspection")
+    assert torch.equal(served(loader)[0], expected)
+    assert (loader.samples.contents.pictures is None) == (kept == 0)
+
+
+def test_a_transform_that_writes_into_its_picture_harms_no_later_epoch(folder):
+    class Blacken(torch.nn.Module):
+        def forward(self, picture):
+            return picture.zero_()
+
+    loader = loader_of(folder, transforms={"train": [Blacken()]})
+    assert served(loader)[0].std() < 1
+    assert torch.equal(served(loader.of_subset("train"))[0], served(loader_of(folder).of_subset("train"))[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("balance", [None, "sampler"])
+def test_batches_follow_from_seed_and_number_alone(folder, workers, balance):
+    settings = {"transforms": "inspection", "balance": balance, "seed": 3}
+    stream = loader_of(folder, **settings).batches()
+    expected = [next(stream) for _ in range(14)]  # more than two passes of 6
+    stream = loader_of(folder, num_workers=workers, **settings).batches(4)
+    for data, targets in expected[4:]:
+        one, labels = next(stream)
+        assert torch.equal(one, data)
+        assert torch.equal(labels, targets)
+    other = next(loader_of(folder, **(settings | {"seed": 4})).batches())
+    assert not torch.equal(other[0], expected[0][0])
+
+
+@pytest.mark.parametrize("source", ["folder", "validation_split", "split"])
+def test_validation_and_test_pictures_are_never_augmented(folder, source):
+    chosen = {"folder": {}, "validation_split": {"validation_split": 0.2}, "split": {"split": [0.5, 0.3, 0.2]}}[source]
+    if source != "folder":
+        shutil.rmtree(folder / "val")
+    root = folder / "train" if source == "split" else folder
+    loader = loader_of(root, transforms="inspection", **chosen)
+    parts = [loader.split_validation(), loader.of_subset("val"), loader.of_subset("train")]
+    parts += [loader.of_subset("test")] if source == "split" else []
+    for part in parts:
+        data, _ = served(part)
+        for picture, path in zip(data, part.paths, strict=True):
+            torch.testing.assert_close(picture, EVALUATION(Image.open(path)))
+    augmented, plain = loader.dataset, loader.of_subset("train").dataset
+    changed = [not torch.equal(augmented[(0, i)][0], plain[(0, i)][0]) for i in range(len(plain))]
+    assert sum(changed) > 0.9 * len(changed)
+
+
+def test_split_parts_each_class_by_the_shares(tmp_path):
+    counts = {"NG": 300, "OK": 600}
+    save_pictures(tmp_path, counts, size=(2, 2))
+    loader = loader_of(tmp_path, split=[0.7, 0.2, 0.1], seed=3)
+    parts = [loader, loader.split_validation(), loader.of_subset("test")]
+    assert sorted(path for part in parts for path in part.paths) == [path for path, _ in ImageFolder(tmp_path).samples]
+    for part, share in zip(parts, [0.7, 0.2, 0.1], strict=True):
+        found = np.bincount([part.samples.targets[i] for i in part.dataset.indices])
+        expected = np.array(list(counts.values())) * share
+        assert (np.abs(found - expected) < 4 * np.sqrt(expected * (1 - share))).all()  # binomial
+    assert loader_of(tmp_path, split=[0.7, 0.2, 0.1], seed=4).paths != loader.paths
+
+
+def test_split_stays_when_files_and_classes_are_added_or_the_folder_moves(tmp_path):
+    save_pictures(tmp_path / "one", {"NG": 40, "OK": 40}, size=(2, 2))
+    before = {s: names(loader_of(tmp_path / "one", split=[0.6, 0.2, 0.2]).of_subset(s), tmp_path / "one") for s in SUBSETS}
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    save_pictures(tmp_path / "two", {"AA": 10, "NG": 55, "OK": 41}, size=(2, 2))
+    after = {s: names(loader_of(tmp_path / "two", split=[0.6, 0.2, 0.2]).of_subset(s), tmp_path / "two") for s in SUBSETS}
+    for subset in SUBSETS:
+        assert set(before[subset]) < set(after[subset])
+
+
+SUBSETS = ("train", "val", "test")
+
+
+def test_validation_comes_from_one_place(folder):
+    assert loader_of(folder).split_validation() is not None
+    with pytest.raises(UserError, match="should be 0"):
+        loader_of(folder, validation_split=0.1).split_validation()
+    shutil.rmtree(folder / "val")
+    assert loader_of(folder).split_validation() is None
+    assert len(loader_of(folder, validation_split=10).split_validation().dataset) == 10
+    assert loader_of(folder / "train", split=[0.8, 0.0, 0.2]).split_validation() is None
+
+
+def test_a_class_missing_in_validation_keeps_its_number(folder):
+    shutil.rmtree(folder / "val" / "NG")
+    (folder / "train" / ".cache").mkdir()
+    shutil.copytree(folder / "train" / "OK", folder / "val" / "OK" / ".ipynb_checkpoints")
+    (folder / "val" / "OK" / "._0.jpg").write_bytes(b"left by a Mac")
+    assert served(loader_of(folder).split_validation())[1].tolist() == [1] * 6
+    assert loader_of(folder).split_validation().classes == ["NG", "OK"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place", "said"),
+    [
+        ({}, "nowhere", "there is no folder .*nowhere"),
+        ({}, "train", r'there is no folder .*; if data_dir holds the classes\' folders, say "split"'),
+        ({}, "train/NG", "there is no folder .*train$"),
+        ({"split": [0.5, 0.3, 0.2]}, ".", "is divided into train and val already"),
+        ({"split": [0.5, 0.3, 0.2]}, "train/NG", "holds no folders"),
+        ({"split": [0.5, 0.3, 0.3]}, "train", r"\[0.5, 0.3, 0.3\] should make 1"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(folder, arguments, place, said):
+    with pytest.raises(UserError, match=said):
+        len(loader_of(folder / place, **arguments).dataset)
+
+
+def test_unknown_classes_and_missing_test_pictures_are_errors(folder):
+    with pytest.raises(UserError, match=r"no folder .*test"):
+        len(loader_of(folder).of_subset("test").dataset)
+    save_pictures(folder / "val", {"dust": 1})
+    with pytest.raises(UserError, match="has dust, which"):
+        len(loader_of(folder).split_validation().dataset)
+
+
+def test_the_balancing_sampler_draws_classes_equally_often(folder):
+    loader = loader_of(folder, balance="sampler", shuffle=False)
+    reference = np.array(loader.of_subset("train").samples.targets)
+    draws = np.concatenate([order(loader, epoch) for epoch in range(100)])
+    rate = reference[draws].mean()
+    assert abs(rate - 0.5) < 5 * np.sqrt(0.25 / len(draws))
+    for label, count in enumerate(np.bincount(reference)):  # and the pictures of a class, too
+        often = np.bincount(draws, minlength=len(reference))[reference == label]
+        assert np.abs(often - len(draws) / 2 / count).max() < 5 * np.sqrt(len(draws) / 2 / count)
+    assert order(loader, 0) != order(loader, 1) == order(loader_of(folder, balance="sampler"), 1)
+    assert order(loader.split_validation(), 5) == list(range(10))
+    part = loader_of(folder / "train", balance="sampler", split=[0.9, 0.1, 0.0])  # also of what a split leaves
+    assert 0.4 < np.mean([np.array(part.samples.targets)[order(part, epoch)].mean() for epoch in range(50)]) < 0.6
+    assert loader.class_weights is None
+
+
+def test_a_picture_that_is_drawn_again_is_augmented_anew(folder):
+    shutil.rmtree(folder / "train" / "NG")
+    save_pictures(folder / "train", {"NG": 1})
+    loader = loader_of(folder, balance="sampler", transforms="inspection")
+    data, targets = (torch.cat(parts) for parts in zip(*first_pass(loader), strict=True))
+    assert (targets == 0).sum() > 5
+    drawn = data[targets == 0].flatten(1)
+    assert len(torch.unique(drawn, dim=0)) == len(drawn)
+
+
+def test_weights_for_the_loss_are_scikit_learns(folder):
+    loader = loader_of(folder, balance="loss", validation_split=0)
+    targets = loader.samples.targets
+    assert loader.class_weights == pytest.approx(compute_class_weight("balanced", classes=np.unique(targets), y=targets))
+    assert loader_of(folder).class_weights is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalisation_from_the_data_is_numpys(folder, channels):
+    save_pictures(folder / "train", {"OK": 31}, size=(9, 30))  # pixels count, not pictures
+    loader = loader_of(folder, channels=channels, normalize="data")
+    mode = "L" if channels == 1 else "RGB"
+    images = [np.asarray(Image.open(path).convert(mode)).reshape(-1, channels) for path in loader.paths]
+    pixels = np.concatenate(images) / 255
+    for part in (loader.split_validation(), loader):
+        assert part.input["mean"] == pytest.approx(pixels.mean(0), abs=1e-6)
+        assert part.input["std"] == pytest.approx(pixels.std(0), abs=1e-6)
+    same_size = loader_of(folder, channels=channels, normalize="data", image_size=[9, 30], transforms="none")
+    array = torch.from_numpy(np.array(Image.open(loader.paths[-1]).convert(mode))).reshape(9, 30, channels).permute(2, 0, 1)
+    expected = (array.numpy() / 255 - pixels.mean(0)[:, None, None]) / pixels.std(0)[:, None, None]
+    assert np.allclose(same_size.prepare(array), expected, atol=1e-5)
+
+
+def test_one_picture_from_elsewhere_is_prepared_like_validation(folder):
+    loader = loader_of(folder, transforms="imagenet")
+    validation = loader.split_validation()
+    pictures = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in validation.paths]
+    assert torch.equal(
+        torch.stack([loader_of("nowhere", transforms="imagenet").prepare(p) for p in pictures]), served(validation)[0]
+    )
+
+
+def test_trains_and_leaves_what_prediction_needs(folder, pictures, train, resume):
+    config = pictures(folder, channels=3, transforms="inspection", normalize="data", balance="sampler", num_workers=2)
+    config["arch"]["args"]["in_channels"] = 3
+    whole = train(config)
+    state = last_checkpoint(whole)
+    assert state["classes"] == ["NG", "OK"]
+    assert state["input"] == loader_of(folder, normalize="data").input
+    half = train(config, "--epochs", 1)
+    resume(half, "-s", "trainer.epochs=2", "data_loader.args.num_workers=0")
+    for name, tensor in last_checkpoint(half)["state_dict"].items():
+        assert torch.equal(tensor, state["state_dict"][name])
+
+
+def test_the_bees_are_torchvisions(kata_data):
+    folder = kata_data / "hymenoptera_256"
+    loader = loader_of(folder).split_validation()
+    reference = ImageFolder(folder / "val", v2.Compose([lambda image: image.convert("RGB"), EVALUATION]))
+    found = dict(zip(loader.paths, served(loader)[0], strict=True))
+    for (path, _), (picture, _) in zip(reference.samples, reference, strict=True):
+        torch.testing.assert_close(found[path], picture)
