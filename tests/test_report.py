@@ -221,7 +221,7 @@ def test_pictures_of_the_most_confident_mistakes_are_kept(monkeypatch):
     assert list(collected(targets, probabilities).pictures) == sorted(wrong, key=lambda i: -probabilities[i].max())[:5]
 
 
-def test_what_is_no_classification_gets_table_and_result_only(tested):
+def test_what_counts_as_classification():
     assert is_classification(torch.tensor([0, 1]), torch.rand(2, 2))
     for target, output in (
         (torch.rand(2), torch.rand(2, 2)),
