@@ -45,6 +45,18 @@ def commands(text):
                 yield words
 
 
+def make_parts(folder):
+    """Pictures of good and bad parts: twos and eights of scikit-learn's digits."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label, digit in (("OK", 2), ("NG", 8)):
+        (folder / label).mkdir(parents=True)
+        for number, picture in enumerate(digits.images[digits.target == digit][:40]):
+            Image.fromarray((picture * 15).astype("uint8")).resize((40, 40)).save(folder / label / f"{number}.png")
+
+
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory, data_dir):
     """The README's project, after all of it was done there."""
@@ -55,13 +67,15 @@ def newcomer(tmp_path_factory, data_dir):
     (folder / "config.json").write_text((ROOT / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "data").mkdir()
     (folder / "data" / "digits.npz").write_bytes((data_dir / "digits.npz").read_bytes())
+    make_parts(folder / "data" / "parts")
     todo = []
     for number, (language, text) in enumerate(BLOCKS):
         if language == "bash":
             todo += [words[1:] for words in commands(text) if words[0] == "python" and words[1] != "-m"]
         elif language in ("json", "jsonc"):
-            (folder / f"readme{number}.json").write_text(text, encoding="utf-8")
-            todo.append(["train.py", "-c", f"readme{number}.json", "--epochs", "2"])
+            name = "readme_parts.json" if '"name": "Parts"' in text else f"readme{number}.json"
+            (folder / name).write_text(text, encoding="utf-8")
+            todo.append(["train.py", "-c", name, "--epochs", "2"])
         elif language == "python" and (path := re.match(r"# (\w+/\w+\.py)\n", text)):
             (folder / path[1]).write_text(text, encoding="utf-8")
         elif language == "python" and "model/loss.py" in text:
@@ -92,7 +106,7 @@ def test_all_commands_and_configurations_run(newcomer):
     assert out.count("\n+ ") > 20
     best = float(re.search(r"best val_accuracy (\d\.\d+)", out)[1])
     assert best >= 0.97
-    for name in ("Digits_OneCycle", "Own"):
+    for name in ("Digits_OneCycle", "Own", "Parts", "Parts_own_transforms", "Digits_frozen", "Digits_finetuned"):
         assert list((folder / "saved" / "models" / name).glob("*/model_best.pth"))
     for made in ("MyProject", "NextProject"):
         assert (folder.parent / made / "train.py").exists()
