@@ -18,7 +18,8 @@ from utils import command_line, config_file
 from utils.command_line import NEWEST, CustomArgs
 from utils.errors import ConfigError, Interrupted, RunError, UserError
 from utils.hints import HeatMap, Inspection, NonNegativeInt, OpenShare, ParameterRule, PositiveInt
-from utils.lookup import ROOT, Source, metric_name, spec_args
+from utils.lookup import ROOT, Source
+from utils.specs import metric_name, spec_args
 
 # What a config may name, and where it is looked for.
 _LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False,
@@ -203,7 +204,7 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
             except (UserError, RunError, OSError, RecursionError) as error:
                 if arguments.verbose:
                     traceback.print_exc()
-                print(f"{parser.prog}: {_sentence(error)}", file=sys.stderr)
+                print(f"{parser.prog}: {command_line.sentence(error)}", file=sys.stderr)
                 return 1 if isinstance(error, RunError) else 2
             except Interrupted as stop:
                 return 128 + stop.signum
@@ -250,14 +251,6 @@ def _newest_run(config: dict | None) -> Path:
     trainer = (config or {}).get("trainer", {})
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
     return newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system'}: {error.strerror}"
-    if isinstance(error, RecursionError):
-        return "the configuration is nested too deeply"
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 
 import sys
 import time
+from itertools import islice
 
 from parse_config import command
 
@@ -31,6 +32,10 @@ def main(config):
     engine, data_loader = start_test(config)
     model = engine.prepare(build_trained_network(config))
     criterion, metrics = engine.to_device(config.init_obj("loss")), engine.to_device(config.init_obj("metrics"))
+    if config.arguments.check:
+        evaluate(model, islice(data_loader, 1), criterion, metrics, engine)
+        config.get_logger("test").info("check passed")
+        return
     trained = checkpoint.load(config.resume)
     threshold = find_threshold(config, trained, model, criterion, engine)  # on validation data, never on what is tested
     predictions = Predictions(trained.get("classes"), data_loader.classes)

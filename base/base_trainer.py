@@ -10,10 +10,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils import checkpoint, randomness
 from utils.engine import Engine, unwrap
-from utils.errors import CheckpointError, Interrupted, RunError, UserError
+from utils.errors import Interrupted, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.monitor import Monitor
+from utils.monitor import Monitor, plain_numbers
 from utils.networks import Freezing, parameter_groups
+from utils.resume import check_continuation
 from utils.schedule import Schedule, check_optimizer, interval_of
 from utils.signals import StopSignals
 from utils.versions import versions
@@ -170,9 +171,9 @@ class BaseTrainer(ABC):
         if hasattr(self.data_loader, "set_epoch"):  # for a _train_epoch that goes through the loader itself
             self.data_loader.set_epoch(epoch)
         try:
-            log = _numbers(self._train_epoch(epoch))
+            log = plain_numbers(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
-            log |= {f"val_{name}": value for name, value in _numbers(self._valid_epoch(epoch)).items()}
+            log |= {f"val_{name}": value for name, value in plain_numbers(self._valid_epoch(epoch)).items()}
         except Interrupted:
             self._save_numbered()
             self.recorder.stopped(self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches")
@@ -234,21 +235,7 @@ class BaseTrainer(ABC):
 
     def load_state_dict(self, state: dict) -> None:
         """Become the trainer that `state_dict` was taken from. Raises UserError where this is another one."""
-        for section in ("arch", "optimizer", "lr_scheduler"):
-            if state["config"].get(section) != self.config.get(section):
-                raise UserError(
-                    f"{section}: a run goes on with what it began with; for another {section} start a new run "
-                    "from its weights: -r PATH -c FILE"
-                )
-        if missing := {"optimizer", "lr_scheduler", "trainer", "rng"} - state.keys():
-            raise CheckpointError(
-                f"the checkpoint lacks {', '.join(sorted(missing))}; -r PATH -c FILE starts from its weights"
-            )
-        if state["trainer"]["step"] > self.len_epoch:
-            raise UserError(
-                f"the run stopped after batch {state['trainer']['step']} of an epoch, which now has {self.len_epoch}: "
-                "go on with the batch size and data it had"
-            )
+        check_continuation(state, self.config.config, self.len_epoch)
         unwrap(self.model).load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["lr_scheduler"])
@@ -278,11 +265,3 @@ class BaseTrainer(ABC):
             self.logger.warning(
                 f"stopped early, {self.monitor.waited} epochs after its best; for more: -s trainer.early_stop=0"
             )
-
-
-def _numbers(log: dict[str, Any]) -> dict[str, float]:
-    """The log as plain floats, which any file can hold. Raises UserError for what is no number."""
-    try:
-        return {name: float(value) for name, value in log.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"_train_epoch and _valid_epoch should log one number for each name: {error}") from error

@@ -58,6 +58,13 @@ def test_other_splits_another_configuration_and_a_file(digits, train, data_dir, 
     assert "top_k_acc" not in result
 
 
+def test_check_tries_one_batch_and_writes_nothing(digits, train, capsys):
+    run = train(digits())
+    assert test_script.main(["-r", str(run), "--check"]) == 0
+    assert "check passed" in capsys.readouterr().out
+    assert not (run / "test").exists()
+
+
 def test_own_test_data_loader(digits, train):
     section = {"type": "DigitsDataLoader", "args": {"batch_size": 7, "subset": "val"}}
     config = digits({"test_data_loader": section, "data_loader.args.validation_split": 100})

@@ -30,3 +30,12 @@ def parser(description: str, options: Iterable[CustomArgs]) -> argparse.Argument
     made.add_argument("--check", action="store_true", help="build everything, run one batch, save, load, and stop")
     made.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     return made
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says to people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}"
+    if isinstance(error, RecursionError):
+        return "the configuration is nested too deeply"
+    return str(error)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from utils.check import fit, odd_numbers
-from utils.lookup import Source, did_you_mean, metric_name, spec_args
+from utils.lookup import Source, did_you_mean
+from utils.specs import metric_name, spec_args
 
 TAKEN = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")  # logged besides the metrics
 

@@ -247,17 +247,3 @@ def _import(module: str) -> Any:
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
         file = module.replace(".", "/") + ".py"
         raise LookupError(f"{file} cannot be imported: {type(error).__name__}: {error} (line {line})") from error
-
-
-def spec_args(source: Source, spec: Any) -> tuple[str, Any]:
-    """Type and arguments of "Name", {"type": "Name", "args": {...}}, or a flat section that has a default type."""
-    if isinstance(spec, str):
-        return spec, {}
-    if source.default:
-        return spec.get("type", source.default), {key: value for key, value in spec.items() if key != "type"}
-    return spec["type"], spec.get("args", {})
-
-
-def metric_name(spec: Any) -> str:
-    """What a metric is called in logs: its "name", else the last part of its type."""
-    return spec if isinstance(spec, str) else spec.get("name") or str(spec.get("type")).rpartition(".")[2]

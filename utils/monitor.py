@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 from utils.errors import UserError
 
@@ -44,3 +45,11 @@ class Monitor:
         if state["rule"] != f"{self.mode} {self.name}".strip():
             return
         self.best, self.best_epoch, self.waited = state["best"], state["best_epoch"], state["waited"]
+
+
+def plain_numbers(log: dict[str, Any]) -> dict[str, float]:
+    """A log as plain floats, which any file can hold. Raises UserError for what is no number."""
+    try:
+        return {name: float(value) for name, value in log.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"_train_epoch and _valid_epoch should log one number for each name: {error}") from error
