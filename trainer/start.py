@@ -26,6 +26,8 @@ def start(config: Any) -> tuple[Engine, Recorder]:
         # kept on the config, which outlives the run: the folder goes when it does
         config.temporary = tempfile.TemporaryDirectory(prefix="kata-check-")
         settings |= {"save_dir": config.temporary.name, "tensorboard": False}
+    if config.continued:
+        keep_normalisation(config, checkpoint.load(config.resume)["input"])
     engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
     setup_logging(config.log_dir, settings.get("verbosity", 2))
     config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
