@@ -51,7 +51,7 @@ def test_evaluation_uses_the_recorded_normalisation_whatever_the_data_are_now(ru
     assert test_script.main(["-r", str(run)]) == 0
     rows = predicted(run / "test" / "predictions.csv")
     p = expected(run, sorted((folder / "test").rglob("*.png"), key=str))
-    ours = np.array([[float(v) for v in list(row.values())[-2:]] for row in sorted(rows, key=lambda r: list(r.values())[0])])
+    ours = np.array([[float(v) for v in list(row.values())[-2:]] for row in sorted(rows, key=lambda r: r["sample"])])
     assert np.abs(ours - p).max() < 2e-3
     assert json.loads((run / "test" / "result.json").read_text())["n"] == 13
 

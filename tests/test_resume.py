@@ -304,7 +304,8 @@ def test_workers_do_not_die_of_the_groups_signal(data_dir, signum):
     loader = DigitsDataLoader(str(data_dir), batch_size=10, num_workers=2)
     with StopSignals() as signals:
         batches = loader.batches()
-        next(batches)
+        for _ in range(4):  # both workers are up once both have given a batch
+            next(batches)
         workers = loader._iterator._workers
         assert all(os.getpgid(worker.pid) != os.getpgid(0) for worker in workers)
         os.kill(os.getpid(), signum)
