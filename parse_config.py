@@ -112,7 +112,8 @@ class ConfigParser:
     def option(self, section: str, key: str, default: Any = None) -> Any:
         """A key that stands beside a section's "type" and "args"."""
         spec = self.config.get(section)
-        return spec.get(key, default) if isinstance(spec, dict) else default
+        value = spec.get(key) if isinstance(spec, dict) else None
+        return default if value is None else value
 
     def init_ftn(self, section: str, **given: Any) -> Callable:
         """The class or function that `section` names, with its arguments bound, to be called later."""
@@ -174,8 +175,9 @@ class ConfigParser:
         for key in source.nested.keys() & arguments.keys():
             arguments[key] = self._build_nested(source.nested[key], arguments[key], given)
         given = {"seed": self.get("seed", 0), **given} if "seed" in source.offered else given
-        takes = {*signature.parameters, *source.given}
-        return found, {k: v for k, v in given.items() if k in takes or signature.open} | arguments
+        # Of a builder that takes anything (timm.create_model) only the one name is sure that all agree on.
+        takes = {*signature.parameters, *source.given, *(["num_classes"] if signature.open else [])}
+        return found, {k: v for k, v in given.items() if k in takes} | arguments
 
     def _build_nested(self, section: str, value: Any, given: dict) -> Any:
         """What a list of specs, or an object of such lists, names; a preset's name stays what it is."""

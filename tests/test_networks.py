@@ -87,6 +87,15 @@ def test_pictures_of_one_channel_are_the_grey_picture_in_colour():
     torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_builder_that_takes_anything_is_given_the_number_of_classes_only(own_code):
+    own_code(
+        "any_net",
+        "from torch import nn\ndef make(kind, **kwargs):\n    return nn.Linear(4, kwargs.pop('num_classes'), **kwargs)\n",
+    )
+    model = build_network(Settings({"type": "any_net.make", "args": {"kind": "x"}}), CLASSES, [3, 32, 32])
+    assert model.out_features == 3
+
+
 def test_builders_arguments_are_checked():
     with pytest.raises(UserError, match=r'resnet18 takes no "num_clases"; did you mean "num_classes"'):
         Settings({"type": "resnet18", "args": {"num_clases": 3}})

@@ -53,6 +53,8 @@ class Faults(list):
         if isinstance(spec, dict) and not source.default:
             keys = {"type": str, "args": dict, **source.keys}
             for key, value in spec.items():
+                if key in source.keys and value is None:
+                    continue  # as if it were not there
                 if key in keys:
                     self._fit(f"{path}.{key}", value, keys[key])
                 else:

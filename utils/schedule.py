@@ -72,7 +72,7 @@ def interval_of(spec: Any) -> str:
     """
     if not isinstance(spec, dict):
         return "step" if spec in ("OneCycleLR", "CyclicLR") else "epoch"
-    if "interval" in spec:
+    if spec.get("interval"):
         return spec["interval"]
     parts = [spec["type"], *spec.get("args", {}).get("schedulers", [])]
     return "step" if any(interval_of(part) == "step" for part in parts) else "epoch"
