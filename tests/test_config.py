@@ -318,9 +318,7 @@ def test_null_is_a_value_where_nothing_is_inherited(tmp_path, digits):
     (tmp_path / "c.json").write_text('{"arch": {"type": "X", "args": {"p": null}}}')
     assert config_file.read(tmp_path / "c.json")["arch"]["args"] == {"p": None}
     assert ConfigParser(digits() | {"lr_scheduler": None}).init_obj("lr_scheduler") is None
-    absent = ConfigParser(
-        digits({"arch": {"type": "LeNet", "weights": None, "freeze": None}, "lr_scheduler.interval": None})
-    )
+    absent = ConfigParser(digits({"arch": {"type": "LeNet", "weights": None, "freeze": None}}))
     assert absent.option("arch", "freeze") is None
 
 
