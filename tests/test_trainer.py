@@ -398,3 +398,12 @@ def test_a_cycle_that_is_stepped_with_epochs_counts_epochs(plain):
     assert build(plain({"lr_scheduler": schedule, "trainer.epochs": 9})).schedule.scheduler.total_steps == 9
     chained = {"type": "ChainedScheduler", "args": {"schedulers": [{"type": "OneCycleLR", "args": {"max_lr": 0.1}}]}}
     assert build(plain({"lr_scheduler": chained})).schedule.interval == "step"
+
+
+def test_an_epochs_randomness_does_not_follow_from_what_was_drawn_before(digits):
+    """Dropout is the same whether or not a validation of one's own draws random numbers."""
+    quiet, noisy = build(digits()), build(digits())
+    validate = noisy._valid_epoch
+    noisy._valid_epoch = lambda epoch: (torch.rand(7), validate(epoch))[1]
+    quiet.train(), noisy.train()
+    assert_equal_weights(noisy.model, quiet.model)
