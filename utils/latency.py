@@ -1,0 +1,80 @@
+"""How long a network takes in onnxruntime: one place that makes its sessions, and a fair comparison of several."""
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+
+def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> Any:
+    """An onnxruntime InferenceSession of a file, or of what a file would hold.
+
+    Args:
+        model: the file, or its bytes
+        threads: how many compute one run; 0 for as many as onnxruntime thinks right
+        device: "cpu", or as torch says it "cuda" or "cuda:1"
+
+    Raises UserError where it is no ONNX file, or onnxruntime cannot compute on the device.
+    """
+    import onnxruntime
+
+    name = "the ONNX model" if isinstance(model, bytes) else str(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise UserError(f"there is no file {model}")
+    kind, _, number = device.partition(":")
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
+    here = onnxruntime.get_available_providers()
+    absent = f"{provider} is missing: this onnxruntime computes by {', '.join(here)} only; install {{}}, or say -d cpu"
+    if provider not in here:
+        raise UserError(absent.format("onnxruntime-gpu in place of onnxruntime"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # what it has to say that matters comes as an exception
+    # Threads that wait in a loop take the processor from the next session: 132 ms in place of 25 for a ResNet-18.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        made = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[(provider, {"device_id": number or "0"} if kind == "cuda" else {})],
+        )
+    except Exception as error:  # onnxruntime has a dozen kinds, which share no ancestor of their own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{name} cannot be read as an ONNX file: {reason}") from error
+    if provider not in made.get_providers():  # its libraries could not be loaded, and it went on without
+        raise UserError(absent.format("the CUDA and cuDNN it wants"))
+    return made
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of each function in each round.
+
+    A round calls each of them once, in another order each time, so that what else the machine does meets all alike, and
+    none always follows the same other. The first `warm_up` rounds do not count.
+    """
+    order, generator = list(functions), random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warm_up + rounds):
+        generator.shuffle(order)
+        for name in order:
+            begun = time.perf_counter()
+            functions[name]()
+            if number >= warm_up:
+                times[name].append((time.perf_counter() - begun) * 1000)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> float:
+    """How long `name` takes as a multiple of `reference`: the median over the rounds."""
+    return statistics.median(one / other for one, other in zip(times[name], times[reference], strict=True))
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """{"p50", "p95"}: the times, in milliseconds, that half and 95 % of the runs did not exceed."""
+    ordered = sorted(times)
+    return {"p50": statistics.median(ordered), "p95": ordered[math.ceil(0.95 * len(ordered)) - 1]}
