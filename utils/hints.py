@@ -38,3 +38,20 @@ class HeatMap(TypedDict):
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     method: NotRequired[Literal["GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM"]]
     layer: NotRequired[str | None]
+
+
+class Target(TypedDict):
+    """What a pruned network should come to: one of the first six, and how latency is measured.
+
+    macs, params and latency are shares of the original's, latency_ms milliseconds.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    channel_sparsity: NotRequired[OpenShare]
+    macs: NotRequired[OpenShare]
+    params: NotRequired[OpenShare]
+    latency: NotRequired[OpenShare]
+    latency_ms: NotRequired[PositiveFloat]
+    max_accuracy_drop: NotRequired[OpenShare]
+    threads: NotRequired[PositiveInt]
+    batch_size: NotRequired[PositiveInt]

@@ -10,13 +10,10 @@ from utils.networks import main_output
 def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     """A table of the network's layers for a batch like `example` (N, ...): output shape, parameters, multiply-adds.
 
-    Two levels deep, per sample; and the network's output. Multiply-adds are half of what torch's FlopCounterMode counts.
-    The network is run once in evaluation mode, on the example's device.
+    Two levels deep, per sample; and the network's output. The network is run once in evaluation mode, on the example's
+    device.
     Raises UserError where it cannot take such input.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     shapes: dict[str, list[int]] = {}
 
     def note(name: str) -> Callable:
@@ -27,24 +24,12 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
 
     layers = {name: module for name, module in network.named_modules() if name and name.count(".") < 2}
     handles = [module.register_forward_hook(note(name)) for name, module in layers.items()]
-    was_training = network.training
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            output = main_output(network.eval()(example))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        size = "x".join(map(str, example.shape[1:]))
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
+        counts, output = multiply_adds(network, example)
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
-    whole, each = type(network).__name__, 2 * len(example)
-    counts = {
-        name.removeprefix(f"{whole}."): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()
-    }
-    counts[""], shapes[""] = counter.get_total_flops() // (2 * len(example)), _shape(output)
+    shapes[""] = _shape(output)
     rows = [("layer", "output", "parameters", "trainable", "multiply-adds")]
     for name, module in [*layers.items(), ("", network)]:
         if name in shapes and (name == "" or any(True for _ in module.parameters())):
@@ -59,6 +44,32 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
         for row in rows
     ]
     return "\n".join(lines), output
+
+
+def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], Tensor]:
+    """Multiply-adds for one sample of `example` (N, ...) in each layer, by its name, in all by ""; and the output.
+
+    Half of what torch's FlopCounterMode counts, in evaluation mode. Raises UserError where the network cannot take it.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training, fused = network.training, torch.backends.mha.get_fastpath_enabled()
+    counter = FlopCounterMode(display=False)
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused attention
+        with torch.no_grad(), counter:
+            output = main_output(network.eval()(example))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        size = "x".join(map(str, example.shape[1:]))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        network.train(was_training)
+    prefix, each = f"{type(network).__name__}.", 2 * len(example)
+    counts = {name.removeprefix(prefix): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()}
+    return counts | {"": counter.get_total_flops() // each}, output
 
 
 def _shape(output: Any) -> list[int]:
