@@ -78,3 +78,11 @@ def spread(times: list[float]) -> dict[str, float]:
     """{"p50", "p95"}: the times, in milliseconds, that half and 95 % of the runs did not exceed."""
     ordered = sorted(times)
     return {"p50": statistics.median(ordered), "p95": ordered[math.ceil(0.95 * len(ordered)) - 1]}
+
+
+def enough_rounds(functions: Mapping[str, Callable[[], Any]], seconds: float = 3.0) -> int:
+    """How many rounds of these take about so long: 20 at least, 200 at most. Calls each of them once."""
+    begun = time.perf_counter()
+    for function in functions.values():
+        function()
+    return max(20, min(200, int(seconds / (time.perf_counter() - begun))))

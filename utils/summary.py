@@ -64,3 +64,15 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
 def _shape(output: Any) -> list[int]:
     output = main_output(output) if isinstance(output, Tensor | tuple) else output
     return list(output.shape[1:]) if isinstance(output, Tensor) else []
+
+
+def count(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(example)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"macs": counter.get_total_flops() // (2 * len(example)), "parameters": parameters}
