@@ -48,6 +48,7 @@ SOURCES = {
     "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
                       given=("model", "criterion", "metrics", "config", "engine", "recorder",
                              "data_loader", "valid_data_loader")),
+    "exporter": Source("base.BaseExporter", "exporter", functions=False),
 }  # fmt: skip
 PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNegativeInt, "versions": dict,
          "inspection": Inspection, "heatmap": HeatMap}  # fmt: skip
@@ -114,6 +115,16 @@ class ConfigParser:
         spec = self.config.get(section)
         value = spec.get(key) if isinstance(spec, dict) else None
         return default if value is None else value
+
+    def of(self, place: Path) -> "ConfigParser":
+        """The configuration of another run, checkpoint or exported file, under this command line. Raises UserError."""
+        from utils import checkpoint
+
+        resume, state = checkpoint.find(place, best=True)
+        config = state["config"] or self.config
+        if "exporter" in self.config:
+            config = config | {"exporter": self.config["exporter"]}
+        return ConfigParser(config, f"the config in {resume}", resume, state["config"] is not None, self.arguments)
 
     def init_ftn(self, section: str, **given: Any) -> Callable:
         """The class or function that `section` names, with its arguments bound, to be called later."""
@@ -223,6 +234,8 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
     """The configuration a command line asks for. Raises UserError."""
     resume, config, origin, continued = None, None, str(arguments.config), False
     testing = getattr(arguments, "best", False)
+    if getattr(arguments, "compare", None):
+        arguments.resume = arguments.resume or arguments.compare[0]
     if testing and not arguments.resume:
         raise UserError("which network? Say -r PATH, a checkpoint or a run's folder, or -r for the newest run")
     if arguments.config:
@@ -234,10 +247,18 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
         if arguments.resume == NEWEST and not testing:
             config = None  # -r -c FILE goes on with the newest run of that name, by its own configuration
         resume, state = checkpoint.find(place, best=testing)
+        if not testing and not state["state_dict"]:
+            raise UserError(f"{resume} is for testing only: training goes on with the checkpoint it was made from")
         if config is None:
             config, origin, continued = state["config"], f"the config in {resume}", True
+            if config is None:
+                raise UserError(
+                    f"{resume} was made elsewhere and carries no configuration: say -c FILE, for data like its own"
+                )
     elif config is None:
         raise UserError("which configuration? Say -c FILE, for example -c config.json, or -r PATH for a run there is")
+    for section, name in getattr(arguments, "defaults", {}).items():
+        config.setdefault(section, {"type": name})
     for option in options:
         value = getattr(arguments, ".".join(option.target))
         if value is not None:

@@ -1,6 +1,6 @@
 """Test a trained network:  python test.py -r saved/models/<name>/<run>
 
--r PATH                    a checkpoint, or a run's folder, of which the best checkpoint is taken
+-r PATH                    a checkpoint, a run's folder, of which the best checkpoint is taken, or an exported .onnx file
 -r PATH -c FILE            the same network, with the data, loss and metrics of another configuration
 -r PATH --images FILE ...  what it says of these pictures, or of those in these folders
 """
@@ -16,6 +16,8 @@ def add_arguments(parser):
     parser.add_argument("--split", choices=["test", "val", "train"], default="test", help="the samples to test on")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="predict these pictures, or those in these folders")
     parser.add_argument("--heatmap", action="store_true", help="with --images: show where the network saw the class")
+    parser.add_argument("--threads", type=int, default=1, metavar="N",
+                        help="of an .onnx file: how many compute; 0 for all (default: 1)")  # fmt: skip
     parser.set_defaults(best=True)
 
 
@@ -24,7 +26,8 @@ def main(config):
     from logger import report_test  # these import torch, which --help can do without
     from trainer import Predictions, build_trained_network, evaluate, explain, inspect, predict_images, progress, start_test
     from trainer.inspection import find_threshold
-    from utils import checkpoint
+    from trainer.speed import speed_of
+    from trainer.start import trained_state
 
     if config.arguments.images:
         predict_images(config)
@@ -36,14 +39,15 @@ def main(config):
         evaluate(model, islice(data_loader, 1), criterion, metrics, engine)
         config.get_logger("test").info("check passed")
         return
-    trained = checkpoint.load(config.resume)
+    trained = trained_state(config)
     threshold = find_threshold(config, trained, model, criterion, engine)  # on validation data, never on what is tested
     predictions = Predictions(trained.get("classes"), data_loader.classes)
     begun = time.perf_counter()
     result = evaluate(model, progress(data_loader), criterion, metrics, engine, predictions.add)
     seconds = time.perf_counter() - begun
     inspection = inspect(predictions, threshold)
-    report_test(config, data_loader, result, seconds, predictions, inspection, explain(config, model, predictions, engine))
+    maps, speed = explain(config, model, predictions, engine), speed_of(config, model, data_loader, engine)
+    report_test(config, data_loader, result, seconds, predictions, inspection, maps, speed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run shows and leaves behind: console, info.log, metrics.csv, TensorBoard."""
 
 from logger.charts import as_picture, overlay
-from logger.files import file_names, probability_columns, rounded, write_csv
+from logger.files import aligned, file_names, probability_columns, rounded, test_folder, write_csv, write_text
 from logger.logger import setup_logging
 from logger.page import shown
 from logger.recorder import Recorder
@@ -11,6 +11,7 @@ from logger.visualization import TensorboardWriter
 __all__ = [
     "Recorder",
     "TensorboardWriter",
+    "aligned",
     "as_picture",
     "file_names",
     "overlay",
@@ -19,5 +20,7 @@ __all__ = [
     "rounded",
     "setup_logging",
     "shown",
+    "test_folder",
     "write_csv",
+    "write_text",
 ]

@@ -86,6 +86,19 @@ def threshold_chart(probability: np.ndarray, is_target: np.ndarray, chosen: dict
     return _svg(figure)
 
 
+def comparison_chart(rows: list[dict]) -> str:
+    """An SVG picture of what `exporter.compare` found: latency, size and accuracy of each file."""
+    figure = _figure(9, 1.2 + 0.45 * len(rows))
+    panels = {"p50_ms": "ms, one sample", "megabytes": "MB", "accuracy": "accuracy"}
+    for axes, (key, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
+        bars = axes.barh([row["file"] for row in rows], [row[key] or 0 for row in rows], color="#2a78b8")
+        axes.bar_label(bars, ["" if row[key] is None else f"{row[key]:.4g}" for row in rows], padding=3)
+        axes.margins(x=0.25)
+        axes.set_xlabel(label)
+    axes.invert_yaxis()  # the first on top
+    return _svg_file(figure).getvalue().decode()
+
+
 def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
@@ -93,6 +106,10 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _svg(figure: Any) -> str:
+    return _uri(_svg_file(figure), "image/svg+xml")
+
+
+def _svg_file(figure: Any) -> io.BytesIO:
     import warnings
 
     from matplotlib import rc_context
@@ -102,7 +119,7 @@ def _svg(figure: Any) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kata"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return _uri(file, "image/svg+xml")
+    return file
 
 
 def _uri(file: io.BytesIO, kind: str) -> str:

@@ -26,6 +26,17 @@ def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> N
     write_text(path, file.getvalue(), "utf-8-sig")
 
 
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table for the screen: the first column on the left, numbers on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
+
+
+def test_folder(tested: Path) -> Path:
+    """Where tests of a checkpoint leave what they found: test/ beside it; for an exported file a folder of its own there."""
+    return tested.parent / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
+
+
 def probability_columns(classes: list[str]) -> list[str]:
     return [f"p({name})" for name in classes]
 

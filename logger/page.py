@@ -12,7 +12,7 @@ from logger.files import write_text
 
 SHOWN_MISTAKES = 24
 SHOWN_SUSPECTS = 12
-NOT_METRICS = ("checkpoint", "split", "n", "seconds", "samples_per_second", "inspection", "per_class")
+NOT_METRICS = ("checkpoint", "split", "n", "seconds", "samples_per_second", "speed", "inspection", "per_class")
 
 
 def shown(predictions: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from logger.charts import as_picture
-from logger.files import file_names, probability_columns, rounded, write_csv, write_pictures, write_text
+from logger.files import file_names, probability_columns, rounded, test_folder, write_csv, write_pictures, write_text
 from logger.page import write_page
 
 
@@ -20,8 +20,10 @@ def report_test(
     predictions: Any,
     inspection: dict | None,
     maps: dict[int, Tensor],
+    speed: dict[str, float] | None = None,
 ) -> Path:
-    """Show a test's result as a table, and keep it in test/ beside the checkpoint; returns the folder.
+    """Show a test's result as a table, and keep it in test/ beside the checkpoint
+    (an exported file's in test/<its name>/); returns the folder.
 
     Args:
         config: the ConfigParser of the test
@@ -31,6 +33,7 @@ def report_test(
         predictions: a `trainer.Predictions`
         inspection: what `trainer.inspection.inspect` gives, or None
         maps: heat maps (H, W) by position
+        speed: latency and throughput, where they were measured
     """
     split = config.arguments.split
     suffix = "" if split == "test" else f"_{split}"
@@ -44,8 +47,11 @@ def report_test(
         "samples_per_second": count / seconds,
     }
     lines = [f"{config.resume}", *_table(report)]
-    folder = config.resume.parent / "test"
-    folder.mkdir(exist_ok=True)
+    if speed:
+        report["speed"] = speed
+        lines.append(speed_line(speed))
+    folder = test_folder(config.resume)
+    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"result{suffix}.json"]
     if predictions.is_classification:
         if inspection:
@@ -74,6 +80,15 @@ def inspection_lines(inspection: dict) -> list[str]:
         for key, said in rule.items()
         for r in [inspection[key]]
     ]
+
+
+def speed_line(speed: dict) -> str:
+    """What `trainer.speed.speed_of` measured, in words."""
+    threads = f"{speed['threads']} thread{'s' if speed['threads'] > 1 else ''}" if speed["threads"] else "all threads"
+    return (
+        f"  on {speed['device']}, {threads}: one sample {speed['p50']:.2f} ms (95 % within {speed['p95']:.2f}), "
+        f"batches of {speed['batch_size']} {speed['samples_per_second']:,.0f} samples/s"
+    )
 
 
 def _table(report: dict[str, Any]) -> list[str]:

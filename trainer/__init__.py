@@ -3,6 +3,7 @@
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.heatmap import explain, heat_maps
 from trainer.inspection import inspect
+from trainer.judge import Judge
 from trainer.predict import predict_images
 from trainer.predictions import Predictions
 from trainer.start import (
@@ -18,6 +19,7 @@ from trainer.start import (
 from trainer.trainer import Trainer
 
 __all__ = [
+    "Judge",
     "Meters",
     "Predictions",
     "Trainer",

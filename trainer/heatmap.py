@@ -35,6 +35,8 @@ def heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str = "La
 
 
 def _heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str, layer: str | None) -> Tensor:
+    if not any(True for _ in model.parameters()):
+        raise UserError("heatmap: an exported file has no layers to look at; name the checkpoint it was made from")
     from torchcam import methods  # brings matplotlib along
 
     modes = {module: module.training for module in model.modules()}
@@ -61,7 +63,7 @@ def explain(config: Any, model: nn.Module, predictions: Predictions, engine: Eng
     Where the network has no places to show it is said, and there are none.
     """
     positions = shown(predictions) if predictions.is_classification else []
-    if not positions:
+    if not positions or not any(True for _ in model.parameters()):  # an exported file has no layers to look at
         return {}
     data = engine.to_device(torch.stack([predictions.pictures[position] for position in positions]))
     classes = engine.to_device(torch.from_numpy(predictions.probabilities[positions].argmax(1)))

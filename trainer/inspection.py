@@ -5,7 +5,6 @@ called the target where the target's probability is at or above the threshold.
 """
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -38,9 +37,7 @@ def find_threshold(config: Any, trained: dict, model: nn.Module, criterion: Any,
     if not is_target.any():
         raise UserError(f'inspection.target: none of the validation samples is "{wanted["target"]}"')
     chosen = wanted | {"threshold": choose_threshold(probability[is_target], wanted["max_escape"])}
-    modified = config.resume.stat().st_mtime
-    checkpoint.save(trained | {"inspection": chosen}, config.resume)
-    os.utime(config.resume, (modified, modified))  # "the newest run" means the one trained last
+    checkpoint.amend(config.resume, trained, inspection=chosen)
     return chosen
 
 

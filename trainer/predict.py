@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_loader.pictures import read_picture
-from logger import as_picture, file_names, overlay, probability_columns, rounded, setup_logging, write_csv
+from logger import as_picture, file_names, overlay, probability_columns, rounded, setup_logging, test_folder, write_csv
 from trainer.heatmap import heat_maps
 from trainer.predictions import class_names
-from trainer.start import build_trained_network, keep_normalisation, machine
-from utils import checkpoint
+from trainer.start import build_trained_network, keep_normalisation, machine, trained_state
 from utils.errors import RunError, UserError
 
 LIKELIEST = 3
@@ -28,14 +27,14 @@ def predict_images(config: Any) -> Path:
     setup_logging()
     logger = config.get_logger("test")
     files = list(find_pictures(config.arguments.images))
-    state = checkpoint.load(config.resume)
+    state = trained_state(config)
     channels, *size = state["input"]["shape"]
     if len(size) != 2 or channels not in (1, 3):
         raise UserError(f"--images: the network takes no pictures, but inputs of {state['input']['shape']}")
     engine = machine(config)
     model = engine.prepare(build_trained_network(config))
     prepare = preparation(config, state["input"])
-    folder = config.resume.parent / "test" / "images"
+    folder = test_folder(config.resume) / "images"
     folder.mkdir(parents=True, exist_ok=True)
     overlays = dict(zip(files, file_names((file.stem for file in files), ".jpg"), strict=True))
     rows, unreadable, classes, chosen = [], [], [], state.get("inspection")
@@ -92,12 +91,11 @@ def preparation(config: Any, wanted: dict) -> Any:
 
 def plain_preparation(picture: Tensor, wanted: dict) -> Tensor:
     """A picture, uint8 (C, h, w), in `wanted["shape"]`, from 0 to 1, without its mean and divided by its std."""
-    data = picture[None].float() / 255
-    data = F.interpolate(data, wanted["shape"][1:], mode="bilinear", antialias=True, align_corners=False)[0]
+    data = F.interpolate(picture[None].float(), wanted["shape"][1:], mode="bilinear", antialias=True, align_corners=False)[0]
     mean, std = (
         torch.tensor(wanted.get(key) or default).view(-1, 1, 1) for key, default in (("mean", [0.0]), ("std", [1.0]))
     )
-    return (data - mean) / std
+    return (data.round() / 255 - mean) / std  # rounded, as a picture that was resized elsewhere is
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from logger import Recorder, setup_logging
-from utils import checkpoint, config_file
+from utils import checkpoint, config_file, onnx_file
 from utils.config_file import assign
 from utils.engine import Engine
 from utils.errors import UserError
+from utils.exported import ExportedNetwork
 from utils.lookup import signature_of
 from utils.networks import take_channels
 from utils.versions import versions
@@ -38,8 +40,28 @@ def start(config: Any) -> tuple[Engine, Recorder]:
 def start_test(config: Any) -> tuple[Engine, Any]:
     """Prepare a test: the machine, and the loader of the split that --split names. Makes no run folder."""
     setup_logging()
-    keep_normalisation(config, checkpoint.load(config.resume)["input"])
-    return machine(config), loader_of(config, config.arguments.split)
+    trained = trained_state(config)
+    keep_normalisation(config, trained["input"])
+    loader = loader_of(config, config.arguments.split)
+    known, found = trained["classes"], loader.classes
+    if known is not None and found is not None and len(known) != len(found):
+        raise UserError(
+            f"{config.resume} tells {len(known)} classes apart ({_shortened(known)}), the data have {len(found)} "
+            f"({_shortened(found)})"
+        )
+    return machine(config), loader
+
+
+def trained_state(config: Any) -> dict:
+    """What the checkpoint or exported file says that `config.resume` names.
+
+    Of a file made elsewhere, without metadata, classes and input are taken from the config's data.
+    """
+    state = checkpoint.load(config.resume)
+    if state["input"] is None:
+        loader = config.init_obj("data_loader")
+        state |= {"classes": loader.classes, "input": loader.input}
+    return state
 
 
 def loader_of(config: Any, split: str) -> Any:
@@ -116,14 +138,22 @@ def build_network(config: Any, classes: list[str] | None, shape: list[int]) -> n
 def build_trained_network(config: Any) -> nn.Module:
     """The network of the checkpoint that `config.resume` names, ready to evaluate: the averaged one, where there is one.
 
-    Raises CheckpointError where the weights do not fit it.
+    An exported file stands for itself. Raises CheckpointError where the weights do not fit the network.
     """
-    state = checkpoint.load(config.resume)
+    state = trained_state(config)
+    if config.resume.suffix == onnx_file.SUFFIX:
+        load = partial(onnx_file.runner, config.resume, config.arguments.threads)
+        name, parts = str(config.resume), (state["input"], state["preprocessed"], state["softmax"], state["classes"])
+        return ExportedNetwork(name, load, *parts).eval()
     if not config.continued:  # another config says where the data are; the network stays the checkpoint's
         config.config["arch"] = state["config"]["arch"]
     model = build_network(config, state["classes"], state["input"]["shape"])
     load_weights(model, read_weights(config.resume), str(config.resume), new_head=False)
     return model.eval()
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"
 
 
 def load_pretrained(config: Any, model: nn.Module) -> None:

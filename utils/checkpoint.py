@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from utils import onnx_file
 from utils.errors import CheckpointError, RunError, UserError
 
 BEST = "model_best.pth"
@@ -59,7 +60,10 @@ def save(state: dict, path: Path) -> None:
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged or none of ours."""
+    """Read a checkpoint onto the CPU, or what an exported file says in its place. Raises CheckpointError where it is
+    damaged or none of ours."""
+    if Path(path).suffix == onnx_file.SUFFIX:
+        return onnx_file.load(path)
     state = load_file(path)
     missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
     if missing:
@@ -67,6 +71,16 @@ def load(path: Path) -> dict:
     if not isinstance(state["config"], dict):
         raise CheckpointError(f"{path}: its config is no plain data")
     return state
+
+
+def amend(path: Path, state: dict, **changes: Any) -> None:
+    """Change some of what the file `path` holds, which `load` read as `state`; it stays as old as it is."""
+    modified = path.stat().st_mtime
+    if path.suffix == onnx_file.SUFFIX:
+        onnx_file.amend(path, **changes)
+    else:
+        save(state | changes, path)
+    os.utime(path, (modified, modified))  # "the newest run" means the one trained last
 
 
 def load_file(path: Path) -> Any:

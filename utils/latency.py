@@ -81,6 +81,14 @@ def spread(times: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(ordered), "p95": ordered[math.ceil(0.95 * len(ordered)) - 1]}
 
 
+def enough_rounds(functions: Mapping[str, Callable[[], Any]], seconds: float = 3.0) -> int:
+    """How many rounds of these take about so long: 20 at least, 200 at most. Calls each of them once."""
+    begun = time.perf_counter()
+    for function in functions.values():
+        function()
+    return max(20, min(200, int(seconds / (time.perf_counter() - begun))))
+
+
 def onnx_bytes(network: Any, example: Any) -> bytes:
     """The network as ONNX, by the exporter that needs a tenth of the time: to be measured, not to be kept.
 

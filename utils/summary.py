@@ -75,3 +75,9 @@ def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], 
 def _shape(output: Any) -> list[int]:
     output = main_output(output) if isinstance(output, Tensor | tuple) else output
     return list(output.shape[1:]) if isinstance(output, Tensor) else []
+
+
+def count(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters."""
+    macs = multiply_adds(network, example)[0][""]
+    return {"macs": macs, "parameters": sum(parameter.numel() for parameter in network.parameters())}
