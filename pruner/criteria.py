@@ -6,7 +6,9 @@ from typing import Any
 from utils.errors import UserError
 from utils.lookup import Source
 
-SOURCE = Source("torch_pruning.importance.Importance", "pruner", libraries=("torch_pruning.importance",), functions=False)
+SOURCE = Source(
+    "torch_pruning.pruner.importance.Importance", "pruner", libraries=("torch_pruning.pruner.importance",), functions=False
+)
 REFUSED = {
     "OBDCImportance": "torch-pruning 1.6 cannot prepare it for networks with residual connections",
     "GroupHessianImportance": "in torch-pruning 1.6 only the last sample counts",
@@ -39,6 +41,6 @@ def build_importance(spec: str | dict) -> Any:
 
 def needs_gradients(importance: Any) -> bool:
     """Whether the criterion looks at the loss's gradients."""
-    from torch_pruning.importance import GroupTaylorImportance
+    from torch_pruning.pruner.importance import GroupTaylorImportance
 
     return getattr(importance, "needs_gradients", isinstance(importance, GroupTaylorImportance))

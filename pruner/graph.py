@@ -87,7 +87,9 @@ class ChannelGraph:
                     forward_fn=lambda module, inputs: run_with_auxiliary_heads(module, *inputs),
                     **options,
                 )
-                found = list(self.library.DG.get_all_groups(self.library.ignored_layers, (nn.modules.conv._ConvNd, nn.Linear)))
+                found = list(
+                    self.library.DG.get_all_groups(self.library.ignored_layers, (nn.modules.conv._ConvNd, nn.Linear))
+                )
             except UserError:
                 raise
             except Exception as error:
@@ -129,4 +131,3 @@ class ChannelGraph:
         channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
         dep = group.root[0].dep
         self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
-

@@ -104,7 +104,11 @@ class Plan:
         The last block is the one, of all scopes, that comes closest to the goal.
         """
         while size(self.removals()) > goal:
-            choices = {scope: name for scope in self.scopes if scope not in self.settled and (name := self.next_in(scope)) is not None}
+            choices = {
+                scope: name
+                for scope in self.scopes
+                if scope not in self.settled and (name := self.next_in(scope)) is not None
+            }
             if not choices:
                 return False
             name = choices[min(choices, key=self.sparsity)]

@@ -141,7 +141,13 @@ class MagnitudePruner(BasePruner):
         return plan.removals()
 
     def _faster(
-        self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, goal: float, original: dict[str, Any]
+        self,
+        graph: ChannelGraph,
+        forecast: SizeForecast,
+        example: Tensor,
+        part: float,
+        goal: float,
+        original: dict[str, Any],
     ) -> dict[str, np.ndarray]:
         batch = example[:1].repeat(self.batch_size, *[1] * (example.ndim - 1)).cpu().numpy()
         reference = session(original["onnx"], self.threads)
@@ -154,7 +160,10 @@ class MagnitudePruner(BasePruner):
             network = copy.deepcopy(graph.network)
             _remove(self._graph(network, example), tried[share])
             trial = session(onnx_bytes(network, example), self.threads)
-            runs = {"original": lambda: reference.run(None, {"input": batch}), "cut": lambda: trial.run(None, {"input": batch})}
+            runs = {
+                "original": lambda: reference.run(None, {"input": batch}),
+                "cut": lambda: trial.run(None, {"input": batch}),
+            }
             return ratio(interleaved(runs, enough_rounds(runs)), "cut", "original")
 
         if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
@@ -176,9 +185,9 @@ class MagnitudePruner(BasePruner):
                 worth[group.name] = value.detach().float().cpu().numpy().reshape(group.parts, group.units).mean(0)
         groups = [group for group in graph.groups if group.name in worth]
         own = {g.name: ratio for pattern, ratio in self.ratios.items() for g in groups if _touches(pattern, g)}
-        scopes = {
-            g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups
-        } | {name: name for name in own}
+        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups} | {
+            name: name for name in own
+        }
         plan = Plan(groups, worth, self._widths, scopes, self.limits)
         plan.remove_share({scope: own[scope] * part if scope in own else share for scope in plan.scopes})
         plan.settled |= own.keys()
@@ -187,7 +196,9 @@ class MagnitudePruner(BasePruner):
     def _left(self, graph: ChannelGraph) -> str:
         """Why no more goes, in words."""
         if not graph.groups:
-            return f"Nothing in {type(graph.network).__name__} can be removed: all its layers are kept, or pass on what is kept"
+            return (
+                f"Nothing in {type(graph.network).__name__} can be removed: all its layers are kept, or pass on what is kept"
+            )
         limits = self.limits
         layers = ", ".join(f"{g.name} {g.width} of {self._widths[g.name]}" for g in graph.groups[:6])
         more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
@@ -221,7 +232,9 @@ class BNScalePruner(_Sparse):
 
     library = "BNScalePruner"
 
-    def __init__(self, *args: Any, importance: str | dict = "BNScaleImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any):
+    def __init__(
+        self, *args: Any, importance: str | dict = "BNScaleImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any
+    ):
         super().__init__(*args, importance=importance, **kwargs)
         self.reg = reg
 

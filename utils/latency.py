@@ -1,5 +1,6 @@
 """How long a network takes in onnxruntime: one place that makes its sessions, and a fair comparison of several."""
 
+import contextlib
 import copy
 import math
 import random
@@ -100,10 +101,11 @@ def onnx_bytes(network: Any, example: Any) -> bytes:
     import torch
 
     from utils.engine import unwrap
+    from utils.networks import plain_attention
 
     network, example, file = copy.deepcopy(unwrap(network)).cpu().eval(), example.detach().cpu(), io.BytesIO()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), plain_attention(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network, (example,), file, dynamo=False, opset_version=17, input_names=["input"], output_names=["output"],

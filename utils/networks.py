@@ -31,6 +31,17 @@ def auxiliary_outputs(output: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While it lasts, torch's attention is computed in steps that can be counted and exported, not in one of its own."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextlib.contextmanager
 def all_thawed(network: nn.Module) -> Iterator[None]:
     """While it lasts, all parameters want gradients: without them autograd does not see a layer."""
     frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]

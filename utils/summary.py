@@ -4,7 +4,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.networks import main_output
+from utils.networks import main_output, plain_attention
 
 
 def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
@@ -54,18 +54,16 @@ def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training, fused = network.training, torch.backends.mha.get_fastpath_enabled()
+    was_training = network.training
     counter = FlopCounterMode(display=False)
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused attention
-        with torch.no_grad(), counter:
+        with plain_attention(), torch.no_grad(), counter:
             output = main_output(network.eval()(example))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         size = "x".join(map(str, example.shape[1:]))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         network.train(was_training)
     prefix, each = f"{type(network).__name__}.", 2 * len(example)
     counts = {name.removeprefix(prefix): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()}
