@@ -200,3 +200,6 @@ def _pruning(structure: dict | None) -> Any:
 
 def _numbers(judgement: Any) -> dict[str, float]:
     return judgement.metrics | ({} if judgement.accuracy is None else {"accuracy": judgement.accuracy})
+
+
+def export_checkpoint(config: Any, checkpoint: Path, path: Path) -> Path: ...
