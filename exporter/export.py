@@ -12,7 +12,7 @@ from torch import nn
 
 from base import BaseExporter
 from exporter.proof import in_sizes, prove
-from logger import aligned, write_text
+from logger import aligned, threads_in_words, write_text
 from utils import onnx_file
 from utils.errors import RunError, UserError
 from utils.exported import Deployed, ExportedNetwork, describe_preprocessing
@@ -152,10 +152,8 @@ class Export:
         for metric in self.report["metrics"]["checkpoint"]:
             rows.append([metric, *(f"{self.report['metrics'][name][metric]:.4f}" for name in names)])
         latency = [self.report["latency"][path.name] for path in self.written]
-        threads = self.report["latency"]["threads"]
-        rows.append(
-            [f"ms p50, {threads} thread{'s' if threads != 1 else ''}", "", *(f"{each['p50']:.2f}" for each in latency)]
-        )
+        threads = threads_in_words(self.report["latency"]["threads"])
+        rows.append([f"ms p50, {threads}", "", *(f"{each['p50']:.2f}" for each in latency)])
         rows.append(["ms p95", "", *(f"{each['p95']:.2f}" for each in latency)])
         rows.append(["times the first", "", *(f"{each['ratio']:.3f}" for each in latency)])
         rows.append(["MB", "", *(f"{size / 1e6:.2f}" for size in self.report["bytes"].values())])

@@ -81,7 +81,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

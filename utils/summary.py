@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.networks import main_output
 
+REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError)  # what networks say to input that does not fit
+
 
 def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     """A table of the network's layers for a batch like `example` (N, ...): output shape, parameters, multiply-adds.
@@ -32,10 +34,8 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     try:
         with torch.no_grad(), counter:
             output = main_output(network.eval()(example))
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        size = "x".join(map(str, example.shape[1:]))
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
+    except REFUSALS as error:
+        raise _refused(network, example, error) from error
     finally:
         network.train(was_training)
         for handle in handles:
@@ -61,18 +61,30 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     return "\n".join(lines), output
 
 
+def _refused(network: nn.Module, example: Tensor, error: Exception) -> UserError:
+    size = "x".join(map(str, example.shape[1:]))
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}")
+
+
 def _shape(output: Any) -> list[int]:
     output = main_output(output) if isinstance(output, Tensor | tuple) else output
     return list(output.shape[1:]) if isinstance(output, Tensor) else []
 
 
 def count(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters."""
+    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters.
+
+    Raises UserError where the network cannot take such input.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        network(example)
+    try:
+        with torch.no_grad(), counter:
+            network(example)
+    except REFUSALS as error:
+        raise _refused(network, example, error) from error
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"macs": counter.get_total_flops() // (2 * len(example)), "parameters": parameters}
