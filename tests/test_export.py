@@ -1,6 +1,7 @@
 """export.py: the file against the original network by hand, and what becomes of files that are not equal to it."""
 
 import csv
+import gc
 import json
 import xml.etree.ElementTree
 
@@ -80,8 +81,8 @@ def test_what_the_file_says_of_itself(exported_run):
     assert metadata(exported_run / "model.int8.onnx") == said | {"int8": {"method": "minmax", "samples": 128}}
 
 
-def test_the_proof_is_written_with_the_metrics_of_both(exported_run):
-    report = read(exported_run / "export.json")
+def test_the_proof_is_written_with_the_metrics_of_both(exported):
+    report = read(exported / "export.json")
     assert report["passed"]
     assert report["split"] == "val"
     proof = report["proof"]
@@ -89,13 +90,13 @@ def test_the_proof_is_written_with_the_metrics_of_both(exported_run):
     assert proof["batch_sizes"] == [1, 5]
     assert proof["agreement"] == 1
     assert 0 < proof["relative_difference"] <= 1e-4
-    assert test_script.main(["-r", str(exported_run), "--split", "val"]) == 0
-    tested = read(exported_run / "test" / "result_val.json")
+    assert test_script.main(["-r", str(exported), "--split", "val"]) == 0
+    tested = read(exported / "test" / "result_val.json")
     for name in ("checkpoint", "model.onnx"):
         for metric in ("loss", "accuracy", "top_k_acc"):
             assert report["metrics"][name][metric] == pytest.approx(tested[metric], rel=1e-5)
     assert set(report["latency"]) == {"threads", "batch_size", "rounds", "model.onnx", "model.int8.onnx"}
-    assert report["bytes"]["model.int8.onnx"] == (exported_run / "model.int8.onnx").stat().st_size
+    assert report["bytes"]["model.int8.onnx"] == (exported / "model.int8.onnx").stat().st_size
 
 
 def test_int8_is_int8_by_channel_and_leaves_the_accuracy(exported_run, data_dir):
@@ -113,6 +114,7 @@ def test_int8_is_int8_by_channel_and_leaves_the_accuracy(exported_run, data_dir)
     right = [(output.argmax(1) == targets.numpy()).mean() for output in said]
     assert 0 < np.abs(said[0] - said[1]).max() < 0.2
     assert abs(right[0] - right[1]) < 0.03
+    assert len(np.unique(said[1])) > 1000  # probabilities, not one of 256 steps
 
 
 class Halfway(OnnxExporter):
@@ -331,8 +333,11 @@ def test_what_torch_cannot_export_is_said(exported, capsys, monkeypatch):
         raise RuntimeError("\nno way\nand a page of graphs")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
+    before = set(exported.iterdir())
     assert script.main(["-r", str(exported), "-s", LEGACY]) == 1
-    assert "torch cannot export Deployed to ONNX: no way\n" in capsys.readouterr().err
+    assert "torch cannot export LeNet to ONNX: no way\n" in capsys.readouterr().err
+    gc.collect()
+    assert set(exported.iterdir()) == before
 
 
 def test_compare_is_a_table_a_csv_and_a_picture(exported, capsys):

@@ -179,6 +179,10 @@ def test_a_file_made_elsewhere(exported, plain, digits, tmp_path, capsys, pictur
     one, two = (read(exported / "test" / place / "result.json") for place in ("", "foreign.onnx"))
     assert two["accuracy"] == one["accuracy"]
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert export.main(["--compare", str(plain), str(exported / "model.onnx"), "-c", str(own)]) == 0
+    rows = table(exported / "compare" / "compare.csv")
+    assert [row["macs"] for row in rows] == ["", "480500"]
+    assert rows[0]["accuracy"] == rows[1]["accuracy"]
     for file, more in ((exported, []), (plain, ["-c", str(own)])):
         assert script.main(["-r", str(file), *more, "--images", str(pictures)]) == 0
     one, two = (table(exported / "test" / place / "images" / "predictions.csv") for place in ("", "foreign.onnx"))
@@ -207,6 +211,7 @@ def test_what_a_file_cannot_do_is_said(exported, capsys, pictures, digits, tmp_p
     own = tmp_path / "own.json"
     own.write_text(json.dumps(digits()))
     assert "is for testing only" in refused(capsys, "-r", file, "-c", own, script=train_script)
+    assert "--threads -1: should be" in refused(capsys, "-r", file, "--threads", "-1")
     with pytest.raises(CheckpointError, match="there is no file"):
         onnx_file.load(exported / "none.onnx")
 
