@@ -17,7 +17,7 @@ from typing import Any, Literal
 from utils import command_line, config_file
 from utils.command_line import NEWEST, CustomArgs
 from utils.errors import ConfigError, Interrupted, RunError, UserError
-from utils.hints import HeatMap, Inspection, NonNegativeInt, OpenShare, ParameterRule, PositiveInt
+from utils.hints import HeatMap, Inspection, Machine, NonNegativeInt, OpenShare, ParameterRule, PositiveInt
 from utils.lookup import ROOT, Source
 from utils.specs import metric_name, spec_args
 
@@ -51,7 +51,7 @@ SOURCES = {
     "exporter": Source("base.BaseExporter", "exporter", functions=False),
 }  # fmt: skip
 PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNegativeInt, "versions": dict,
-         "inspection": Inspection, "heatmap": HeatMap}  # fmt: skip
+         "engine": Machine, "inspection": Inspection, "heatmap": HeatMap}  # fmt: skip
 REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 SAVE_DIR = "saved/"

@@ -113,7 +113,9 @@ class BaseTrainer(ABC):
         self.freezing.apply(model, self.epoch)
         self.model = self.engine.prepare(model)
         # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
-        self.optimizer = self.config.init_obj("optimizer", params=self._parameter_groups(model))
+        bound = self.config.init_ftn("optimizer")
+        options = self.engine.optimizer_options(bound.func, bound.keywords)
+        self.optimizer = self.config.init_obj("optimizer", params=self._parameter_groups(model), **options)
         check_optimizer(self.optimizer)
         interval = interval_of(self.config.get("lr_scheduler"))
         steps = self.epochs * (self.steps_per_epoch() if interval == "step" else 1)
@@ -178,6 +180,8 @@ class BaseTrainer(ABC):
             self._save_numbered()
             self.recorder.stopped(self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches")
             raise
+        for note in self.engine.take_notes():
+            self.logger.warning(note)
         for name in ("loss", "val_loss"):
             self.fail_unless_finite(name, log.get(name, 0.0))
         best = self.monitor.update(epoch, log)
@@ -223,7 +227,7 @@ class BaseTrainer(ABC):
             "monitor_best": self.monitor.best,
             "config": self.config.config,
             "lr_scheduler": self.schedule.state_dict(),
-            "scaler": None,
+            "scaler": self.engine.scaler.state_dict() or None,
             "ema": self.ema and {"n_averaged": int(self.ema.n_averaged), "state_dict": self.ema.module.state_dict()},
             "trainer": {"step": self.step, "monitor": self.monitor.state_dict()},
             "rng": randomness.get_state(),
@@ -237,7 +241,9 @@ class BaseTrainer(ABC):
         """Become the trainer that `state_dict` was taken from. Raises UserError where this is another one."""
         check_continuation(state, self.config.config, self.len_epoch)
         unwrap(self.model).load_state_dict(state["state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine.load_optimizer(self.optimizer, state["optimizer"])
+        if state.get("scaler"):
+            self.engine.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["lr_scheduler"])
         self.monitor.load_state_dict(state["trainer"]["monitor"])
         if self.ema is not None and state["ema"] is not None:

@@ -32,7 +32,7 @@ def evaluate(
     meters = Meters(metrics, engine.device)
     try:
         for data, target in map(engine.to_device, batches):
-            output = model(data)
+            output = engine.forward(model, data)
             meters.update(output, target, criterion(output, target))
             if each_batch is not None:
                 each_batch(data, target, output)

@@ -30,7 +30,7 @@ def start(config: Any) -> tuple[Engine, Recorder]:
         settings |= {"save_dir": config.temporary.name, "tensorboard": False}
     if config.continued:
         keep_normalisation(config, checkpoint.load(config.resume)["input"])
-    engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
+    engine = _engine(config)
     setup_logging(config.log_dir, settings.get("verbosity", 2))
     config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
     _begin(engine, config)
@@ -78,7 +78,7 @@ def loader_of(config: Any, split: str) -> Any:
 
 def machine(config: Any) -> Engine:
     """Where the command line and the config want to compute; what differs from that is said."""
-    engine = Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0))
+    engine = _engine(config, compile=None)  # one pass over some data is done before a compiler is
     _begin(engine, config)
     return engine
 
@@ -112,9 +112,14 @@ def keep_normalisation(config: Any, wanted: dict) -> None:
             assign(config.config, [section, "args", "normalize"], {key: wanted[key] for key in ("mean", "std")})
 
 
+def _engine(config: Any, **changes: Any) -> Engine:
+    settings = config.get("engine", {}) | changes
+    return Engine(config.arguments.device, config.get("n_gpu", 1), config.get("seed", 0), settings)
+
+
 def _begin(engine: Engine, config: Any) -> None:
     engine.seed_epoch(0)
-    for note in engine.notes:
+    for note in engine.take_notes():
         config.get_logger("engine").warning(note)
 
 

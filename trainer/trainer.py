@@ -97,7 +97,7 @@ class Trainer(BaseTrainer):
         begun, counted = time.perf_counter(), self.meters.count
         with self._bar(f"epoch {epoch}/{self.epochs}", self.len_epoch, self.step) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
-                output = self.model(data)
+                output = self.engine.forward(self.model, data)
                 loss = self.loss(output, target)
                 self.meters.update(main_output(output), target, loss)
                 self.engine.backward(loss / self._batches_in_step())
@@ -135,6 +135,7 @@ class Trainer(BaseTrainer):
         return model if self.tail is None or model is self.model else Tail(model, self.tail)
 
     def _optimizer_step(self) -> None:
+        self.engine.unscale(self.optimizer)
         self.after_backward()
         self.engine.optimizer_step(self.optimizer, self.clip_grad_norm)
         self.schedule.after_step()

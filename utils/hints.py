@@ -32,9 +32,36 @@ class Inspection(TypedDict):
     max_escape: NotRequired[Share]
 
 
+class Machine(TypedDict):
+    """The section "engine": how to compute. tf32 is float32 through a GPU's fast units, bf16 and fp16 mix in 16 bits."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    precision: NotRequired[Literal["fp32", "tf32", "bf16", "fp16"]]
+    compile: NotRequired[Literal["default", "reduce-overhead", "max-autotune"] | None]
+    channels_last: NotRequired[bool]
+    deterministic: NotRequired[bool]
+
+
 class HeatMap(TypedDict):
     """The section "heatmap": torchcam's method, and the layer it looks at; null for the last that has a place for it."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     method: NotRequired[Literal["GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM"]]
     layer: NotRequired[str | None]
+
+
+class Target(TypedDict):
+    """What a pruned network should come to: one of the first six, and how latency is measured.
+
+    macs, params and latency are shares of the original's, latency_ms milliseconds.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    channel_sparsity: NotRequired[OpenShare]
+    macs: NotRequired[OpenShare]
+    params: NotRequired[OpenShare]
+    latency: NotRequired[OpenShare]
+    latency_ms: NotRequired[PositiveFloat]
+    max_accuracy_drop: NotRequired[OpenShare]
+    threads: NotRequired[PositiveInt]
+    batch_size: NotRequired[PositiveInt]

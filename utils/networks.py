@@ -1,8 +1,11 @@
 """What can be done to any network: find its head, freeze it, group its parameters, fit it to grey pictures."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
@@ -25,6 +28,68 @@ def main_output(output: Any) -> Tensor:
 def auxiliary_outputs(output: Any) -> list[Tensor]:
     """What the auxiliary heads gave, if there are any."""
     return [] if isinstance(output, Tensor) else [extra for extra in output[1:] if extra is not None]
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """While it lasts, torch's attention is computed in steps that can be counted and exported, not in one of its own."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextlib.contextmanager
+def all_thawed(network: nn.Module) -> Iterator[None]:
+    """While it lasts, all parameters want gradients: without them autograd does not see a layer."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def run_with_auxiliary_heads(network: nn.Module, example: Tensor) -> Any:
+    """The outputs in evaluation mode, those of auxiliary heads too: the outermost module alone is told that it trains."""
+    was_training, network.training = network.training, True
+    try:
+        return network(example)
+    finally:
+        network.training = was_training
+
+
+def output_layers(network: nn.Module, example: Tensor) -> list[str]:
+    """Names of the layers with weights that the outputs come from, auxiliary heads among them. Changes nothing."""
+    made: dict[Any, str] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: made.__setitem__(output.grad_fn, name))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    ]
+    try:
+        with all_thawed(network):
+            output = run_with_auxiliary_heads(network, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names, seen = [], set()
+    steps = [tensor.grad_fn for tensor in (main_output(output), *auxiliary_outputs(output))]
+    while steps:
+        step = steps.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        if step in made:
+            names.append(made[step])
+        else:
+            steps += [before for before, _ in step.next_functions]
+    return names
 
 
 def take_channels(network: nn.Module, channels: int) -> None:

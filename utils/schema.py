@@ -18,6 +18,8 @@ TITLES = {
     "n_gpu": "how many GPUs to use; 0 for the CPU",
     "versions": "what the run was made with; written by the run",
     "inspection": "target: the class that must not be missed; max_escape: the share of it that may be, on validation data",
+    "engine": "precision: tf32 where not given; compile: torch.compile's mode; channels_last: true where not given; "
+    "deterministic: the same to the last bit on a GPU too, but slower",
     "heatmap": "method: torchcam's; layer: the one it looks at, found where not given",
 }
 

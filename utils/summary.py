@@ -4,21 +4,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.networks import main_output
-
-REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError)  # what networks say to input that does not fit
+from utils.networks import main_output, plain_attention
 
 
 def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     """A table of the network's layers for a batch like `example` (N, ...): output shape, parameters, multiply-adds.
 
-    Two levels deep, per sample; and the network's output. Multiply-adds are half of what torch's FlopCounterMode counts.
-    The network is run once in evaluation mode, on the example's device.
+    Two levels deep, per sample; and the network's output. The network is run once in evaluation mode, on the example's
+    device.
     Raises UserError where it cannot take such input.
     """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     shapes: dict[str, list[int]] = {}
 
     def note(name: str) -> Callable:
@@ -29,22 +24,12 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
 
     layers = {name: module for name, module in network.named_modules() if name and name.count(".") < 2}
     handles = [module.register_forward_hook(note(name)) for name, module in layers.items()]
-    was_training = network.training
-    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            output = main_output(network.eval()(example))
-    except REFUSALS as error:
-        raise _refused(network, example, error) from error
+        counts, output = multiply_adds(network, example)
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
-    whole, each = type(network).__name__, 2 * len(example)
-    counts = {
-        name.removeprefix(f"{whole}."): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()
-    }
-    counts[""], shapes[""] = counter.get_total_flops() // (2 * len(example)), _shape(output)
+    shapes[""] = _shape(output)
     rows = [("layer", "output", "parameters", "trainable", "multiply-adds")]
     for name, module in [*layers.items(), ("", network)]:
         if name in shapes and (name == "" or any(True for _ in module.parameters())):
@@ -61,10 +46,28 @@ def summary(network: nn.Module, example: Tensor) -> tuple[str, Tensor]:
     return "\n".join(lines), output
 
 
-def _refused(network: nn.Module, example: Tensor, error: Exception) -> UserError:
-    size = "x".join(map(str, example.shape[1:]))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}")
+def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], Tensor]:
+    """Multiply-adds for one sample of `example` (N, ...) in each layer, by its name, in all by ""; and the output.
+
+    Half of what torch's FlopCounterMode counts, in evaluation mode. Raises UserError where the network cannot take it.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training = network.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with plain_attention(), torch.no_grad(), counter:
+            output = main_output(network.eval()(example))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        size = "x".join(map(str, example.shape[1:]))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"arch: {type(network).__name__} cannot take input of {size}: {reason}") from error
+    finally:
+        network.train(was_training)
+    prefix, each = f"{type(network).__name__}.", 2 * len(example)
+    counts = {name.removeprefix(prefix): sum(kinds.values()) // each for name, kinds in counter.get_flop_counts().items()}
+    return counts | {"": counter.get_total_flops() // each}, output
 
 
 def _shape(output: Any) -> list[int]:
@@ -73,18 +76,6 @@ def _shape(output: Any) -> list[int]:
 
 
 def count(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters.
-
-    Raises UserError where the network cannot take such input.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.no_grad(), counter:
-            network(example)
-    except REFUSALS as error:
-        raise _refused(network, example, error) from error
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"macs": counter.get_total_flops() // (2 * len(example)), "parameters": parameters}
+    """{"macs", "parameters"}: multiply-adds for one sample of a batch like `example` (N, ...), and all parameters."""
+    macs = multiply_adds(network, example)[0][""]
+    return {"macs": macs, "parameters": sum(parameter.numel() for parameter in network.parameters())}

@@ -1,0 +1,359 @@
+"""The pruners that a config can name. They differ in how channels are made unimportant before they are cut."""
+
+import copy
+import re
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from base import BasePruner
+from pruner.criteria import build_importance, needs_gradients
+from pruner.families import FAMILIES
+from pruner.graph import ChannelGraph, ChannelGroup
+from pruner.plan import Limits, Plan, SizeForecast
+from utils.errors import UserError
+from utils.hints import NonNegativeFloat, OpenShare, PositiveFloat, PositiveInt, Share, Target
+from pruner.latency import meet
+from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
+from utils.lookup import did_you_mean
+from utils.networks import output_layers
+from utils.structure import describe, note_cut
+from utils.summary import multiply_adds
+
+AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
+NEAR, ROUGHLY = 0.95, 0.8  # a latency is met from this share of it on: in the last step, and in those before
+
+
+class MagnitudePruner(BasePruner):
+    """Cuts the least important channels of each layer, together with all that hangs on them.
+
+    Args:
+        iterative_steps: cuts to get there in, with training between them
+        channel_sparsity: the share of each layer's channels that is cut in the end; the same as target.channel_sparsity
+        target: what to aim at instead: {"macs": 0.3}, {"params": 0.3}, {"latency": 0.5}, {"max_accuracy_drop": 0.01}
+        importance: what a channel is worth, the name of one of torch-pruning's criteria, or with its arguments
+        global_pruning: rank the channels of all layers in one list, instead of each layer's in its own
+        isomorphic: rank those of layers that are connected alike in one list (Fang et al., arXiv:2407.04616)
+        round_to: widths are made multiples of this; processors are fast with multiples of 8
+        max_channel_sparsity: no layer loses a larger share of its channels
+        min_channels: so many channels every layer keeps
+        ignored_layers: names of layers, or regular expressions of names, that keep all their outputs
+        ratios: the share that single layers lose, by name or regular expression
+    """
+
+    library = "BasePruner"  # torch-pruning's class, whose regularizer is used
+
+    def __init__(
+        self,
+        iterative_steps: PositiveInt = 1,
+        channel_sparsity: OpenShare | None = None,
+        target: Target | None = None,
+        importance: str | dict = "MagnitudeImportance",
+        global_pruning: bool = False,
+        isomorphic: bool = False,
+        round_to: PositiveInt = 8,
+        max_channel_sparsity: OpenShare = 0.95,
+        min_channels: PositiveInt = 1,
+        ignored_layers: list[str] | None = None,
+        ratios: dict[str, Share] | None = None,
+    ):
+        aims = {key: value for key, value in (target or {}).items() if key in AIMS}
+        aims |= {} if channel_sparsity is None else {"channel_sparsity": channel_sparsity}
+        if len(aims) != 1 or (channel_sparsity is not None and target is not None):
+            both = f"not {' and '.join(sorted(aims))} together" if len(aims) > 1 else "there is none"
+            raise UserError(f"pruner.args: one aim is needed, channel_sparsity or one of target ({', '.join(AIMS)}); {both}")
+        if global_pruning and isomorphic:
+            raise UserError("pruner.args: global_pruning ranks all layers in one list, isomorphic in several: choose one")
+        [(self.aim, self.value)] = aims.items()
+        self.threads, self.batch_size = (target or {}).get("threads", 1), (target or {}).get("batch_size", 1)
+        self.max_accuracy_drop = self.value if self.aim == "max_accuracy_drop" else None
+        self.iterative_steps, self.global_pruning, self.isomorphic = iterative_steps, global_pruning, isomorphic
+        self.limits = Limits(round_to, min_channels, max_channel_sparsity)
+        self.ignored_layers, self.ratios = ignored_layers or [], ratios or {}
+        self.importance = build_importance(importance)
+        self.needs_gradients = needs_gradients(self.importance)
+        self._widths: dict[str, int] = {}  # each group's, before the first cut
+        self._sparse: Any = None
+
+    def cut(self, network: nn.Module, example: Tensor, step: int, original: dict[str, Any]) -> bool:
+        was_training, shape = network.training, describe(network)
+        graph = self._graph(network.eval(), example)
+        macs, output = multiply_adds(network, example)
+        part = min(step / self.iterative_steps, 1.0)
+        forecast = SizeForecast(network, graph.groups, macs)
+        removals = self._choose(graph, forecast, example, part, original)
+        if not removals:
+            raise UserError(f"pruner: step {step} would remove nothing. {self._left(graph)}")
+        _remove(graph, removals)
+        note_cut(network, shape)
+        _check(network, example, output)
+        network.train(was_training)
+        self._sparse = None
+        return part == 1.0
+
+    def options(self) -> dict[str, Any]:
+        """What torch-pruning's class takes beside what all of them do."""
+        return {}
+
+    def state_dict(self) -> dict:
+        return {"widths": self._widths}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._widths = dict(state["widths"])
+
+    def _graph(self, network: nn.Module, example: Tensor) -> ChannelGraph:
+        import torch_pruning
+
+        names = [name for name, _ in network.named_modules() if name]
+        for pattern in self.ratios:
+            for name in sorted(_matching(pattern, names, "ratios") & set(output_layers(network, example))):
+                raise UserError(f"pruner.args.ratios: {name} gives the network's output, it keeps all its channels")
+        kept = {name for pattern in self.ignored_layers for name in _matching(pattern, names, "ignored_layers")}
+        library = getattr(torch_pruning.pruner, self.library)
+        graph = ChannelGraph(network, example, sorted(kept), library, self.importance, **self.options())
+        for group in graph.groups:
+            self._widths.setdefault(group.name, group.width)
+        return graph
+
+    def _choose(
+        self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """The units that go of each group, once `part` of the way is to be done."""
+        if self.aim in ("channel_sparsity", "max_accuracy_drop"):
+            share = self.value if self.aim == "channel_sparsity" else self.limits.max_channel_sparsity
+            return self._plan(graph, part, share * part).removals()
+        if self.aim in ("macs", "params"):
+            self._smaller(graph, forecast, part, self.aim, self.value * original[self.aim])  # can it be reached at all?
+            return self._smaller(graph, forecast, part, self.aim, _on_the_way(self.value, part) * original[self.aim])
+        goal = self.value if self.aim == "latency" else self.value / original["latency_ms"]
+        return self._faster(graph, forecast, example, part, goal, original)
+
+    def _smaller(
+        self, graph: ChannelGraph, forecast: SizeForecast, part: float, what: str, goal: float
+    ) -> dict[str, np.ndarray]:
+        plan = self._plan(graph, part, 0.0)
+        if not plan.remove_until(lambda removals: forecast(removals)[what], goal):
+            raise UserError(
+                f"pruner.args.target: {what} cannot come down to {goal:,.0f}, {forecast(plan.removals())[what]:,.0f} is the "
+                f"least. {self._left(graph)}"
+            )
+        return plan.removals()
+
+    def _faster(
+        self,
+        graph: ChannelGraph,
+        forecast: SizeForecast,
+        example: Tensor,
+        part: float,
+        goal: float,
+        original: dict[str, Any],
+    ) -> dict[str, np.ndarray]:
+        batch = example[:1].repeat(self.batch_size, *[1] * (example.ndim - 1)).cpu().numpy()
+        reference = session(original["onnx"], self.threads)
+        tried: dict[float, dict[str, np.ndarray]] = {}
+
+        def latency(share: float) -> float:
+            plan = self._plan(graph, part, 0.0)
+            plan.remove_until(lambda removals: forecast(removals)["macs"], share * original["macs"])
+            tried[share] = plan.removals()
+            network = copy.deepcopy(graph.network)
+            _remove(self._graph(network, example), tried[share])
+            trial = session(onnx_bytes(network, example), self.threads)
+            runs = {
+                "original": lambda: reference.run(None, {"input": batch}),
+                "cut": lambda: trial.run(None, {"input": batch}),
+            }
+            return ratio(interleaved(runs, enough_rounds(runs)), "cut", "original")
+
+        if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
+            raise UserError(
+                f"pruner.args.target: {self.aim} cannot come down to {goal:.3g} of the original's, {least:.3g} is the least. "
+                + self._left(graph)
+            )
+        share = meet(latency, _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY)
+        if share is None:
+            raise UserError(f"pruner.args.target: {self.aim} {self.value} was not met by any of the cuts that were tried")
+        return tried[share]
+
+    def _plan(self, graph: ChannelGraph, part: float, share: float) -> Plan:
+        """A plan in which each scope has lost `share`, and each layer named in `ratios` what it is to lose by now."""
+        worth = {}
+        for group in graph.groups:
+            value = self.importance(group.root)
+            if value is not None:
+                worth[group.name] = value.detach().float().cpu().numpy().reshape(group.parts, group.units).mean(0)
+        groups = [group for group in graph.groups if group.name in worth]
+        own = {g.name: ratio for pattern, ratio in self.ratios.items() for g in groups if _touches(pattern, g)}
+        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups} | {
+            name: name for name in own
+        }
+        plan = Plan(groups, worth, self._widths, scopes, self.limits)
+        plan.remove_share({scope: own[scope] * part if scope in own else share for scope in plan.scopes})
+        plan.settled |= own.keys()
+        return plan
+
+    def _left(self, graph: ChannelGraph) -> str:
+        """Why no more goes, in words."""
+        if not graph.groups:
+            return (
+                f"Nothing in {type(graph.network).__name__} can be removed: all its layers are kept, or pass on what is kept"
+            )
+        limits = self.limits
+        layers = ", ".join(f"{g.name} {g.width} of {self._widths[g.name]}" for g in graph.groups[:6])
+        more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
+        return (
+            f"The channels are: {layers}{more}; round_to {limits.round_to}, min_channels {limits.min_channels} and "
+            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays, and {_name(self.importance)} what it can judge"
+        )
+
+
+class _Sparse(MagnitudePruner):
+    """Channels are made unimportant first, by sparsity gradients during `trainer.sparse_epochs`."""
+
+    sparsifies = True
+
+    def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
+        if self._sparse is None:
+            was_training = network.training
+            self._sparse = self._graph(network.eval(), example).library
+            network.train(was_training)
+
+    def regularize(self, network: nn.Module) -> None:
+        self._sparse.regularize(network)
+
+
+class BNScalePruner(_Sparse):
+    """Network slimming (Liu et al., arXiv:1708.06519): batch norms' scales are drawn to zero, the smallest go.
+
+    Args:
+        reg: strength of the sparsity gradient
+    """
+
+    library = "BNScalePruner"
+
+    def __init__(
+        self, *args: Any, importance: str | dict = "BNScaleImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any
+    ):
+        super().__init__(*args, importance=importance, **kwargs)
+        self.reg = reg
+
+    def options(self) -> dict[str, Any]:
+        return {"reg": self.reg}
+
+
+class GroupNormPruner(_Sparse):
+    """Group sparsity (Fang et al., arXiv:2301.12900): what hangs together is drawn to zero together.
+
+    Args:
+        reg: strength of the sparsity gradient
+        alpha: how much more the least important group is drawn than the most important, as a power of 2
+    """
+
+    library = "GroupNormPruner"
+
+    def __init__(
+        self,
+        *args: Any,
+        importance: str | dict = "GroupMagnitudeImportance",
+        reg: NonNegativeFloat = 1e-4,
+        alpha: PositiveFloat = 4.0,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, importance=importance, **kwargs)
+        self.reg, self.alpha = reg, alpha
+
+    def options(self) -> dict[str, Any]:
+        return {"reg": self.reg, "alpha": self.alpha}
+
+    def regularize(self, network: nn.Module) -> None:
+        self._sparse.regularize(network, alpha=2**self.alpha)
+
+
+class GrowingRegPruner(_Sparse):
+    """Growing regularization (Wang et al., arXiv:2012.09243): the less important, the more it is drawn, epoch by epoch.
+
+    Args:
+        reg: strength of the sparsity gradient at first
+        delta_reg: how much it grows in an epoch, for the least important
+    """
+
+    library = "GrowingRegPruner"
+
+    def __init__(
+        self,
+        *args: Any,
+        importance: str | dict = "GroupMagnitudeImportance",
+        reg: NonNegativeFloat = 1e-4,
+        delta_reg: NonNegativeFloat = 1e-4,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, importance=importance, **kwargs)
+        self.reg, self.delta_reg = reg, delta_reg
+        self._strengths: list[Tensor] = []
+
+    def options(self) -> dict[str, Any]:
+        return {"reg": self.reg, "delta_reg": self.delta_reg}
+
+    def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
+        fresh = self._sparse is None
+        super().begin_sparse(network, example)
+        strengths = self._sparse.group_reg
+        if fresh and self._strengths:
+            self._sparse.group_reg = dict(zip(strengths, self._strengths, strict=True))
+        if not fresh or self._strengths:
+            self._sparse.update_reg()
+        self._strengths = list(self._sparse.group_reg.values())
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"strengths": self._strengths}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._strengths, self._sparse = state["strengths"], None
+
+
+def _remove(graph: ChannelGraph, removals: dict[str, np.ndarray]) -> None:
+    for group in graph.groups:
+        if group.name in removals:
+            graph.remove(group, removals[group.name].tolist())
+    for family in FAMILIES:
+        for module in graph.network.modules():
+            if isinstance(module, family.types()):
+                family.mend(module)
+
+
+def _check(network: nn.Module, example: Tensor, before: Tensor) -> None:
+    """Raises UserError where the network that was cut does not run, or gives another number of outputs."""
+    advice = "name the layers that torch-pruning cannot follow in pruner.args.ignored_layers"
+    try:
+        output = multiply_adds(network, example)[1]
+    except UserError as error:
+        raise UserError(f"pruner: {type(network).__name__} does not run once it is cut ({error}); {advice}") from error
+    if output.shape != before.shape:
+        raise UserError(f"pruner: the cut made the output {list(output.shape)} of {list(before.shape)}; {advice}")
+
+
+def _on_the_way(goal: float, part: float) -> float:
+    """The share that is left after `part` of the steps, if widths, of which sizes are the squares, shrink evenly."""
+    return (1 - part * (1 - goal**0.5)) ** 2
+
+
+def _matching(pattern: str, names: list[str], key: str) -> set[str]:
+    """The modules of that name, those inside them, or those that match the regular expression. Raises UserError."""
+    try:
+        found = {name for name in names if name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name)}
+    except re.error as error:
+        raise UserError(f'pruner.args.{key}: "{pattern}" is no regular expression: {error}') from None
+    if not found:
+        raise UserError(f'pruner.args.{key}: no layer is called "{pattern}"{did_you_mean(pattern, names)}')
+    return found
+
+
+def _touches(pattern: str, group: ChannelGroup) -> bool:
+    names = [name for name, side, _ in group.touched if side == "out"]
+    return any(name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name) for name in names)
+
+
+def _name(importance: Any) -> str:
+    return type(importance).__name__
