@@ -10,9 +10,8 @@ import torch
 
 from base import BaseExporter
 from exporter.export import describe, network_of
-from logger import aligned, write_csv
+from logger import aligned, threads_in_words, write_csv, write_text
 from logger.charts import comparison_chart
-from logger.files import write_text
 from utils import onnx_file
 from utils.errors import UserError
 from utils.exported import Deployed
@@ -65,7 +64,7 @@ def compare(config: Any, exporter: BaseExporter, build_trained_network: Callable
     write_csv(place / "compare.csv", list(COLUMNS), ([row[column] for column in COLUMNS] for row in rows))
     write_text(place / "compare.svg", comparison_chart(rows))
     table = aligned([list(COLUMNS), *([_cell(row[column]) for column in COLUMNS] for row in rows)])
-    logger.info("\n".join([*table, f"{threads or 'all'} threads, one sample, in turn", f"written: {place}"]))
+    logger.info("\n".join([*table, f"{threads_in_words(threads)}, one sample, each in turn", f"written: {place}"]))
     return place
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from base import BaseExporter
 from exporter.proof import in_sizes, prove
-from logger import aligned, write_text
+from logger import aligned, threads_in_words, write_text
 from utils import onnx_file
 from utils.errors import RunError, UserError
 from utils.exported import Deployed, ExportedNetwork, describe_preprocessing
@@ -42,6 +42,8 @@ class Export:
         self.logger = config.get_logger("export")
         self.path = self._place()
         self.int8_path = self.path.with_name(f"{self.path.stem}.int8{exporter.suffix}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.work = tempfile.TemporaryDirectory(prefix=".export-", dir=self.path.parent)
         self.report: dict[str, Any] = {"checkpoint": config.resume.name, "split": judge.split, "metrics": {}}
         self.written: list[Path] = []
         self.faults: list[str] = []
@@ -53,7 +55,6 @@ class Export:
         deployed = Deployed(self.model, wanted, self.exporter.preprocess, self.exporter.softmax)
         self.metadata = describe(self.config, self.exporter, self.judge, count(self.model, example))
         part = self._part(self.path)
-        part.parent.mkdir(parents=True, exist_ok=True)
         self.exporter.export(deployed, torch.from_numpy(self.network(part).raw(example)), part, self.metadata)
 
     def prove(self) -> None:
@@ -84,7 +85,7 @@ class Export:
         self.exporter.quantize(self.written[0], samples, part)
         quantized = self.judge(self.network(part), in_sizes)
         drop = self.exported.accuracy - quantized.accuracy
-        passed = drop <= self.exporter.max_accuracy_drop
+        passed = drop <= self.exporter.max_accuracy_drop + 1e-9
         self.report["metrics"][self.int8_path.name] = _numbers(quantized)
         self.report["int8"] = {
             "calibration_samples": len(samples),
@@ -103,8 +104,8 @@ class Export:
     def measure(self) -> None:
         """Sizes, and the latency of what was written, side by side at batch 1."""
         example = self.network(self.written[0]).raw(self.judge.loader.example[None])
-        threads = self.config.arguments.threads
-        runs = {path.name: partial(self.exporter.load(path, threads), example) for path in self.written}
+        threads, device = self.config.arguments.threads, str(self.judge.engine.device)
+        runs = {path.name: partial(self.exporter.load(path, threads, device), example) for path in self.written}
         times = interleaved(runs, enough_rounds(runs))
         self.report["latency"] = {"threads": threads, "batch_size": 1, "rounds": len(times[self.written[0].name])} | {
             name: spread(each) | {"ratio": ratio(times, name, self.written[0].name)} for name, each in times.items()
@@ -113,6 +114,7 @@ class Export:
 
     def finish(self) -> None:
         """Show the report and keep it beside the file, as export.json. Raises RunError where something failed."""
+        self.work.cleanup()
         place = self.path.with_name("export.json")
         self.report |= {"exporter": type(self.exporter).__name__, "passed": not self.faults, "metadata": self.metadata}
         if self.config.arguments.check:
@@ -139,7 +141,8 @@ class Export:
         return Path(asked)
 
     def _part(self, path: Path) -> Path:
-        return path.with_name(f".{path.stem}.tmp{path.suffix}")
+        """Where the file is until it is known what it is worth; gone with this object."""
+        return Path(self.work.name) / path.name
 
     def _name(self, path: Path, passed: bool) -> None:
         """Give the file its name."""
@@ -152,10 +155,8 @@ class Export:
         for metric in self.report["metrics"]["checkpoint"]:
             rows.append([metric, *(f"{self.report['metrics'][name][metric]:.4f}" for name in names)])
         latency = [self.report["latency"][path.name] for path in self.written]
-        threads = self.report["latency"]["threads"]
-        rows.append(
-            [f"ms p50, {threads} thread{'s' if threads != 1 else ''}", "", *(f"{each['p50']:.2f}" for each in latency)]
-        )
+        threads = threads_in_words(self.report["latency"]["threads"])
+        rows.append([f"ms p50, {threads}", "", *(f"{each['p50']:.2f}" for each in latency)])
         rows.append(["ms p95", "", *(f"{each['p95']:.2f}" for each in latency)])
         rows.append(["times the first", "", *(f"{each['ratio']:.3f}" for each in latency)])
         rows.append(["MB", "", *(f"{size / 1e6:.2f}" for size in self.report["bytes"].values())])
@@ -195,7 +196,7 @@ def describe(config: Any, exporter: BaseExporter, judge: Any, sizes: dict[str, i
 
 def _pruning(structure: dict | None) -> Any:
     """A pruned network's history, without the shapes, which the file has itself."""
-    return None if structure is None else structure.get("history", {"pruned": True})
+    return None if structure is None else structure.get("history", [])
 
 
 def _numbers(judgement: Any) -> dict[str, float]:

@@ -55,7 +55,7 @@ class OnnxExporter(BaseExporter):
                 write(model, example, path, self.opset)
         except Exception as error:  # what comes out of an exporter depends on where the network lost it
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise RunError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from error
+            raise RunError(f"torch cannot export {metadata.get('arch', type(model).__name__)} to ONNX: {reason}") from error
         written = next(o.version for o in onnx.load(path, load_external_data=False).opset_import if o.domain == "")
         if self.opset not in (None, written):
             raise UserError(f"exporter.args.opset: {self.opset} cannot be kept, this network comes out as {written}")
@@ -81,7 +81,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,7 +1,16 @@
 """What a run shows and leaves behind: console, info.log, metrics.csv, TensorBoard."""
 
 from logger.charts import as_picture, overlay
-from logger.files import aligned, file_names, probability_columns, rounded, test_folder, write_csv, write_text
+from logger.files import (
+    aligned,
+    file_names,
+    probability_columns,
+    rounded,
+    test_folder,
+    threads_in_words,
+    write_csv,
+    write_text,
+)
 from logger.logger import setup_logging
 from logger.page import shown
 from logger.prune_report import pruning_table, report_pruning
@@ -22,6 +31,7 @@ __all__ = [
     "setup_logging",
     "shown",
     "test_folder",
+    "threads_in_words",
     "write_csv",
     "write_text",
 ]

@@ -32,6 +32,10 @@ def aligned(rows: list[list[str]]) -> list[str]:
     return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
 
 
+def threads_in_words(count: int) -> str:
+    return "all threads" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
+
+
 def test_folder(tested: Path) -> Path:
     """Where tests of a checkpoint leave what they found: test/ beside it; for an exported file a folder of its own there."""
     return tested.parent / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)

@@ -8,7 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from logger.charts import as_picture
-from logger.files import file_names, probability_columns, rounded, test_folder, write_csv, write_pictures, write_text
+from logger.files import (
+    file_names,
+    probability_columns,
+    rounded,
+    test_folder,
+    threads_in_words,
+    write_csv,
+    write_pictures,
+    write_text,
+)
 from logger.page import write_page
 
 
@@ -84,10 +93,9 @@ def inspection_lines(inspection: dict) -> list[str]:
 
 def speed_line(speed: dict) -> str:
     """What `trainer.speed.speed_of` measured, in words."""
-    threads = f"{speed['threads']} thread{'s' if speed['threads'] > 1 else ''}" if speed["threads"] else "all threads"
     return (
-        f"  on {speed['device']}, {threads}: one sample {speed['p50']:.2f} ms (95 % within {speed['p95']:.2f}), "
-        f"batches of {speed['batch_size']} {speed['samples_per_second']:,.0f} samples/s"
+        f"  on {speed['device']}, {threads_in_words(speed['threads'])}: one sample {speed['p50']:.2f} ms "
+        f"(95 % within {speed['p95']:.2f}), batches of {speed['batch_size']} {speed['samples_per_second']:,.0f} samples/s"
     )
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def train(tmp_path):
         return made[0] if made else None
 
     return run
+
+
+@pytest.fixture(scope="session")
+def exported_run(tmp_path_factory, data_dir):
+    """A trained run of LeNet on the digits, with model.onnx (uint8 in, probabilities out) and model.int8.onnx."""
+    import export
+    import train as script
+
+    folder = tmp_path_factory.mktemp("exported")
+    config = copy.deepcopy(DIGITS)
+    config["trainer"] |= {"save_dir": str(folder / "saved"), "epochs": 3}
+    config["data_loader"]["args"]["data_dir"] = str(data_dir)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert script.main(["-c", str(folder / "config.json")]) == 0
+    [run] = runs(folder)
+    options = ["exporter.args.preprocess=true", "exporter.args.softmax=true", "exporter.args.max_accuracy_drop=0.1"]
+    assert export.main(["-r", str(run), "--int8", "-s", *options]) == 0
+    return run
+
+
+@pytest.fixture
+def exported(exported_run, tmp_path):
+    """A copy of that run, which a test may change."""
+    return Path(shutil.copytree(exported_run, tmp_path / "saved" / "models" / "Digits" / "run"))
 
 
 @pytest.fixture

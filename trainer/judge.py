@@ -40,7 +40,7 @@ class Judge:
     Attributes:
         split: "val" or "test"
         loader: of those samples
-        state: what the checkpoint says
+        state: what the checkpoint says; the shape of its input is that of the samples
     """
 
     def __init__(self, config: Any):
@@ -49,6 +49,7 @@ class Judge:
         own = config.get("valid_data_loader") is not None or config.init_obj("data_loader").has_validation
         self.split = "val" if own else "test"
         self.loader = loader_of(config, self.split)
+        self.state["input"] |= {"shape": list(self.loader.example.shape)}  # another size may be asked for
 
     def __call__(self, network: nn.Module, in_sizes: Callable[[Iterable], Iterable] = iter) -> Judgement:
         """`in_sizes` makes other batches of the loader's."""

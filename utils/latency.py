@@ -27,6 +27,8 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> Any:
     """
     import onnxruntime
 
+    if threads < 0:
+        raise UserError(f"--threads {threads}: should be a number of threads, or 0 for all")
     name = "the ONNX model" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise UserError(f"there is no file {model}")
