@@ -18,7 +18,16 @@ def add_arguments(parser):
 @command(__doc__, add_arguments=add_arguments)
 def main(config):
     from exporter import export_checkpoint  # these import torch, which --help can do without
-    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, start
+    from trainer import (
+        Judge,
+        build_loader,
+        build_network,
+        build_trained_network,
+        check_data,
+        class_weights,
+        load_pretrained,
+        start,
+    )
 
     pruner = config.init_obj("pruner")
     engine, recorder = start(config, same_network=True)
@@ -38,7 +47,7 @@ def main(config):
         data_loader=data_loader,
         valid_data_loader=valid_data_loader,
         pruner=pruner,
-        exporter=partial(export_checkpoint, config),
+        exporter=partial(export_checkpoint, config, build_trained_network, Judge),
     )
     trainer.check() if config.arguments.check else trainer.train()
 

@@ -14,7 +14,7 @@ from trainer.pruning_steps import Measurement, accuracy_of, widths_of
 from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.engine import unwrap
-from utils.errors import CheckpointError, UserError
+from utils.errors import CheckpointError, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt
 from utils.monitor import Monitor
 from utils.weights import read_weights
@@ -41,7 +41,7 @@ class PruneTrainer(Trainer):
         self,
         *args: Any,
         pruner: BasePruner | None = None,
-        exporter: Callable[[Path, Path], Path] | None = None,
+        exporter: Callable[[Path, Path], Any] | None = None,
         last_epochs: PositiveInt | None = None,
         sparse_epochs: NonNegativeInt = 0,
         save_onnx: Literal["step", "epoch", "end"] | None = None,
@@ -87,6 +87,8 @@ class PruneTrainer(Trainer):
 
     def train(self) -> dict[str, float]:
         log = super().train()
+        if self.save_onnx == "end":
+            self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
         self.logger.info("\n".join(["", *pruning_table(self.rows), f"report: {self.folder / 'report.html'}"]))
         return log
 
@@ -103,6 +105,13 @@ class PruneTrainer(Trainer):
         if not self.closed and super().finished():
             self._close_stage(unwrap(self.model))
         return self.closed and self.last_stage
+
+    def _run_epoch(self, epoch: int) -> dict[str, float]:
+        log = super()._run_epoch(epoch)
+        numbered = self.config.save_dir / f"checkpoint-epoch{epoch}.pth"
+        if self.save_onnx == "epoch" and numbered.exists():
+            self._export(numbered, self.folder / f"epoch{epoch}")
+        return log
 
     def before_epoch(self, epoch: int) -> None:
         if self.closed:
@@ -147,7 +156,15 @@ class PruneTrainer(Trainer):
             checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         else:
             self.last_stage = True
+        if self.save_onnx == "step" and self.stage:
+            self._export(self.best_file, self.best_file.with_suffix(""))
         self._report()
+
+    def _export(self, file: Path, path: Path) -> None:
+        try:
+            self.exporter(file, path)
+        except RunError as error:  # no reason to lose what the run has come to
+            self.logger.warning(f"{error}")
 
     def _measure_original(self, network: nn.Module) -> None:
         try:
