@@ -4,6 +4,7 @@ from logger.charts import as_picture, overlay
 from logger.files import aligned, file_names, probability_columns, rounded, test_folder, write_csv, write_text
 from logger.logger import setup_logging
 from logger.page import shown
+from logger.prune_report import pruning_table, recommended, report_pruning
 from logger.recorder import Recorder
 from logger.report import report_test
 from logger.visualization import TensorboardWriter
@@ -16,6 +17,9 @@ __all__ = [
     "file_names",
     "overlay",
     "probability_columns",
+    "pruning_table",
+    "recommended",
+    "report_pruning",
     "report_test",
     "rounded",
     "setup_logging",
