@@ -123,10 +123,10 @@ class BaseTrainer(ABC):
 
     def set_model(self, model: nn.Module) -> None:
         """Make `model` the one that trains: move it, and give it an optimizer, a schedule and an average of its own."""
-        if not any(True for _ in model.parameters()):
-            raise UserError(f"arch: {type(model).__name__} has no parameters to train")
         self.freezing = Freezing(self.config.option("arch", "freeze"), self.config.option("arch", "unfreeze_at"))
         self.freezing.apply(model, self.epoch)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(f"arch: {type(model).__name__} has no parameters to train, or all are frozen")
         self.model = self.engine.prepare(model)
         # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
         bound = self.config.init_ftn("optimizer")

@@ -257,7 +257,7 @@ def test_a_frozen_network_is_refused(prune, pruning, own_code, capsys):
         "    return LeNet(num_classes=num_classes).requires_grad_(False)\n",
     )
     prune(pruning({"arch": {"type": "frozen.make"}}), code=2)
-    assert "nothing in it trains" in capsys.readouterr().err
+    assert "or all are frozen" in capsys.readouterr().err
 
 
 def test_without_a_run_and_without_a_pruning_run(trained, pruning, capsys):

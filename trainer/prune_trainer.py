@@ -89,7 +89,7 @@ class PruneTrainer(Trainer):
         log = super().train()
         if self.save_onnx == "end":
             self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
-        self.logger.info("\n".join(["", *pruning_table(self.rows), f"report: {self.folder / 'report.html'}"]))
+        self.logger.info("\n".join(["", *pruning_table(self.rows, self.pruner.aim), f"report: {self.folder / 'report.html'}"]))
         return log
 
     def check(self) -> None:
@@ -178,15 +178,10 @@ class PruneTrainer(Trainer):
 
     def _measure_step(self, network: nn.Module) -> None:
         accuracy, recall = self._accuracy(network)
-        before, row = self.rows[self.stage - 1], self.rows[self.stage]
+        row = self.rows[self.stage]
         row |= {"epochs": self.epoch - row["first_epoch"], "accuracy": accuracy, "recall": recall}
         self._complete(row, network)
         self.widths = [*self.widths[: self.stage], widths_of(network)]
-        if row["latency"] is not None and row["latency"] > 0.98 * before["latency"]:
-            self.logger.warning(
-                f"step {self.stage} made the network smaller but not faster: it takes {row['latency']:.2f} of the "
-                f"original's time, {before['latency']:.2f} before; pruner.args.round_to 8 or 16 usually helps"
-            )
 
     def _complete(self, row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
         row |= self.measurement.size(network) | self.measurement.speed(network)
