@@ -265,7 +265,7 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
             spec.setdefault("type", name)
     if pruning and config.get("pruner") is None:
         raise UserError(
-            f'{origin} has no section "pruner", for example {{"type": "MagnitudePruner", "args": {{"channel_sparsity": 0.5}}}}; '
+            f'{origin} has no section "pruner" ({{"type": "MagnitudePruner", "args": {{"channel_sparsity": 0.5}}}}); '
             "prune.py -c FILE -r PATH begins a pruning run"
         )
     for option in options:

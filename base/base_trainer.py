@@ -49,6 +49,8 @@ class BaseTrainer(ABC):
         ema_decay: keep a moving average of the weights with this decay (0.999, say); it is what is evaluated
     """
 
+    script = "train.py"  # continues a run
+
     def __init__(
         self,
         model: nn.Module,
@@ -194,7 +196,9 @@ class BaseTrainer(ABC):
             log |= {f"val_{name}": value for name, value in plain_numbers(self._valid_epoch(epoch)).items()}
         except Interrupted:
             self._save_numbered()
-            self.recorder.stopped(self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches")
+            self.recorder.stopped(
+                self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches", self.script
+            )
             raise
         for note in self.engine.take_notes():
             self.logger.warning(note)
@@ -211,7 +215,7 @@ class BaseTrainer(ABC):
         log |= {"lr": float(rate), "seconds": time.perf_counter() - begun}
         self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, best, unwrap(self.evaluated_model))
         if stop and epoch < self.epochs:
-            self.recorder.stopped(self.config, f"after epoch {epoch}")
+            self.recorder.stopped(self.config, f"after epoch {epoch}", self.script)
             self.signals.check()
         return log
 

@@ -47,9 +47,9 @@ class Recorder:
         self.writer.set_step(epoch * len_epoch)
         self.writer.add_parameters(model, self._training_seconds)
 
-    def stopped(self, config: Any, where: str) -> None:
-        """A signal ended the run; its state is saved."""
-        self.logger.warning(f"stopped {where}; everything is saved. Go on with:\n  python train.py -r {config.save_dir}")
+    def stopped(self, config: Any, where: str, script: str) -> None:
+        """A signal ended the run; its state is saved, and `script` continues it."""
+        self.logger.warning(f"stopped {where}; everything is saved. Go on with:\n  python {script} -r {config.save_dir}")
         self.writer.close()
 
     def end(self, config: Any, monitor: Any, seconds: float) -> None:

@@ -19,7 +19,7 @@ INSTEAD = "MagnitudeImportance, TaylorImportance, BNScaleImportance, FPGMImporta
 
 
 def build_importance(spec: str | dict) -> Any:
-    """The criterion that "Name" or {"type": "Name", "args": {...}} means: a function of a group, giving each channel's worth.
+    """The criterion that "Name" or {"type": "Name", "args": {...}} means: a function from a group to its channels' worth.
 
     Raises UserError for a name that is none, one that does not work, and for arguments it does not take.
     """

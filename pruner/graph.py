@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pruner.families import FAMILIES
@@ -104,7 +103,7 @@ class ChannelGraph:
         layer, width = root[0].dep.target.module, len(root[0].idxs)
         parts = 1
         touched, kind = [], []
-        for dep, indices in root:
+        for dep, _ in root:
             module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
             parts = max(parts, (self.library.out_channel_groups if out else self.library.in_channel_groups).get(module, 1))
             kind.append(f"{type(module).__name__} {'out' if out else 'in'}")

@@ -1,5 +1,6 @@
 """How much must go for a network to be fast enough: found by trying, as no count of operations tells."""
 
+import math
 from collections.abc import Callable
 
 TRIALS = 8
@@ -17,17 +18,20 @@ def meet(try_share: Callable[[float], float], goal: float, near: float) -> float
     """
     middle = goal * (1 + near) / 2
     slow, fast = (1.0, 1.0), None  # (share, latency) on either side of what is wanted
+    power = 1.0  # latency goes with share ** power
     share = 0.9 * middle  # latency falls more slowly than the multiply-adds do
     for _ in range(TRIALS):
         latency = try_share(share)
         if near * goal <= latency <= goal:
             return share
         if latency > goal:
+            if latency < slow[1]:
+                power = min(1.5, max(0.3, math.log(slow[1] / latency) / math.log(slow[0] / share)))
             slow = min(slow, (share, latency))
         elif fast is None or share > fast[0]:
             fast = (share, latency)
         if fast is None:
-            share *= middle / latency
+            share *= (middle / latency) ** (1 / power)
         elif fast[0] >= slow[0]:  # noise, or widths that cannot be told apart
             break
         else:

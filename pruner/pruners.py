@@ -1,4 +1,4 @@
-"""The pruners that a config can name. They differ in how channels are made unimportant before they are cut."""
+"""The pruner that goes by a criterion alone; those that train for sparsity first are in sparse.py."""
 
 import copy
 import re
@@ -11,10 +11,10 @@ from base import BasePruner
 from pruner.criteria import build_importance, needs_gradients
 from pruner.families import FAMILIES
 from pruner.graph import ChannelGraph, ChannelGroup
+from pruner.latency import meet
 from pruner.plan import Limits, Plan, SizeForecast
 from utils.errors import UserError
-from utils.hints import NonNegativeFloat, OpenShare, PositiveFloat, PositiveInt, Share, Target
-from pruner.latency import meet
+from utils.hints import OpenShare, PositiveInt, Share, Target
 from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
 from utils.lookup import did_you_mean
 from utils.networks import output_layers
@@ -22,6 +22,7 @@ from utils.structure import describe, note_cut
 from utils.summary import multiply_adds
 
 AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
+ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
 NEAR, ROUGHLY = 0.95, 0.8  # a latency is met from this share of it on: in the last step, and in those before
 
 
@@ -78,15 +79,16 @@ class MagnitudePruner(BasePruner):
         self._sparse: Any = None
 
     def cut(self, network: nn.Module, example: Tensor, step: int, original: dict[str, Any]) -> bool:
-        was_training, shape = network.training, describe(network)
-        graph = self._graph(network.eval(), example)
-        macs, output = multiply_adds(network, example)
-        part = min(step / self.iterative_steps, 1.0)
-        forecast = SizeForecast(network, graph.groups, macs)
-        removals = self._choose(graph, forecast, example, part, original)
-        if not removals:
-            raise UserError(f"pruner: step {step} would remove nothing. {self._left(graph)}")
-        _remove(graph, removals)
+        was_training, shape, part = network.training, describe(network), min(step / self.iterative_steps, 1.0)
+        macs, output = multiply_adds(network.eval(), example)
+        graph = self._graph(network, example)
+        try:
+            removals = self._choose(graph, SizeForecast(network, graph.groups, macs), example, part, original)
+            if not removals:
+                raise UserError(f"pruner: step {step} would remove nothing. {self._left(graph)}")
+            _remove(graph, removals)
+        except (ValueError, IndexError, RuntimeError, AttributeError, TypeError, KeyError) as error:
+            raise UserError(f"pruner: torch-pruning lost its way in {type(network).__name__} ({error}); {ADVICE}") from error
         note_cut(network, shape)
         _check(network, example, output)
         network.train(was_training)
@@ -125,7 +127,9 @@ class MagnitudePruner(BasePruner):
             share = self.value if self.measure == "channel_sparsity" else self.limits.max_channel_sparsity
             return self._plan(graph, part, share * part).removals()
         if self.measure in ("macs", "params"):
-            self._smaller(graph, forecast, part, self.measure, self.value * original[self.measure])  # can it be reached at all?
+            self._smaller(
+                graph, forecast, part, self.measure, self.value * original[self.measure]
+            )  # can it be reached at all?
             return self._smaller(graph, forecast, part, self.measure, _on_the_way(self.value, part) * original[self.measure])
         goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
         return self._faster(graph, forecast, example, part, goal, original)
@@ -169,12 +173,14 @@ class MagnitudePruner(BasePruner):
 
         if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
             raise UserError(
-                f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the least. "
-                + self._left(graph)
+                f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the "
+                f"least. {self._left(graph)}"
             )
         share = meet(latency, _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY)
         if share is None:
-            raise UserError(f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried")
+            raise UserError(
+                f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried"
+            )
         return tried[share]
 
     def _plan(self, graph: ChannelGraph, part: float, share: float) -> Plan:
@@ -205,113 +211,9 @@ class MagnitudePruner(BasePruner):
         more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
         return (
             f"The channels are: {layers}{more}; round_to {limits.round_to}, min_channels {limits.min_channels} and "
-            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays, and {_name(self.importance)} what it can judge"
+            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays; {type(self.importance).__name__} may not be "
+            "able to judge all"
         )
-
-
-class _Sparse(MagnitudePruner):
-    """Channels are made unimportant first, by sparsity gradients during `trainer.sparse_epochs`."""
-
-    sparsifies = True
-
-    def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
-        if self._sparse is None:
-            was_training = network.training
-            self._sparse = self._graph(network.eval(), example).library
-            network.train(was_training)
-
-    def regularize(self, network: nn.Module) -> None:
-        self._sparse.regularize(network)
-
-
-class BNScalePruner(_Sparse):
-    """Network slimming (Liu et al., arXiv:1708.06519): batch norms' scales are drawn to zero, the smallest go.
-
-    Args:
-        reg: strength of the sparsity gradient
-    """
-
-    library = "BNScalePruner"
-
-    def __init__(
-        self, *args: Any, importance: str | dict = "BNScaleImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.reg = reg
-
-    def options(self) -> dict[str, Any]:
-        return {"reg": self.reg}
-
-
-class GroupNormPruner(_Sparse):
-    """Group sparsity (Fang et al., arXiv:2301.12900): what hangs together is drawn to zero together.
-
-    Args:
-        reg: strength of the sparsity gradient
-        alpha: how much more the least important group is drawn than the most important, as a power of 2
-    """
-
-    library = "GroupNormPruner"
-
-    def __init__(
-        self,
-        *args: Any,
-        importance: str | dict = "GroupMagnitudeImportance",
-        reg: NonNegativeFloat = 1e-4,
-        alpha: PositiveFloat = 4.0,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.reg, self.alpha = reg, alpha
-
-    def options(self) -> dict[str, Any]:
-        return {"reg": self.reg, "alpha": self.alpha}
-
-    def regularize(self, network: nn.Module) -> None:
-        self._sparse.regularize(network, alpha=2**self.alpha)
-
-
-class GrowingRegPruner(_Sparse):
-    """Growing regularization (Wang et al., arXiv:2012.09243): the less important, the more it is drawn, epoch by epoch.
-
-    Args:
-        reg: strength of the sparsity gradient at first
-        delta_reg: how much it grows in an epoch, for the least important
-    """
-
-    library = "GrowingRegPruner"
-
-    def __init__(
-        self,
-        *args: Any,
-        importance: str | dict = "GroupMagnitudeImportance",
-        reg: NonNegativeFloat = 1e-4,
-        delta_reg: NonNegativeFloat = 1e-4,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.reg, self.delta_reg = reg, delta_reg
-        self._strengths: list[Tensor] = []
-
-    def options(self) -> dict[str, Any]:
-        return {"reg": self.reg, "delta_reg": self.delta_reg}
-
-    def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
-        fresh = self._sparse is None
-        super().begin_sparse(network, example)
-        strengths = self._sparse.group_reg
-        if fresh and self._strengths:
-            self._sparse.group_reg = dict(zip(strengths, self._strengths, strict=True))
-        if not fresh or self._strengths:
-            self._sparse.update_reg()
-        self._strengths = list(self._sparse.group_reg.values())
-
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"strengths": self._strengths}
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self._strengths, self._sparse = state["strengths"], None
 
 
 def _remove(graph: ChannelGraph, removals: dict[str, np.ndarray]) -> None:
@@ -326,13 +228,12 @@ def _remove(graph: ChannelGraph, removals: dict[str, np.ndarray]) -> None:
 
 def _check(network: nn.Module, example: Tensor, before: Tensor) -> None:
     """Raises UserError where the network that was cut does not run, or gives another number of outputs."""
-    advice = "name the layers that torch-pruning cannot follow in pruner.args.ignored_layers"
     try:
         output = multiply_adds(network, example)[1]
     except UserError as error:
-        raise UserError(f"pruner: {type(network).__name__} does not run once it is cut ({error}); {advice}") from error
+        raise UserError(f"pruner: {type(network).__name__} does not run once it is cut ({error}); {ADVICE}") from error
     if output.shape != before.shape:
-        raise UserError(f"pruner: the cut made the output {list(output.shape)} of {list(before.shape)}; {advice}")
+        raise UserError(f"pruner: the cut made the output {list(output.shape)} of {list(before.shape)}; {ADVICE}")
 
 
 def _on_the_way(goal: float, part: float) -> float:
@@ -354,7 +255,3 @@ def _matching(pattern: str, names: list[str], key: str) -> set[str]:
 def _touches(pattern: str, group: ChannelGroup) -> bool:
     names = [name for name, side, _ in group.touched if side == "out"]
     return any(name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name) for name in names)
-
-
-def _name(importance: Any) -> str:
-    return type(importance).__name__

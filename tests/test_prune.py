@@ -178,7 +178,8 @@ def test_a_signal_in_the_middle_of_a_step_loses_nothing(prune, pruning, own_code
         "stopping",
         "import os\nfrom trainer import PruneTrainer\n\n\nclass Stopped(PruneTrainer):\n"
         "    def after_backward(self):\n        super().after_backward()\n"
-        "        if self.stage == 2 and self.step == 5 and not self.config.continued:\n            os.kill(os.getpid(), 15)\n",
+        "        if self.stage == 2 and self.step == 5 and not self.config.continued:\n"
+        "            os.kill(os.getpid(), 15)\n",
     )
     whole = prune(pruning())
     broken = prune(pruning({"trainer.type": "stopping.Stopped"}), code=143)
@@ -218,7 +219,9 @@ def test_onnx_files_say_what_their_checkpoints_say(prune, pruning, when):
     for name, file in expected.items():
         [output] = onnxruntime.InferenceSession(folder / f"{name}.onnx").run(None, {"input": x.numpy()})
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(output), rebuilt(checkpoint.load(run / file))(x), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(output), rebuilt(checkpoint.load(run / file))(x), rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,9 @@ def test_without_a_run_and_without_a_pruning_run(trained, pruning, capsys):
     assert "which network?" in capsys.readouterr().err
     assert script.main(["-r", str(trained)]) == 2
     assert 'no section "pruner"' in capsys.readouterr().err
-    assert script.main(["-r", str(trained), "-s", 'pruner={"type": "MagnitudePruner", "args": {"channel_sparsity": 0.5}}']) == 2
+    assert (
+        script.main(["-r", str(trained), "-s", 'pruner={"type": "MagnitudePruner", "args": {"channel_sparsity": 0.5}}']) == 2
+    )
     assert capsys.readouterr().err
 
 

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,8 @@ class PruneTrainer(Trainer):
         save_onnx: export the network at the end of each step, of each epoch or of the whole run
     """
 
+    script = "prune.py"
+
     def __init__(
         self,
         *args: Any,
@@ -59,9 +60,7 @@ class PruneTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.reuse_features = False  # what a cut backbone gives changes from step to step
         self.epochs = sparse_epochs  # the last of the current stage
-        self.measurement = Measurement(
-            self.folder / "original.onnx", self.example, pruner.threads, pruner.batch_size
-        )
+        self.measurement = Measurement(self.folder / "original.onnx", self.example, pruner.threads, pruner.batch_size)
         if pruner.max_accuracy_drop is not None and self.valid_data_loader is None:
             raise UserError("pruner.args.target: max_accuracy_drop needs validation data: data_loader.args.validation_split")
 
@@ -89,7 +88,9 @@ class PruneTrainer(Trainer):
         log = super().train()
         if self.save_onnx == "end":
             self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
-        self.logger.info("\n".join(["", *pruning_table(self.rows, self.pruner.aim), f"report: {self.folder / 'report.html'}"]))
+        self.logger.info(
+            "\n".join(["", *pruning_table(self.rows, self.pruner.aim), f"report: {self.folder / 'report.html'}"])
+        )
         return log
 
     def check(self) -> None:

@@ -49,7 +49,7 @@ class Measurement:
         }
 
     def speed(self, network: nn.Module) -> dict[str, float | None]:
-        """{"size_mb", "latency_ms", "latency", "torch_ms"}: of the ONNX file, in onnxruntime, as a share of the original's."""
+        """{"size_mb", "latency_ms", "latency", "torch_ms"}: of the file, by onnxruntime, as a share of the original's."""
         if not self.original:
             return dict.fromkeys(("size_mb", "latency_ms", "latency", "torch_ms"))
         file = onnx_bytes(network, self.example)
