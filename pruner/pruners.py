@@ -24,6 +24,7 @@ from utils.summary import multiply_adds
 AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
 ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
 NEAR, ROUGHLY = 0.95, 0.8  # a latency is met from this share of it on: in the last step, and in those before
+MARGIN = 0.98  # of a latency is aimed at: measured again, in another session, it is a little more or less
 
 
 class MagnitudePruner(BasePruner):
@@ -176,7 +177,7 @@ class MagnitudePruner(BasePruner):
                 f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the "
                 f"least. {self._left(graph)}"
             )
-        share = meet(latency, _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY)
+        share = meet(latency, MARGIN * _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY)
         if share is None:
             raise UserError(
                 f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried"
