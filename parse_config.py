@@ -47,7 +47,8 @@ SOURCES = {
                            keys={"interval": Literal["step", "epoch"]}),
     "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
                       given=("model", "criterion", "metrics", "config", "engine", "recorder",
-                             "data_loader", "valid_data_loader")),
+                             "data_loader", "valid_data_loader", "pruner", "exporter")),
+    "pruner": Source("base.BasePruner", "pruner", functions=False),
     "exporter": Source("base.BaseExporter", "exporter", functions=False),
 }  # fmt: skip
 PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNegativeInt, "versions": dict,
@@ -236,7 +237,8 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
     testing = getattr(arguments, "best", False)
     if getattr(arguments, "compare", None):
         arguments.resume = arguments.resume or arguments.compare[0]
-    if testing and not arguments.resume:
+    pruning = getattr(arguments, "needs", None) == "pruner"
+    if (testing or pruning) and not arguments.resume:
         raise UserError("which network? Say -r PATH, a checkpoint or a run's folder, or -r for the newest run")
     if arguments.config:
         config = config_file.read(Path(arguments.config))
@@ -246,7 +248,7 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
         place = _newest_run(config) if arguments.resume == NEWEST else Path(arguments.resume)
         if arguments.resume == NEWEST and not testing:
             config = None  # -r -c FILE goes on with the newest run of that name, by its own configuration
-        resume, state = checkpoint.find(place, best=testing)
+        resume, state = checkpoint.find(place, best=testing or config is not None)
         if not testing and not state["state_dict"]:
             raise UserError(f"{resume} is for testing only: training goes on with the checkpoint it was made from")
         if config is None:
@@ -258,7 +260,14 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
     elif config is None:
         raise UserError("which configuration? Say -c FILE, for example -c config.json, or -r PATH for a run there is")
     for section, name in getattr(arguments, "defaults", {}).items():
-        config.setdefault(section, {"type": name})
+        spec = config.setdefault(section, {})
+        if isinstance(spec, dict):
+            spec.setdefault("type", name)
+    if pruning and config.get("pruner") is None:
+        raise UserError(
+            f'{origin} has no section "pruner", for example {{"type": "MagnitudePruner", "args": {{"channel_sparsity": 0.5}}}}; '
+            "prune.py -c FILE -r PATH begins a pruning run"
+        )
     for option in options:
         value = getattr(arguments, ".".join(option.target))
         if value is not None:

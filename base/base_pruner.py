@@ -12,6 +12,8 @@ class BasePruner(ABC):
     needs_gradients = False  # whether cut() wants the loss's gradients in the parameters
     sparsifies = False  # whether regularize() does something
     max_accuracy_drop: float | None = None  # the run ends, a step back, where validation accuracy falls by more
+    threads = batch_size = 1  # with which latency is measured
+    aim: dict[str, float]  # what it is to come to in the end, for the report: {"macs": 0.3}
 
     @abstractmethod
     def cut(self, network: nn.Module, example: Tensor, step: int, original: dict[str, float]) -> bool:

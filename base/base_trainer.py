@@ -3,6 +3,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -17,6 +18,7 @@ from utils.networks import Freezing, parameter_groups
 from utils.resume import check_continuation
 from utils.schedule import Schedule, check_optimizer, interval_of
 from utils.signals import StopSignals
+from utils.structure import structure_of
 from utils.versions import versions
 
 
@@ -101,16 +103,30 @@ class BaseTrainer(ABC):
     def before_epoch(self, epoch: int) -> None:
         """Called before an epoch's first batch. Meant to be empty."""
 
+    def finished(self) -> bool:
+        """Whether the run is over; asked before each epoch."""
+        return self.epoch > self.epochs or self.monitor.exhausted
+
+    @property
+    def best_file(self) -> Path:
+        """The best checkpoint's place."""
+        return self.config.save_dir / checkpoint.BEST
+
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch: what a schedule that is stepped with them counts."""
         return self.len_epoch
 
+    @property
+    def scheduled_epochs(self) -> int:
+        """Epochs that a schedule spans."""
+        return self.epochs
+
     def set_model(self, model: nn.Module) -> None:
         """Make `model` the one that trains: move it, and give it an optimizer, a schedule and an average of its own."""
-        if not any(True for _ in model.parameters()):
-            raise UserError(f"arch: {type(model).__name__} has no parameters to train")
         self.freezing = Freezing(self.config.option("arch", "freeze"), self.config.option("arch", "unfreeze_at"))
         self.freezing.apply(model, self.epoch)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UserError(f"arch: {type(model).__name__} has no parameters to train, or all are frozen")
         self.model = self.engine.prepare(model)
         # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
         bound = self.config.init_ftn("optimizer")
@@ -118,7 +134,7 @@ class BaseTrainer(ABC):
         self.optimizer = self.config.init_obj("optimizer", params=self._parameter_groups(model), **options)
         check_optimizer(self.optimizer)
         interval = interval_of(self.config.get("lr_scheduler"))
-        steps = self.epochs * (self.steps_per_epoch() if interval == "step" else 1)
+        steps = self.scheduled_epochs * (self.steps_per_epoch() if interval == "step" else 1)
         length = {} if "steps_per_epoch" in self.config.option("lr_scheduler", "args", {}) else {"total_steps": steps}
         scheduler = self.config.init_obj("lr_scheduler", optimizer=self.optimizer, **length)
         self.schedule = Schedule(scheduler, interval, (self.monitor.mode, self.monitor.name))
@@ -148,7 +164,7 @@ class BaseTrainer(ABC):
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config, logged)
         with self.signals:
-            while self.epoch <= self.epochs and not self.monitor.exhausted:
+            while not self.finished():
                 log = self._run_epoch(self.epoch)
                 self.epoch += 1
         self.recorder.end(self.config, self.monitor, time.perf_counter() - begun)
@@ -188,7 +204,7 @@ class BaseTrainer(ABC):
         self.schedule.after_epoch(log)
         self.step = 0
         if best:
-            checkpoint.save(self.state_dict(), self.config.save_dir / checkpoint.BEST)
+            checkpoint.save(self.state_dict(), self.best_file)
         stop = self.signals.received is not None
         if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
             self._save_numbered()
@@ -231,7 +247,7 @@ class BaseTrainer(ABC):
             "ema": self.ema and {"n_averaged": int(self.ema.n_averaged), "state_dict": self.ema.module.state_dict()},
             "trainer": {"step": self.step, "monitor": self.monitor.state_dict()},
             "rng": randomness.get_state(),
-            "structure": None,
+            "structure": structure_of(unwrap(self.model)),
             "classes": self.data_loader.classes,
             "input": self.data_loader.input,
             "versions": versions(),
@@ -256,15 +272,17 @@ class BaseTrainer(ABC):
         self.load_state_dict(checkpoint.load(path))
         for moved in checkpoint.set_aside(path.parent, self.epoch):
             self.logger.warning(f"{moved.name} is later than {path.name}: moved to {moved.parent}")
-        best = path.parent / checkpoint.BEST
-        if self.monitor.best_epoch == self.epoch and self.step == 0 and not best.exists():
-            checkpoint.save(self.state_dict(), best)
+        if self.monitor.best_epoch == self.epoch and self.step == 0 and not self.best_file.exists():
+            checkpoint.save(self.state_dict(), self.best_file)
         if self.step == 0:
             self.epoch += 1
         self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
         self.logger.info(
             f"continuing {path.parent} in epoch {self.epoch}" + (f", batch {self.step + 1}" if self.step else "")
         )
+        self._say_if_complete()
+
+    def _say_if_complete(self) -> None:
         if self.epoch > self.epochs:
             self.logger.warning(f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}")
         elif self.monitor.exhausted:

@@ -1,5 +1,5 @@
+import argparse
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -195,13 +195,29 @@ def describe(config: Any, exporter: BaseExporter, judge: Any, sizes: dict[str, i
     }
 
 
-def _pruning(structure: dict | None) -> dict[str, Any] | None:
-    """How much of a pruned network was cut: its tensors that were, and the numbers these held and hold."""
-    if structure is None:
-        return None
-    built, now = (sum(math.prod(sizes[i]) for sizes in structure["shapes"].values()) for i in (0, 1))
-    return {"tensors": len(structure["shapes"]), "numbers": [built, now]}
+def _pruning(structure: dict | None) -> dict[str, list[int]] | None:
+    """Of each layer that lost outputs how many it had and has; None of a network that was not pruned."""
+    weights = {name.removesuffix(".weight"): shapes for name, shapes in (structure or {"shapes": {}})["shapes"].items()}
+    narrower = {name: [built[0], now[0]] for name, (built, now) in weights.items() if len(now) > 1 and built[0] != now[0]}
+    return narrower if structure else None
 
 
 def _numbers(judgement: Any) -> dict[str, float]:
     return judgement.metrics | ({} if judgement.accuracy is None else {"accuracy": judgement.accuracy})
+
+
+def export_checkpoint(config: Any, build: Callable, judge: Callable, checkpoint: Path, path: Path) -> Path:
+    """Export and prove one checkpoint of a run that goes on; `path` is the file to write, without its suffix.
+
+    Raises RunError where the proof fails; the file is called .failed then.
+    """
+    own = config.of(checkpoint)
+    exporter = own.init_obj("exporter")
+    asked = {"output": f"{path}{exporter.suffix}", "threads": 1, "check": False}
+    own.arguments = argparse.Namespace(**vars(config.arguments) | asked)
+    export = Export(own, exporter, build(own), judge(own))
+    export.write()
+    export.prove()
+    if export.faults:
+        raise RunError("; ".join(export.faults))
+    return export.written[0]

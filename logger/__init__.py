@@ -13,6 +13,7 @@ from logger.files import (
 )
 from logger.logger import setup_logging
 from logger.page import shown
+from logger.prune_report import pruning_table, recommended, report_pruning
 from logger.recorder import Recorder
 from logger.report import report_test
 from logger.visualization import TensorboardWriter
@@ -25,6 +26,9 @@ __all__ = [
     "file_names",
     "overlay",
     "probability_columns",
+    "pruning_table",
+    "recommended",
+    "report_pruning",
     "report_test",
     "rounded",
     "setup_logging",

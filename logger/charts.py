@@ -9,6 +9,7 @@ from torch import Tensor
 
 LARGEST_SIDE = 320  # pixels, of a picture in a page
 SMALL = 96  # below this PNG, as JPEG would blur what few pixels there are
+BLUE, RED = "#2a78b8", "#d1495b"
 MOST_NUMBERED = 20  # classes whose confusion matrix has room for numbers
 
 
@@ -76,8 +77,8 @@ def threshold_chart(probability: np.ndarray, is_target: np.ndarray, chosen: dict
     figure = _figure(5.4, 2.8)
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 41)
-    axes.hist(probability[~is_target], bins, alpha=0.7, color="#2a78b8", label=f"not {chosen['target']}")
-    axes.hist(probability[is_target], bins, alpha=0.7, color="#d1495b", label=chosen["target"])
+    axes.hist(probability[~is_target], bins, alpha=0.7, color=BLUE, label=f"not {chosen['target']}")
+    axes.hist(probability[is_target], bins, alpha=0.7, color=RED, label=chosen["target"])
     axes.axvline(chosen["threshold"], color="black", linestyle="--", label=f"threshold {chosen['threshold']:.4g}")
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel(f"probability of {chosen['target']}")
@@ -91,12 +92,51 @@ def comparison_chart(rows: list[dict]) -> str:
     figure = _figure(9, 1.2 + 0.45 * len(rows))
     panels = {"p50_ms": "ms, one sample", "megabytes": "MB", "accuracy": "accuracy"}
     for axes, (key, label) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-        bars = axes.barh([row["file"] for row in rows], [row[key] or 0 for row in rows], color="#2a78b8")
+        bars = axes.barh([row["file"] for row in rows], [row[key] or 0 for row in rows], color=BLUE)
         axes.bar_label(bars, ["" if row[key] is None else f"{row[key]:.4g}" for row in rows], padding=3)
         axes.margins(x=0.25)
         axes.set_xlabel(label)
     axes.invert_yaxis()  # the first on top
     return _svg_file(figure).getvalue().decode()
+
+
+def tradeoff_chart(
+    rows: list[dict], shares: list[float | None], label: str, best: int, goal: float | None, least: float | None
+) -> str:
+    """Accuracy of a pruned network's steps against what is left of it, at `shares`; and what each cut had left of it.
+
+    Args:
+        rows: see `logger.report_pruning`
+        shares: one for each row
+        label: what they are shares of
+        best: the recommended step
+        goal: the share that is the aim, where one is
+        least: the accuracy that is allowed, where that is the aim
+    """
+    figure = _figure(5.4, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    left = 100 * np.array(shares, dtype=float)
+    before, after = (np.array([row[key] for row in rows], dtype=float) for key in ("accuracy_before", "accuracy"))
+    upper.plot(left, after, "o-", color=BLUE, label="after training")
+    upper.plot(left[best], after[best], "o", color="#17663a", markersize=9, label="recommended")
+    lower.vlines(left, before, after, color="silver", zorder=1)
+    lower.plot(left, after, "o", color=BLUE)
+    lower.plot(left, before, "o", color=RED, markerfacecolor="white", label="after the cut")
+    for row, x, y in zip(rows, left, after, strict=True):
+        if np.isfinite(x + y):
+            upper.annotate(row["step"], (x, y), (0, 7), textcoords="offset points", ha="center")
+    if least is not None:
+        upper.axhline(least, color="grey", linestyle="--", zorder=0, label="aim")
+    for axes in (upper, lower):
+        if goal is not None:
+            axes.axvline(100 * goal, color="grey", linestyle="--", zorder=0, label="aim" if axes is upper else None)
+        axes.ticklabel_format(useOffset=False)
+        axes.margins(0.08, 0.15)
+        axes.set_ylabel("accuracy")
+        axes.spines[["top", "right"]].set_visible(False)
+    lower.set_xlabel(f"% of {label}")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, columnspacing=1.2, handletextpad=0.5)
+    return _svg(figure)
 
 
 def _figure(width: float, height: float) -> Any:

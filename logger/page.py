@@ -33,8 +33,6 @@ def write_page(
     wrong: Path | None,
 ) -> None:
     """Write the page to `path`; `wrong` is the folder of wrong pictures, for the other arguments see `report_test`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     mistakes, suspects = list(predictions.pictures), predictions.suspects()
     targets, predicted = predictions.targets, predictions.probabilities.argmax(1)
     inspection = report.get("inspection")
@@ -55,10 +53,9 @@ def write_page(
             "heat": picture_uri(overlay(picture, heat)) if there and heat is not None else None,
         }
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
+    write_html(
+        path,
+        "report.html",
         name=config["name"],
         run=config.resume.parent.name,
         report=report,
@@ -75,7 +72,16 @@ def write_page(
         essentials=_essentials(config, report),
         config=json.dumps(config.config, indent=2, ensure_ascii=False),
     )
-    write_text(path, page)
+
+
+def write_html(path: Path, template: str, **values: Any) -> None:
+    """Fill in a template of this folder. What it is filled with counts as text, never as HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def _threshold_chart(predictions: Any, inspection: dict) -> str:

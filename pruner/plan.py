@@ -101,29 +101,36 @@ class Plan:
     def remove_until(self, size: Callable[[dict[str, np.ndarray]], float], goal: float) -> bool:
         """Let blocks go, of the scope that has lost the least so far, until size(removals) <= goal; whether it came so far.
 
-        The last block is the one, of all scopes, that comes closest to the goal.
+        Then blocks come back, the largest first that the goal has room for: widths are coarse, and so would be the size.
         """
+        gone: list[tuple[str, str, int]] = []
         while size(self.removals()) > goal:
-            choices = {
-                scope: name
-                for scope in self.scopes
-                if scope not in self.settled and (name := self.next_in(scope)) is not None
-            }
+            choices = {scope: name for scope in self.scopes if scope not in self.settled and (name := self.next_in(scope))}
             if not choices:
                 return False
-            name = choices[min(choices, key=self.sparsity)]
-            if self._size_without(name, size) <= goal:
-                sizes = {name: self._size_without(name, size) for name in choices.values()}
-                name = max((n for n in sizes if sizes[n] <= goal), key=lambda n: sizes[n])
-            self.removed[name] += self.block(name)
+            scope = min(choices, key=self.sparsity)
+            gone.append((scope, choices[scope], self.block(choices[scope])))
+            self.removed[choices[scope]] += gone[-1][2]
+        while gone:
+            latest = {scope: (scope, name, units) for scope, name, units in gone}.values()
+            sizes = {block: self._size_with(block, size) for block in latest}
+            fits = [block for block in sizes if sizes[block] <= goal]
+            if not fits:
+                break
+            back = max(fits, key=lambda block: sizes[block])
+            self.removed[back[1]] -= back[2]
+            gone.reverse()
+            gone.remove(back)
+            gone.reverse()
         return True
 
-    def _size_without(self, name: str, size: Callable) -> float:
-        before, self.removed[name] = self.removed[name], self.removed[name] + self.block(name)
+    def _size_with(self, block: tuple[str, str, int], size: Callable) -> float:
+        _, name, units = block
+        self.removed[name] -= units
         try:
             return size(self.removals())
         finally:
-            self.removed[name] = before
+            self.removed[name] += units
 
 
 class SizeForecast:

@@ -65,9 +65,10 @@ class MagnitudePruner(BasePruner):
             raise UserError(f"pruner.args: one aim is needed, channel_sparsity or one of target ({', '.join(AIMS)}); {both}")
         if global_pruning and isomorphic:
             raise UserError("pruner.args: global_pruning ranks all layers in one list, isomorphic in several: choose one")
-        [(self.aim, self.value)] = aims.items()
+        self.aim = aims
+        [(self.measure, self.value)] = aims.items()
         self.threads, self.batch_size = (target or {}).get("threads", 1), (target or {}).get("batch_size", 1)
-        self.max_accuracy_drop = self.value if self.aim == "max_accuracy_drop" else None
+        self.max_accuracy_drop = self.value if self.measure == "max_accuracy_drop" else None
         self.iterative_steps, self.global_pruning, self.isomorphic = iterative_steps, global_pruning, isomorphic
         self.limits = Limits(round_to, min_channels, max_channel_sparsity)
         self.ignored_layers, self.ratios = ignored_layers or [], ratios or {}
@@ -120,13 +121,13 @@ class MagnitudePruner(BasePruner):
         self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
     ) -> dict[str, np.ndarray]:
         """The units that go of each group, once `part` of the way is to be done."""
-        if self.aim in ("channel_sparsity", "max_accuracy_drop"):
-            share = self.value if self.aim == "channel_sparsity" else self.limits.max_channel_sparsity
+        if self.measure in ("channel_sparsity", "max_accuracy_drop"):
+            share = self.value if self.measure == "channel_sparsity" else self.limits.max_channel_sparsity
             return self._plan(graph, part, share * part).removals()
-        if self.aim in ("macs", "params"):
-            self._smaller(graph, forecast, part, self.aim, self.value * original[self.aim])  # can it be reached at all?
-            return self._smaller(graph, forecast, part, self.aim, _on_the_way(self.value, part) * original[self.aim])
-        goal = self.value if self.aim == "latency" else self.value / original["latency_ms"]
+        if self.measure in ("macs", "params"):
+            self._smaller(graph, forecast, part, self.measure, self.value * original[self.measure])  # can it be reached at all?
+            return self._smaller(graph, forecast, part, self.measure, _on_the_way(self.value, part) * original[self.measure])
+        goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
         return self._faster(graph, forecast, example, part, goal, original)
 
     def _smaller(
@@ -168,12 +169,12 @@ class MagnitudePruner(BasePruner):
 
         if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
             raise UserError(
-                f"pruner.args.target: {self.aim} cannot come down to {goal:.3g} of the original's, {least:.3g} is the least. "
+                f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the least. "
                 + self._left(graph)
             )
         share = meet(latency, _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY)
         if share is None:
-            raise UserError(f"pruner.args.target: {self.aim} {self.value} was not met by any of the cuts that were tried")
+            raise UserError(f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried")
         return tried[share]
 
     def _plan(self, graph: ChannelGraph, part: float, share: float) -> Plan:

@@ -6,6 +6,7 @@ from trainer.inspection import inspect
 from trainer.judge import Judge
 from trainer.predict import predict_images
 from trainer.predictions import Predictions
+from trainer.prune_trainer import PruneTrainer
 from trainer.start import (
     build_loader,
     build_network,
@@ -22,6 +23,7 @@ __all__ = [
     "Judge",
     "Meters",
     "Predictions",
+    "PruneTrainer",
     "Trainer",
     "build_loader",
     "build_network",

@@ -14,21 +14,23 @@ from utils.errors import UserError
 from utils.exported import ExportedNetwork
 from utils.lookup import signature_of
 from utils.networks import take_channels
+from utils.structure import resize
 from utils.versions import versions
 from utils.weights import load_weights, read_weights, torchvision_weights
 
 
-def start(config: Any) -> tuple[Engine, Recorder]:
+def start(config: Any, same_network: bool = False) -> tuple[Engine, Recorder]:
     """Begin a run: its folders, the log, the config as used, the machine, the seed.
 
-    With --check the folders are temporary.
+    With --check the folders are temporary. `same_network` says that a new run goes on with the checkpoint's network, so
+    that pictures have to be normalised as they were.
     """
     settings = config["trainer"]
     if config.arguments.check:
         # kept on the config, which outlives the run: the folder goes when it does
         config.temporary = tempfile.TemporaryDirectory(prefix="kata-check-")
         settings |= {"save_dir": config.temporary.name, "tensorboard": False}
-    if config.continued:
+    if config.continued or same_network:
         keep_normalisation(config, checkpoint.load(config.resume)["input"])
     engine = _engine(config)
     setup_logging(config.log_dir, settings.get("verbosity", 2))
@@ -127,7 +129,7 @@ def build_network(config: Any, classes: list[str] | None, shape: list[int]) -> n
     """The network that arch names, fitted to the data: number of classes, channels and size of the pictures.
 
     Each is passed where the network takes it and the config is silent, so that a checkpoint, which keeps classes and
-    shape, gives the same network again.
+    shape, gives the same network again; where that one was pruned, so is this.
     """
     offered: dict[str, Any] = {} if classes is None else {"num_classes": len(classes)}
     if len(shape) == 3:
@@ -137,6 +139,8 @@ def build_network(config: Any, classes: list[str] | None, shape: list[int]) -> n
     model = config.init_obj("arch", **offered)
     if len(shape) == 3:
         take_channels(model, shape[0])
+    if config.resume is not None:
+        resize(model, checkpoint.load(config.resume).get("structure"))
     return model
 
 
@@ -161,8 +165,11 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"
 
 
-def load_pretrained(config: Any, model: nn.Module) -> None:
-    """Start a new run from the weights of `-r PATH`, or of arch.weights. A head of another size starts fresh."""
+def load_pretrained(config: Any, model: nn.Module, new_head: bool = True) -> None:
+    """Start a new run from the weights of `-r PATH`, or of arch.weights.
+
+    A head of another size starts fresh, unless `new_head` forbids it.
+    """
     name = config.option("arch", "weights")
     if config.continued or (config.resume is None and name is None):
         return
@@ -172,6 +179,6 @@ def load_pretrained(config: Any, model: nn.Module) -> None:
         origin, weights = name, read_weights(Path(name))
     else:
         origin, weights = f"{name} of torchvision", torchvision_weights(config["arch"]["type"], name)
-    fresh = load_weights(model, weights, origin, new_head=True)
+    fresh = load_weights(model, weights, origin, new_head)
     said = f"; starting fresh, as its size differs: {', '.join(fresh)}" if fresh else ""
     config.get_logger("start").info(f"weights of {origin}{said}")

@@ -59,6 +59,11 @@ def save(state: dict, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def copy(path: Path, target: Path) -> None:
+    """A second file that holds the same, in its place all at once."""
+    save(load(path), target)
+
+
 def load(path: Path) -> dict:
     """Read a checkpoint onto the CPU, or what an exported file says in its place. Raises CheckpointError where it is
     damaged or none of ours."""

@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import math
+import os
 import random
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +95,9 @@ def enough_rounds(functions: Mapping[str, Callable[[], Any]], seconds: float = 3
 
 
 def onnx_bytes(network: Any, example: Any) -> bytes:
-    """The network as ONNX, by the exporter that needs a tenth of the time: to be measured, not to be kept.
+    """The network as ONNX, to be measured, not to be kept. `example` is a batch of what it takes.
 
-    `example` is a batch of what it takes. Raises UserError where that exporter cannot follow the network.
+    Raises UserError where torch cannot write it.
     """
     import io
     import warnings
@@ -105,15 +107,31 @@ def onnx_bytes(network: Any, example: Any) -> bytes:
     from utils.engine import unwrap
     from utils.networks import plain_attention
 
-    network, example, file = copy.deepcopy(unwrap(network)).cpu().eval(), example.detach().cpu(), io.BytesIO()
-    try:
-        with warnings.catch_warnings(), plain_attention(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network, (example,), file, dynamo=False, opset_version=17, input_names=["input"], output_names=["output"],
-                dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
-            )  # fmt: skip
-    except Exception as error:  # of whatever kind the network, torch or onnx has for it
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{type(network).__name__} cannot be written as ONNX to be measured: {reason}") from error
-    return file.getvalue()
+    network, example = copy.deepcopy(unwrap(network)).cpu().eval(), example.detach().cpu()
+    with warnings.catch_warnings(), plain_attention(), torch.no_grad(), _silence():
+        warnings.simplefilter("ignore")
+        # The TorchScript exporter needs a tenth of the time; what it cannot follow the current one can.
+        for options in ({"dynamo": False, "opset_version": 17, "dynamic_axes": {"input": {0: "batch"}}},
+                        {"dynamo": True, "verbose": False, "dynamic_shapes": ({0: "batch"},)}):  # fmt: skip
+            file = io.BytesIO()
+            try:
+                torch.onnx.export(network, (example,), file, input_names=["input"], output_names=["output"], **options)
+                return file.getvalue()
+            except Exception as error:  # of whatever kind the network, torch or onnx has for it
+                failure = error
+    reason = next(iter(str(failure).splitlines()), type(failure).__name__)
+    raise UserError(f"{type(network).__name__} cannot be written as ONNX to be measured: {reason}") from failure
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing reaches the screen, not even from C++: the TorchScript exporter prints the whole network when it fails."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)

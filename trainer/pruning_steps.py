@@ -1,0 +1,102 @@
+"""What a step of pruning came to: size, speed, accuracy."""
+
+import functools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.evaluate import evaluate
+from trainer.predictions import Predictions
+from utils.engine import Engine
+from utils.errors import UserError
+from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
+from utils.summary import multiply_adds
+
+
+class Measurement:
+    """Measures the networks of a pruning run; speed always against the original, side by side.
+
+    Args:
+        file: where the original is kept as ONNX
+        example: a batch of what the network takes, of which the first is used
+        threads: how many compute one run in onnxruntime
+        batch_size: samples in one run
+    """
+
+    def __init__(self, file: Path, example: Tensor, threads: int, batch_size: int):
+        self.file, self.threads = file, threads
+        self.example = example[:1]
+        self.batch = self.example.repeat(batch_size, *[1] * (example.ndim - 1))
+
+    def keep_original(self, network: nn.Module) -> None:
+        """Write the network that the others are compared with. Raises UserError where it cannot be written as ONNX."""
+        self.file.write_bytes(onnx_bytes(network, self.example))
+
+    @functools.cached_property
+    def original(self) -> bytes:
+        """What keep_original wrote; nothing where it could not."""
+        return self.file.read_bytes() if self.file.exists() else b""
+
+    def size(self, network: nn.Module) -> dict[str, Any]:
+        """{"channels", "macs", "params"}."""
+        return {
+            "channels": sum(widths_of(network).values()),
+            "macs": multiply_adds(network, self.example)[0][""],
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+        }
+
+    def speed(self, network: nn.Module) -> dict[str, float | None]:
+        """{"size_mb", "latency_ms", "latency", "torch_ms"}: of the ONNX file, in onnxruntime, as a share of the original's."""
+        if not self.original:
+            return dict.fromkeys(("size_mb", "latency_ms", "latency", "torch_ms"))
+        file = onnx_bytes(network, self.example)
+        batch, was_training = self.batch.cpu().numpy(), network.training
+        runs = {
+            name: functools.partial(session(content, self.threads).run, None, {"input": batch})
+            for name, content in (("original", self.original), ("cut", file))
+        }
+        try:
+            with torch.inference_mode():
+                network.eval()
+                times = interleaved(runs | {"torch": lambda: network(self.batch)}, enough_rounds(runs))
+        finally:
+            network.train(was_training)
+        return {
+            "size_mb": len(file) / 1e6,
+            "latency_ms": statistics.median(times["cut"]),
+            "latency": ratio(times, "cut", "original"),
+            "torch_ms": statistics.median(times["torch"]),
+        }
+
+
+def accuracy_of(
+    network: nn.Module, batches: Any, criterion: Any, engine: Engine, classes: list[str] | None, target: str | None
+) -> tuple[float | None, float | None]:
+    """Accuracy, and recall of the class `target`, or of the class with the lowest where none is named.
+
+    None where there are no samples, or the network is no classifier. Raises UserError for a target that is no class.
+    """
+    if batches is None:
+        return None, None
+    predictions = Predictions(classes)
+    evaluate(network, batches, criterion, {}, engine, predictions.add)
+    if not predictions.is_classification:
+        return None, None
+    confusion = predictions.confusion()
+    if target is not None and target not in predictions.classes:
+        raise UserError(f'inspection.target: "{target}" is none of the classes {", ".join(predictions.classes)}')
+    recalls = [row[number] / row.sum() if row.sum() else None for number, row in enumerate(confusion)]
+    recall = recalls[predictions.classes.index(target)] if target else min(r for r in recalls if r is not None)
+    return float(confusion.trace() / confusion.sum()), None if recall is None else float(recall)
+
+
+def widths_of(network: nn.Module) -> dict[str, int]:
+    """How many channels each convolution and linear layer gives."""
+    return {
+        name: getattr(module, "out_channels", 0) or module.out_features
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    }
