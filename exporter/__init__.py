@@ -3,4 +3,4 @@
 from exporter.compare import compare
 from exporter.export import Export, export_checkpoint
 
-__all__ = ["Export", "compare"]
+__all__ = ["Export", "compare", "export_checkpoint"]
