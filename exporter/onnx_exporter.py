@@ -14,6 +14,7 @@ from exporter.int8 import quantize_static
 from utils import onnx_file
 from utils.errors import RunError, UserError
 from utils.hints import PositiveInt
+from utils.networks import plain_attention
 
 OLDEST, OLDEST_CURRENT = 11, 18  # opsets: of the TorchScript exporter, and of torch's current one
 INPUT, OUTPUT, BATCH = "input", "output", "batch"
@@ -51,7 +52,7 @@ class OnnxExporter(BaseExporter):
             raise UserError(f"exporter.args.opset: {self.opset} should be {OLDEST} to {newest}")
         write = _write_legacy if self.opset is not None and self.opset < OLDEST_CURRENT else _write
         try:
-            with _quiet():
+            with _quiet(), plain_attention():
                 write(model, example, path, self.opset)
         except Exception as error:  # what comes out of an exporter depends on where the network lost it
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -138,7 +138,7 @@ def test_a_truncated_file(exported, capsys, share):
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * share)])
     assert "model.onnx cannot be read as an ONNX file" in refused(capsys, "-r", file)
-    assert "model.onnx" in refused(capsys, "--compare", exported, file, script=export)
+    assert "model.onnx cannot be read" in refused(capsys, "--compare", file, exported, script=export)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_steel_defects_raw_pictures_give_the_checkpoints_classes(kata_data, tmp_
     arguments = {"data_dir": str(folder), "image_size": 64, "channels": 1, "batch_size": 64, "normalize": "data"}
     config = digits({"arch": {"type": "resnet18"}, "metrics": ["accuracy"], "trainer.epochs": 2})
     run = train(config | {"data_loader": {"type": "ImageFolderDataLoader", "args": arguments}})
-    assert export.main(["-r", str(run), "--int8", "-s", "exporter.args.preprocess=true"]) == 0
+    assert export.main(["-r", str(run), "-s", "exporter.args.preprocess=true"]) == 0
     assert script.main(["-r", str(run), "--images", str(folder / "val")]) == 0
     session, rows = onnxruntime.InferenceSession(run / "model.onnx"), table(run / "test" / "images" / "predictions.csv")
     classes = sorted(p.name for p in (folder / "train").iterdir())

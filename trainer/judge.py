@@ -44,7 +44,8 @@ class Judge:
     """
 
     def __init__(self, config: Any):
-        self.config, self.state, self.engine = config, trained_state(config), machine(config)
+        self.config, self.state = config, trained_state(config)
+        self.engine = machine(config, precision="fp32")  # as the files compute
         keep_normalisation(config, self.state["input"])
         own = config.get("valid_data_loader") is not None or config.init_obj("data_loader").has_validation
         self.split = "val" if own else "test"

@@ -78,9 +78,9 @@ def loader_of(config: Any, split: str) -> Any:
     return loader
 
 
-def machine(config: Any) -> Engine:
-    """Where the command line and the config want to compute; what differs from that is said."""
-    engine = _engine(config, compile=None)  # one pass over some data is done before a compiler is
+def machine(config: Any, **changes: Any) -> Engine:
+    """Where and, but for `changes`, how the command line and the config want to compute; what differs is said."""
+    engine = _engine(config, compile=None, **changes)  # one pass over some data is done before a compiler is
     _begin(engine, config)
     return engine
 

@@ -87,7 +87,7 @@ class ExportedNetwork(nn.Module):
 
     def raw(self, data: Tensor) -> np.ndarray:
         """What the file itself takes."""
-        return (pictures_of(data, self.wanted) if self.preprocess else data).detach().cpu().numpy()
+        return (pictures_of(data, self.wanted) if self.preprocess else data).detach().cpu().contiguous().numpy()
 
 
 def normalisation(wanted: dict) -> tuple[Tensor, Tensor]:

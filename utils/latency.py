@@ -47,7 +47,7 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> Any:
         made = onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
-            providers=[(provider, {"device_id": number or "0"} if kind == "cuda" else {})],
+            providers=[(provider, {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {})],
         )
     except Exception as error:  # onnxruntime has a dozen kinds, which share no ancestor of their own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
