@@ -41,7 +41,13 @@ class CifarResNet(BaseModel):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions beside a shortcut.
+
+    Args:
+        in_channels: of what comes in
+        out_channels: of both convolutions
+        stride: of the first; 2 halves height and width
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()

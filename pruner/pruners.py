@@ -212,8 +212,8 @@ class MagnitudePruner(BasePruner):
         more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
         return (
             f"The channels are: {layers}{more}; round_to {limits.round_to}, min_channels {limits.min_channels} and "
-            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays; {type(self.importance).__name__} may not be "
-            "able to judge all"
+            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays, and "
+            f"{type(self.importance).__name__} may not know what all are worth"
         )
 
 

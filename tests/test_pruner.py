@@ -116,7 +116,7 @@ def test_what_is_cut_is_what_the_criterion_says():
         torch.testing.assert_close(network(x), expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["macs", "params"])
 @pytest.mark.parametrize("goal", [0.6, 0.3])
 def test_sizes_are_met_within_three_percent(name, what, goal):

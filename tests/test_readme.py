@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.xdist_group("readme")  # one process does what the README says, once
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FIRST = "saved/models/Digits_LeNet/1121_093042"  # what the README calls the first run
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 # Calls the scripts' main one after the other, so that torch is imported once; "1121_093042" is the first run there is.
@@ -75,7 +76,8 @@ def newcomer(tmp_path_factory, data_dir):
         elif language in ("json", "jsonc"):
             name = "readme_parts.json" if '"name": "Parts"' in text else f"readme{number}.json"
             (folder / name).write_text(text, encoding="utf-8")
-            todo.append(["train.py", "-c", name, "--epochs", "2"])
+            run = ["prune.py", "-c", name, "-r", FIRST] if '"pruner"' in text else ["train.py", "-c", name, "--epochs", "2"]
+            todo.append(run)
         elif language == "python" and (path := re.match(r"# (\w+/\w+\.py)\n", text)):
             (folder / path[1]).write_text(text, encoding="utf-8")
         elif language == "python" and "model/loss.py" in text:
