@@ -14,6 +14,7 @@ from exporter.int8 import quantize_static
 from utils import onnx_file
 from utils.errors import RunError, UserError
 from utils.hints import PositiveInt
+from utils.latency import silence
 from utils.networks import plain_attention
 
 OLDEST, OLDEST_CURRENT = 11, 18  # opsets: of the TorchScript exporter, and of torch's current one
@@ -82,7 +83,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), silence():
             warnings.simplefilter("ignore")
             yield
     finally:

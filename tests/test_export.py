@@ -20,6 +20,7 @@ from data_loader.data_loaders import DigitsDataLoader
 from exporter.onnx_exporter import OnnxExporter
 from exporter.proof import in_sizes, prove
 from model.model import LeNet
+from pruner.pruners import MagnitudePruner
 from tests.test_networks import CLASSES, FAMILIES, Settings
 from trainer.start import build_network
 from utils import checkpoint
@@ -396,8 +397,9 @@ def export_and_compare(model, size, path, channels=3):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pruned", [False, True], ids=["whole", "pruned"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_one_of_each_family(name, tmp_path):
+def test_one_of_each_family(name, pruned, tmp_path):
     torch.manual_seed(0)
     model = build_network(Settings({"type": name}), CLASSES, [3, FAMILIES[name], FAMILIES[name]])
     nn.init.normal_(model.get_submodule(head_of(model)).weight)  # torchvision's ViT begins with a head of zeros
@@ -406,4 +408,6 @@ def test_one_of_each_family(name, tmp_path):
             module.momentum = None  # statistics of one batch, or what an untrained network gives is next to nothing
     with torch.no_grad():
         model.train()(torch.randn(16 if FAMILIES[name] < 100 else 4, 3, FAMILIES[name], FAMILIES[name]))
+    if pruned:
+        MagnitudePruner(channel_sparsity=0.5).cut(model.eval(), torch.randn(2, 3, FAMILIES[name], FAMILIES[name]), 1, {})
     export_and_compare(model, FAMILIES[name], tmp_path / "model.onnx")

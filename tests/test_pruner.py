@@ -20,12 +20,12 @@ from utils.structure import describe, resize, structure_of
 from utils.summary import multiply_adds
 
 FAMILIES = {  # name -> size of the pictures; the largest share of multiply-adds that 50 % of channels may leave
-    "alexnet": (64, 0.3), "vgg11_bn": (32, 0.3), "vgg16": (32, 0.3), "resnet18": (32, 0.3), "resnet50": (32, 0.3),
-    "squeezenet1_1": (64, 0.3), "densenet121": (32, 0.3), "googlenet": (64, 0.3), "inception_v3": (299, 0.3),
-    "mobilenet_v2": (32, 0.3), "mobilenet_v3_small": (32, 0.32), "efficientnet_b0": (32, 0.3),
-    "efficientnet_v2_s": (32, 0.3), "mnasnet1_0": (32, 0.3), "shufflenet_v2_x1_0": (32, 0.6),
-    "regnet_x_400mf": (32, 0.3), "regnet_y_400mf": (32, 0.45), "resnext50_32x4d": (32, 0.3), "convnext_tiny": (32, 0.3),
-    "vit_b_16": (32, 0.3), "swin_t": (32, 0.9), "maxvit_t": (64, 0.65),
+    "alexnet": (64, 0.3), "vgg11_bn": (64, 0.3), "vgg16": (64, 0.3), "resnet18": (64, 0.3), "resnet50": (64, 0.3),
+    "squeezenet1_1": (64, 0.3), "densenet121": (64, 0.3), "googlenet": (64, 0.3), "inception_v3": (299, 0.3),
+    "mobilenet_v2": (64, 0.3), "mobilenet_v3_small": (64, 0.32), "efficientnet_b0": (64, 0.3),
+    "efficientnet_v2_s": (64, 0.3), "mnasnet1_0": (64, 0.3), "shufflenet_v2_x1_0": (64, 0.6),
+    "regnet_x_400mf": (64, 0.3), "regnet_y_400mf": (64, 0.45), "resnext50_32x4d": (64, 0.3), "convnext_tiny": (64, 0.3),
+    "vit_b_16": (32, 0.3), "swin_t": (64, 0.9), "maxvit_t": (64, 0.65),
 }  # fmt: skip
 DEFAULT = ("resnet18", "googlenet", "mobilenet_v2", "shufflenet_v2_x1_0", "squeezenet1_1")
 
@@ -52,13 +52,14 @@ def example(name, count=2):
 
 
 def train_a_step(network, data):
-    """One step by SGD; where it fails the cut was wrong."""
+    """One step by SGD; where it fails the cut was wrong. A short one: untrained networks give enormous gradients."""
     set_training_mode(network)
     output = network(data)
     target = torch.tensor([0, 3])
     loss = F.cross_entropy(main_output(output), target) + sum(F.cross_entropy(o, target) for o in auxiliary_outputs(output))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     network.eval()

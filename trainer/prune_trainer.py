@@ -175,6 +175,7 @@ class PruneTrainer(Trainer):
         accuracy, recall = self._accuracy(network)
         row = {"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None, "epochs": 0}
         self.rows = [self._complete(row, network) | {"accuracy": accuracy, "recall": recall}]
+        self.rows[0]["latency"] = self.rows[0]["latency"] and 1.0  # by definition
         self.widths = [widths_of(network)]
 
     def _measure_step(self, network: nn.Module) -> None:

@@ -108,7 +108,7 @@ def onnx_bytes(network: Any, example: Any) -> bytes:
     from utils.networks import plain_attention
 
     network, example = copy.deepcopy(unwrap(network)).cpu().eval(), example.detach().cpu()
-    with warnings.catch_warnings(), plain_attention(), torch.no_grad(), _silence():
+    with warnings.catch_warnings(), plain_attention(), torch.no_grad(), silence():
         warnings.simplefilter("ignore")
         # The TorchScript exporter needs a tenth of the time; what it cannot follow the current one can.
         for options in ({"dynamo": False, "opset_version": 17, "dynamic_axes": {"input": {0: "batch"}}},
@@ -124,8 +124,8 @@ def onnx_bytes(network: Any, example: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing reaches the screen, not even from C++: the TorchScript exporter prints the whole network when it fails."""
+def silence() -> Iterator[None]:
+    """Nothing reaches the screen, not even from C++: torch's exporter prints the whole network when it fails."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "w") as nowhere:
