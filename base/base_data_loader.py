@@ -1,9 +1,11 @@
-import collections
+import contextlib
 import functools
+import itertools
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -78,7 +80,8 @@ class BaseDataLoader(DataLoader, ABC):
         with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
         it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
         (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
-        per batch, and may return the finished batch, a tuple of tensors.
+        per batch, and may return the finished batch, a tuple of tensors. One that says that it `draws_nothing` is
+        spared the seeding.
         """
 
     @property
@@ -144,7 +147,7 @@ class BaseDataLoader(DataLoader, ABC):
     @functools.cached_property
     def example(self) -> Any:
         """What a network is given for the first sample, without the batch axis."""
-        sample = self.dataset[(0, 0)]
+        sample = self.dataset[(0, 0, 0)]
         return sample[0] if isinstance(sample, tuple | list) else sample
 
     @functools.cached_property
@@ -163,8 +166,8 @@ def collate(batch: Any) -> Any:
 class _Samples(Dataset):
     """One subset's samples, each drawn with random numbers of its own.
 
-    An item is named (epoch, position), and how often it came in the epoch before, where it did: what a worker draws
-    depends on nothing but that and the seed.
+    An item is named (epoch, position, how often it came in the epoch before): what a worker draws depends on nothing
+    but that and the seed.
     """
 
     def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
@@ -197,20 +200,25 @@ class _Samples(Dataset):
         # Where workers are spawned they get a copy, which should not drag the whole loader along.
         return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
-    def __getitem__(self, name: tuple[int, ...]) -> Any:
-        epoch, position, *repeat = name
+    def __getitem__(self, name: tuple[int, int, int]) -> Any:
+        epoch, position, repeat = name
         index = int(self.indices[position])
-        with seeded(self.seed, self.subset, epoch, index, *repeat):
+        with self._seeded(epoch, index, repeat):
             return self.whole[index]
 
-    def __getitems__(self, names: list[tuple[int, ...]]) -> Any:
+    def __getitems__(self, names: list[tuple[int, int, int]]) -> Any:
         together = getattr(self.whole, "__getitems__", None)
         if together is None:
             return [self[name] for name in names]
-        epoch, _, *repeat = names[0]
-        indices = self.indices[[position for _, position, *_ in names]]
-        with seeded(self.seed, self.subset, epoch, int(indices[0]), *repeat):
-            return together(indices.tolist())
+        epochs, positions, repeats = zip(*names, strict=True)
+        indices = self.indices[list(positions)].tolist()
+        with self._seeded(epochs[0], indices[0], repeats[0]):
+            return together(indices)
+
+    def _seeded(self, epoch: int, index: int, repeat: int) -> AbstractContextManager:
+        if getattr(self.whole, "draws_nothing", False):
+            return contextlib.nullcontext()
+        return seeded(self.seed, self.subset, epoch, index, *([repeat] if repeat else []))
 
 
 class _EpochSampler(Sampler):
@@ -223,23 +231,34 @@ class _EpochSampler(Sampler):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
+    @property
+    def balanced(self) -> bool:
+        return getattr(self.samples.whole, "balanced", False)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         skip, self.skip = self.skip, 0  # skipping is for one pass only
-        epoch, served = self.epoch, collections.Counter()
-        for place, position in enumerate(self.order(epoch).tolist()):
-            repeat = served[position]
-            served[position] += 1
-            if place >= skip * self.batch_size:
-                yield (epoch, position, repeat) if repeat else (epoch, position)
+        order = self.order(self.epoch)
+        repeats = _earlier(order) if self.balanced else np.zeros_like(order)
+        rest = slice(skip * self.batch_size, None)
+        return zip(itertools.repeat(self.epoch), order[rest].tolist(), repeats[rest].tolist())
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
         count, generator = len(self), generator_of(self.seed, "order", epoch)
-        if getattr(self.samples.whole, "balanced", False):
+        if self.balanced:
             labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
             _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
             return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
         return generator.permutation(count) if self.shuffle else np.arange(count)
+
+
+def _earlier(order: np.ndarray) -> np.ndarray:
+    """How often each entry has come before."""
+    places = np.argsort(order, kind="stable")
+    _, firsts, sizes = np.unique(order[places], return_index=True, return_counts=True)
+    repeats = np.empty_like(order)
+    repeats[places] = np.arange(len(order)) - np.repeat(firsts, sizes)
+    return repeats
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

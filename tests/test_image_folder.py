@@ -123,7 +123,7 @@ def test_validation_and_test_pictures_are_never_augmented(folder, source):
         for picture, path in zip(data, part.paths, strict=True):
             torch.testing.assert_close(picture, EVALUATION(Image.open(path)))
     augmented, plain = loader.dataset, loader.of_subset("train").dataset
-    changed = [not torch.equal(augmented[(0, i)][0], plain[(0, i)][0]) for i in range(len(plain))]
+    changed = [not torch.equal(augmented[(0, i, 0)][0], plain[(0, i, 0)][0]) for i in range(len(plain))]
     assert sum(changed) > 0.9 * len(changed)
 
 
