@@ -80,8 +80,9 @@ class BaseDataLoader(DataLoader, ABC):
         with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
         it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
         (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
-        per batch, and may return the finished batch, a tuple of tensors. One that says that it `draws_nothing` is
-        spared the seeding.
+        per batch, and may return the finished batch, a tuple of tensors. If it defines `draw(index)` and
+        `together(drawn)`, samples are drawn one by one, each with random numbers of its own, and made a batch together.
+        One that says that it `draws_nothing` is spared the seeding.
         """
 
     @property
@@ -207,18 +208,25 @@ class _Samples(Dataset):
             return self.whole[index]
 
     def __getitems__(self, names: list[tuple[int, int, int]]) -> Any:
-        together = getattr(self.whole, "__getitems__", None)
-        if together is None:
-            return [self[name] for name in names]
         epochs, positions, repeats = zip(*names, strict=True)
         indices = self.indices[list(positions)].tolist()
-        with self._seeded(epochs[0], indices[0], repeats[0]):
-            return together(indices)
+        whole_batch = getattr(self.whole, "__getitems__", None)
+        draw, together = (getattr(self.whole, name, None) for name in ("draw", "together"))
+        with self._seeded(epochs[0], indices[0], repeats[0]) as seed_anew:
+            if whole_batch:
+                return whole_batch(indices)
+            drawn = []
+            for parts in zip(epochs, indices, repeats, strict=True):
+                seed_anew(*self._seed(*parts))
+                drawn.append((draw or self.whole.__getitem__)(parts[1]))
+        return together(drawn) if together else drawn
 
-    def _seeded(self, epoch: int, index: int, repeat: int) -> AbstractContextManager:
-        if getattr(self.whole, "draws_nothing", False):
-            return contextlib.nullcontext()
-        return seeded(self.seed, self.subset, epoch, index, *([repeat] if repeat else []))
+    def _seed(self, epoch: int, index: int, repeat: int) -> tuple[int | str, ...]:
+        return self.seed, self.subset, epoch, index, *([repeat] if repeat else [])
+
+    def _seeded(self, *parts: int) -> AbstractContextManager:
+        draws_nothing = getattr(self.whole, "draws_nothing", False)
+        return contextlib.nullcontext(lambda *parts: None) if draws_nothing else seeded(*self._seed(*parts))
 
 
 class _EpochSampler(Sampler):

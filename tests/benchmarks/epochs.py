@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Subset
 
-from tests.benchmarks.measure import Timings, in_turn, terminal
+from tests.benchmarks.measure import in_turn, terminal
 from tests.conftest import build
 
 BATCH, RATE = 128, 0.001
@@ -48,7 +48,13 @@ def config(data_dir: Path, save_dir: Path) -> dict:
         "optimizer": {"type": "Adam", "args": {"lr": RATE}},
         "loss": "cross_entropy",
         "metrics": ["accuracy", "top_k_acc"],
-        "trainer": {"epochs": 1000, "save_dir": str(save_dir), "keep_last": 2, "monitor": "max val_accuracy", "tensorboard": True},
+        "trainer": {
+            "epochs": 1000,
+            "save_dir": str(save_dir),
+            "keep_last": 2,
+            "monitor": "max val_accuracy",
+            "tensorboard": True,
+        },
     }
 
 
