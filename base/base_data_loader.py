@@ -28,20 +28,22 @@ class BaseDataLoader(DataLoader, ABC):
         batch_size: samples in a batch
         shuffle: draw the training samples in another order in each epoch, which follows from (seed, epoch)
         validation_split: what `split_validation` sets apart from the training samples: a share (0.1) or a number (100)
-        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result
+        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result; "auto"
+            takes as many as the machine has use for: none where a CPU trains, or the data are in memory as they are served
         drop_last: leave out the last training batch if it is not full
         seed: what the order, the split and the augmentation follow from; the config's own seed where not given
         subset: the samples to serve: "train", "val" or "test"
     """
 
     _for_training = True
+    in_memory = False  # True for data that are there in whole batches, and need no workers
 
     def __init__(
         self,
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
-        num_workers: NonNegativeInt = 0,
+        num_workers: NonNegativeInt | Literal["auto"] = 0,
         drop_last: bool = False,
         seed: int = 0,
         subset: Literal["train", "val", "test"] = "train",
@@ -57,16 +59,17 @@ class BaseDataLoader(DataLoader, ABC):
         }
         self.subset = subset
         training = subset == "train" and self._for_training
+        workers = (0 if self.in_memory else spare_cores()) if num_workers == "auto" else num_workers
         samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
         super().__init__(
             samples,
             batch_size,
             sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
-            num_workers=num_workers,
+            num_workers=workers,
             collate_fn=collate,
             drop_last=drop_last and training,
             worker_init_fn=_leave_interrupts_to_the_parent,
-            persistent_workers=num_workers > 0,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
         )
@@ -123,6 +126,15 @@ class BaseDataLoader(DataLoader, ABC):
             first = (self.sampler.epoch + 1) * len(self)
             yield from self
 
+    def to(self, device: torch.device) -> None:
+        """Let data in memory be prepared on the device that trains, where they fit into a quarter of what is free."""
+        if device.type != "cuda" or not hasattr(self.samples, "to") or self.num_workers > 0:
+            return
+        size = self.samples.pictures.numel()
+        if size < torch.cuda.mem_get_info(device)[0] // 4:
+            self.samples.to(device)
+            self.pin_memory = False  # there is nothing to be pinned
+
     @property
     def samples(self) -> Dataset:
         """What `build_dataset` returned, whole."""
@@ -162,6 +174,12 @@ class BaseDataLoader(DataLoader, ABC):
 def collate(batch: Any) -> Any:
     """torch's default_collate, unless `__getitems__` has already made the batch (then it is a tuple)."""
     return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+def spare_cores() -> int:
+    """How many processes may prepare batches beside the training: up to 8 with a GPU; without one all cores compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1) if torch.cuda.is_available() else 0
 
 
 class _Samples(Dataset):

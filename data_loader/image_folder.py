@@ -69,7 +69,9 @@ class ImageFolderDataLoader(BaseDataLoader):
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
         balanced = augment and self.balance == "sampler"
-        return PictureFiles(contents, self.class_names, self._pipeline(augment), self.read, balanced)
+        # no method of ours: a circle of references would let the loader's workers end late
+        read = functools.partial(read_picture, channels=self.channels, side=self._side)
+        return PictureFiles(contents, self.class_names, self._pipeline(augment), read, balanced)
 
     @property
     def has_validation(self) -> bool:

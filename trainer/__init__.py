@@ -5,6 +5,7 @@ from trainer.heatmap import explain, heat_maps
 from trainer.inspection import inspect
 from trainer.predict import predict_images
 from trainer.predictions import Predictions
+from trainer.profile import profile
 from trainer.start import (
     build_loader,
     build_network,
@@ -32,6 +33,7 @@ __all__ = [
     "inspect",
     "load_pretrained",
     "predict_images",
+    "profile",
     "progress",
     "start",
     "start_test",

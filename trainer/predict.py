@@ -1,5 +1,6 @@
 """What a trained classifier says of loose pictures, without labels and without its data set."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def preparation(config: Any, wanted: dict) -> Callable[[Path], Tensor]:
         return lambda path: plain_preparation(read_picture(path, wanted["shape"][0]), wanted)
     keep_normalisation(config, wanted)
     loader = config.init_obj("data_loader")
-    return lambda path: loader.prepare(loader.read(path))
+    read = getattr(loader, "read", functools.partial(read_picture, channels=wanted["shape"][0]))
+    return lambda path: loader.prepare(read(path))
 
 
 def plain_preparation(picture: Tensor, wanted: dict) -> Tensor:

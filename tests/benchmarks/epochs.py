@@ -58,6 +58,14 @@ def config(data_dir: Path, save_dir: Path) -> dict:
     }
 
 
+def small_config(data_dir: Path, save_dir: Path) -> dict:
+    """The same with a tenth of the samples, for many epochs."""
+    settings = config(data_dir, save_dir)
+    settings["data_loader"]["args"]["validation_split"] = 0.9
+    settings["data_loader"]["args"]["batch_size"] = 64
+    return settings
+
+
 def epochs_of(trainer: Any) -> Callable[[], None]:
     """A function that trains the next epoch, checkpoint and log included."""
 

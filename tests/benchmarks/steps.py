@@ -1,7 +1,6 @@
 """What the Trainer adds to a training step, and what a checkpoint costs."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,3 @@ def bare_steps(trainer: Any, steps: int) -> Callable[[], None]:
             optimizer.zero_grad(set_to_none=True)
 
     return run
-
-
-def measure(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    action()
-    return time.perf_counter() - begun
