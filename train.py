@@ -18,10 +18,14 @@ options = [
 ]
 
 
-@command(__doc__, options)
+def add_arguments(parser):
+    parser.add_argument("--profile", type=int, metavar="N", help="train N batches, say where the time went, and stop")
+
+
+@command(__doc__, options, add_arguments)
 def main(config):
     # these import torch, which --help can do without
-    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, start
+    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, profile, start
 
     engine, recorder = start(config)
     data_loader = config.init_obj("data_loader")
@@ -40,7 +44,12 @@ def main(config):
         data_loader=data_loader,
         valid_data_loader=valid_data_loader,
     )
-    trainer.check() if config.arguments.check else trainer.train()
+    if config.arguments.check:
+        trainer.check()
+    elif config.arguments.profile:
+        profile(trainer, config.arguments.profile)
+    else:
+        trainer.train()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-import collections
+import contextlib
 import functools
+import itertools
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -26,20 +28,22 @@ class BaseDataLoader(DataLoader, ABC):
         batch_size: samples in a batch
         shuffle: draw the training samples in another order in each epoch, which follows from (seed, epoch)
         validation_split: what `split_validation` sets apart from the training samples: a share (0.1) or a number (100)
-        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result
+        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result; "auto"
+            takes as many as the machine has use for: none where a CPU trains, or the data are in memory as they are served
         drop_last: leave out the last training batch if it is not full
         seed: what the order, the split and the augmentation follow from; the config's own seed where not given
         subset: the samples to serve: "train", "val" or "test"
     """
 
     _for_training = True
+    in_memory = False  # True for data that are there in whole batches, and need no workers
 
     def __init__(
         self,
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
-        num_workers: NonNegativeInt = 0,
+        num_workers: NonNegativeInt | Literal["auto"] = 0,
         drop_last: bool = False,
         seed: int = 0,
         subset: Literal["train", "val", "test"] = "train",
@@ -55,16 +59,17 @@ class BaseDataLoader(DataLoader, ABC):
         }
         self.subset = subset
         training = subset == "train" and self._for_training
+        workers = (0 if self.in_memory else spare_cores()) if num_workers == "auto" else num_workers
         samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
         super().__init__(
             samples,
             batch_size,
             sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
-            num_workers=num_workers,
+            num_workers=workers,
             collate_fn=collate,
             drop_last=drop_last and training,
             worker_init_fn=_leave_interrupts_to_the_parent,
-            persistent_workers=num_workers > 0,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
         )
@@ -78,7 +83,9 @@ class BaseDataLoader(DataLoader, ABC):
         with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
         it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
         (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
-        per batch, and may return the finished batch, a tuple of tensors.
+        per batch, and may return the finished batch, a tuple of tensors. If it defines `draw(index)` and
+        `together(drawn)`, samples are drawn one by one, each with random numbers of its own, and made a batch together.
+        One that says that it `draws_nothing` is spared the seeding.
         """
 
     @property
@@ -119,6 +126,15 @@ class BaseDataLoader(DataLoader, ABC):
             first = (self.sampler.epoch + 1) * len(self)
             yield from self
 
+    def to(self, device: torch.device) -> None:
+        """Let data in memory be prepared on the device that trains, where they fit into a quarter of what is free."""
+        if device.type != "cuda" or not hasattr(self.samples, "to") or self.num_workers > 0:
+            return
+        size = self.samples.pictures.numel()
+        if size < torch.cuda.mem_get_info(device)[0] // 4:
+            self.samples.to(device)
+            self.pin_memory = False  # there is nothing to be pinned
+
     @property
     def samples(self) -> Dataset:
         """What `build_dataset` returned, whole."""
@@ -144,7 +160,7 @@ class BaseDataLoader(DataLoader, ABC):
     @functools.cached_property
     def example(self) -> Any:
         """What a network is given for the first sample, without the batch axis."""
-        sample = self.dataset[(0, 0)]
+        sample = self.dataset[(0, 0, 0)]
         return sample[0] if isinstance(sample, tuple | list) else sample
 
     @functools.cached_property
@@ -160,11 +176,17 @@ def collate(batch: Any) -> Any:
     return batch if isinstance(batch, tuple) else default_collate(batch)
 
 
+def spare_cores() -> int:
+    """How many processes may prepare batches beside the training: up to 8 with a GPU; without one all cores compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1) if torch.cuda.is_available() else 0
+
+
 class _Samples(Dataset):
     """One subset's samples, each drawn with random numbers of its own.
 
-    An item is named (epoch, position), and how often it came in the epoch before, where it did: what a worker draws
-    depends on nothing but that and the seed.
+    An item is named (epoch, position, how often it came in the epoch before): what a worker draws depends on nothing
+    but that and the seed.
     """
 
     def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
@@ -197,20 +219,32 @@ class _Samples(Dataset):
         # Where workers are spawned they get a copy, which should not drag the whole loader along.
         return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
-    def __getitem__(self, name: tuple[int, ...]) -> Any:
-        epoch, position, *repeat = name
+    def __getitem__(self, name: tuple[int, int, int]) -> Any:
+        epoch, position, repeat = name
         index = int(self.indices[position])
-        with seeded(self.seed, self.subset, epoch, index, *repeat):
+        with self._seeded(epoch, index, repeat):
             return self.whole[index]
 
-    def __getitems__(self, names: list[tuple[int, ...]]) -> Any:
-        together = getattr(self.whole, "__getitems__", None)
-        if together is None:
-            return [self[name] for name in names]
-        epoch, _, *repeat = names[0]
-        indices = self.indices[[position for _, position, *_ in names]]
-        with seeded(self.seed, self.subset, epoch, int(indices[0]), *repeat):
-            return together(indices.tolist())
+    def __getitems__(self, names: list[tuple[int, int, int]]) -> Any:
+        epochs, positions, repeats = zip(*names, strict=True)
+        indices = self.indices[list(positions)].tolist()
+        whole_batch = getattr(self.whole, "__getitems__", None)
+        draw, together = (getattr(self.whole, name, None) for name in ("draw", "together"))
+        with self._seeded(epochs[0], indices[0], repeats[0]) as seed_anew:
+            if whole_batch:
+                return whole_batch(indices)
+            drawn = []
+            for parts in zip(epochs, indices, repeats, strict=True):
+                seed_anew(*self._seed(*parts))
+                drawn.append((draw or self.whole.__getitem__)(parts[1]))
+        return together(drawn) if together else drawn
+
+    def _seed(self, epoch: int, index: int, repeat: int) -> tuple[int | str, ...]:
+        return self.seed, self.subset, epoch, index, *([repeat] if repeat else [])
+
+    def _seeded(self, *parts: int) -> AbstractContextManager:
+        draws_nothing = getattr(self.whole, "draws_nothing", False)
+        return contextlib.nullcontext(lambda *parts: None) if draws_nothing else seeded(*self._seed(*parts))
 
 
 class _EpochSampler(Sampler):
@@ -223,23 +257,34 @@ class _EpochSampler(Sampler):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
+    @property
+    def balanced(self) -> bool:
+        return getattr(self.samples.whole, "balanced", False)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         skip, self.skip = self.skip, 0  # skipping is for one pass only
-        epoch, served = self.epoch, collections.Counter()
-        for place, position in enumerate(self.order(epoch).tolist()):
-            repeat = served[position]
-            served[position] += 1
-            if place >= skip * self.batch_size:
-                yield (epoch, position, repeat) if repeat else (epoch, position)
+        order = self.order(self.epoch)
+        repeats = _earlier(order) if self.balanced else np.zeros_like(order)
+        rest = slice(skip * self.batch_size, None)
+        return zip(itertools.repeat(self.epoch), order[rest].tolist(), repeats[rest].tolist())
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
         count, generator = len(self), generator_of(self.seed, "order", epoch)
-        if getattr(self.samples.whole, "balanced", False):
+        if self.balanced:
             labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
             _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
             return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
         return generator.permutation(count) if self.shuffle else np.arange(count)
+
+
+def _earlier(order: np.ndarray) -> np.ndarray:
+    """How often each entry has come before."""
+    places = np.argsort(order, kind="stable")
+    _, firsts, sizes = np.unique(order[places], return_index=True, return_counts=True)
+    repeats = np.empty_like(order)
+    repeats[places] = np.arange(len(order)) - np.repeat(firsts, sizes)
+    return repeats
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from base.base_data_loader import BaseDataLoader
 from utils import checkpoint, randomness
 from utils.engine import Engine, unwrap
 from utils.errors import Interrupted, RunError, UserError
@@ -78,6 +79,9 @@ class BaseTrainer(ABC):
         self.logger = config.get_logger("trainer")
         self.criterion, self.metrics = engine.to_device(criterion), engine.to_device(metrics)
         self.data_loader, self.valid_data_loader = data_loader, valid_data_loader
+        for loader in (data_loader, valid_data_loader):
+            if isinstance(loader, BaseDataLoader):
+                loader.to(engine.device)
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
         self.verbosity, self.ema_decay = verbosity, ema_decay
         self.monitor = Monitor(monitor, early_stop)

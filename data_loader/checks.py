@@ -6,16 +6,18 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data_loader.cache import Cache, Keeper, stored
 from data_loader.pictures import BadPicture, read_picture
 from utils.errors import UserError
 
 IMBALANCE = 10  # times as many pictures of one class as of another
-KEPT_BYTES = 2**29  # decoded pictures that take no more together are kept in memory
 LINES = 20  # of one kind in the report
 
 
@@ -28,18 +30,20 @@ class Contents:
         targets: their class numbers
         digests: a number for each, the same where the pixels are the same
         counts: how often each of the 256 values comes, for each channel (C, 256)
-        pictures: the decoded pictures, uint8 (C, H, W), where they take little memory
+        pictures: the decoded pictures, uint8 (C, H, W), where they are kept
         bad: why a file was left out, a line each
         ignored: files that are no pictures by their names
+        note: where the decoded pictures are kept, if that is to be known
     """
 
     paths: list[str] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     counts: np.ndarray | int = 0
-    pictures: list[Tensor] | None = field(default_factory=list)
+    pictures: Sequence[Tensor] | None = None
     bad: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    note: str = ""
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Of each channel over all pixels, pictures taken as 0 to 1; channels that never vary have 1 as std."""
@@ -51,18 +55,24 @@ class Contents:
         return mean.tolist(), np.where(std > 0, std, 1).tolist()
 
 
-def read_all(files: Sequence[tuple[str, int]], channels: int) -> Contents:
-    """Decode all `files` (path, class number), in threads."""
-    contents, size = Contents(), 0
+def read_all(files: Sequence[tuple[str, int]], channels: int, side: int | None, cache: Cache, stem: Path) -> Contents:
+    """Decode all `files` (path, class number), in threads, with `read_picture`'s channels and side.
+
+    Where `cache` is "disk" or "auto", and the file that `stem` names holds them, that is taken instead.
+    """
+    if cache in ("disk", "auto") and (found := stored(stem)):
+        return _from_index(files, *found)
+    contents, keeper = Contents(), Keeper(cache, stem)
 
     def read(file: tuple[str, int]) -> tuple | BadPicture:
         try:
-            picture = read_picture(file[0], channels)
+            picture = read_picture(file[0], channels, side)
         except BadPicture as error:
             return error
-        pixels = picture.numpy()
+        pixels = picture.permute(1, 2, 0).contiguous().numpy()
         digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).digest()
-        return picture, digest, np.stack([np.bincount(channel.ravel(), minlength=256) for channel in pixels])
+        counts = torch.stack([torch.bincount(channel.ravel(), minlength=256) for channel in picture]).numpy()
+        return picture, digest, counts
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = tqdm(threads.map(read, files), desc="reading the pictures", total=len(files), leave=False, disable=None)
@@ -75,12 +85,27 @@ def read_all(files: Sequence[tuple[str, int]], channels: int) -> Contents:
             contents.targets.append(target)
             contents.digests.append(digest)
             contents.counts = contents.counts + counts
-            size += picture.numel()
-            if size > KEPT_BYTES:
-                contents.pictures = None
-            elif contents.pictures is not None:
-                contents.pictures.append(picture)
+            keeper.add(picture)
+    contents.pictures = keeper.finish(_index(files, contents))
+    contents.note = keeper.note
     return contents
+
+
+def _index(files: Sequence[tuple[str, int]], contents: Contents) -> dict:
+    """What is known of the pictures, for a file beside theirs. Paths as places in `files`: the folder may be moved."""
+    place = {path: number for number, (path, _) in enumerate(files)}
+    return {
+        "files": [place[path] for path in contents.paths],
+        "digests": [digest.hex() for digest in contents.digests],
+        "counts": np.asarray(contents.counts).tolist(),
+        "bad": contents.bad,
+    }
+
+
+def _from_index(files: Sequence[tuple[str, int]], pictures: Sequence[Tensor], about: dict) -> Contents:
+    paths, targets = zip(*(files[number] for number in about["files"]), strict=True) if about["files"] else ((), ())
+    digests = [bytes.fromhex(digest) for digest in about["digests"]]
+    return Contents(list(paths), list(targets), digests, np.asarray(about["counts"]), pictures, about["bad"])
 
 
 def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
@@ -99,6 +124,7 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
                 f"train has {counts[often]} pictures of {often} and {counts[seldom]} of {seldom}; "
                 'data_loader.args.balance, "sampler" or "loss", makes up for that'
             )
+    lines += dict.fromkeys(contents.note for contents in subsets.values() if contents.note)
     bad = dict.fromkeys(f"left out: {line}" for contents in subsets.values() for line in contents.bad)
     ignored = dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)
     if ignored:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from base import BaseDataLoader
-from data_loader.datasets import PicturesInMemory
+from data_loader.datasets import Flip, PicturesInMemory, Shift
 from utils.errors import UserError
+from utils.hints import NonNegativeInt
 from utils.randomness import stratified_choice
 
 
@@ -23,6 +24,8 @@ class DigitsDataLoader(BaseDataLoader):
     Args:
         data_dir: folder to keep the digits in once they were read
     """
+
+    in_memory = True
 
     def __init__(self, data_dir: str = "data/", **kwargs: Any):
         self.data_dir = data_dir
@@ -48,6 +51,7 @@ class MnistDataLoader(BaseDataLoader):
         data_dir: torchvision's folder; the files are in MNIST/raw below it, and fetched if they are not
     """
 
+    in_memory = True
     name, mean, std = "MNIST", [0.1307], [0.3081]
 
     def __init__(self, data_dir: str = "data/", **kwargs: Any):
@@ -76,6 +80,40 @@ class FashionMnistDataLoader(MnistDataLoader):
     """Ten kinds of clothes 28x28, in the files and numbers of MNIST: Xiao et al., arXiv:1708.07747."""
 
     name, mean, std = "FashionMNIST", [0.2860], [0.3530]
+
+
+class Cifar10DataLoader(BaseDataLoader):
+    """Ten kinds of things in colour, 32x32, 50,000 to train, 10,000 to test: Krizhevsky 2009.
+
+    Args:
+        data_dir: torchvision's folder; the files are in cifar-10-batches-py below it, and fetched if they are not
+        flip: mirror half of the training pictures
+        shift: move the training pictures by up to so many pixels
+    """
+
+    in_memory = True
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+
+    def __init__(self, data_dir: str = "data/", flip: bool = True, shift: NonNegativeInt = 2, **kwargs: Any):
+        self.data_dir, self.flip, self.shift = data_dir, flip, shift
+        super().__init__(**kwargs)
+
+    def build_dataset(self, subset: str, augment: bool) -> Dataset:
+        from torchvision import datasets
+
+        if subset == "val":
+            raise UserError("CIFAR-10 has no validation part of its own; set validation_split")
+        try:
+            data = datasets.CIFAR10(self.data_dir, train=subset != "test", download=True)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(":")
+            raise UserError(
+                f"CIFAR-10 is not in {self.data_dir}, and could not be fetched ({reason}). "
+                f"Put the folder cifar-10-batches-py there, or set data_loader.args.data_dir"
+            ) from None
+        pictures, targets = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
+        augmentation = [*([Flip()] if self.flip else []), *([Shift(self.shift)] if self.shift else [])] if augment else []
+        return PicturesInMemory(pictures, targets, data.classes, self.mean, self.std, augmentation)
 
 
 def read_digits(kept: Path) -> tuple[np.ndarray, np.ndarray]:

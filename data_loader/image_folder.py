@@ -1,5 +1,6 @@
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base import BaseDataLoader
+from data_loader.cache import Cache, digest
 from data_loader.checks import Contents, check_images, read_all
 from data_loader.pictures import picture_suffixes, read_picture
-from data_loader.transforms import PRESETS, Pipeline, given_normalisation
+from data_loader.transforms import PRESETS, Pipeline, given_normalisation, side_to_read
 from utils.errors import UserError
 from utils.hints import PositiveInt, Share
 from utils.randomness import seed_of
@@ -35,6 +37,9 @@ class ImageFolderDataLoader(BaseDataLoader):
         normalize: what to subtract and divide by: ImageNet's mean and std, those of the training data, or given ones
         balance: make up for rare classes: "sampler" draws them as often as others, "loss" weights them there
         on_bad_file: what to do about files that cannot be read: "skip" leaves them out and says so, "stop" stops
+        cache: where decoded pictures are kept: "ram"; "disk", in the folder data_dir.cache, for later runs too; "auto" takes
+            memory if a quarter of what is free is enough, else the disk; null decodes them in each epoch. The batches are
+            the same with each
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         normalize: Literal["imagenet", "data"] | dict[Literal["mean", "std"], list[float]] = "imagenet",
         balance: Literal["sampler", "loss"] | None = None,
         on_bad_file: Literal["skip", "stop"] = "skip",
+        cache: Cache = "auto",
         **kwargs: Any,
     ):
         if split is not None and abs(sum(split) - 1) > 1e-6:
@@ -54,7 +60,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         self.folder = Path(data_dir)
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.channels, self.split, self.balance, self.on_bad_file = channels, split, balance, on_bad_file
-        self.transforms, self.normalize = transforms, normalize
+        self.transforms, self.normalize, self.cache = transforms, normalize, cache
         self.given_normalisation = None if normalize == "data" else given_normalisation(normalize, channels)
         self._contents: dict[str, Contents] = {}  # of each subset, once read; loaders of other subsets share it
         super().__init__(**kwargs)
@@ -63,7 +69,9 @@ class ImageFolderDataLoader(BaseDataLoader):
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
         balanced = augment and self.balance == "sampler"
-        return PictureFiles(contents, self.class_names, self._pipeline(augment), self.channels, balanced)
+        # no method of ours: a circle of references would let the loader's workers end late
+        read = functools.partial(read_picture, channels=self.channels, side=self._side)
+        return PictureFiles(contents, self.class_names, self._pipeline(augment), read, balanced)
 
     @property
     def has_validation(self) -> bool:
@@ -80,8 +88,12 @@ class ImageFolderDataLoader(BaseDataLoader):
         counts = np.bincount(np.asarray(self.samples.targets)[self.dataset.indices], minlength=len(self.class_names))
         return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
 
+    def read(self, path: str | os.PathLike) -> Tensor:
+        """The picture in a file, uint8 (C, H, W), not larger than is of use. Raises BadPicture."""
+        return read_picture(path, self.channels, self._side)
+
     def prepare(self, picture: Tensor) -> Tensor:
-        """One picture from elsewhere, uint8 (C, H, W) as `read_picture` gives it, made what the network is evaluated on."""
+        """One picture from elsewhere, uint8 (C, H, W) as `read` gives it, made what the network is evaluated on."""
         return self._pipeline(augment=False)(picture)
 
     def check(self) -> list[str]:
@@ -114,15 +126,24 @@ class ImageFolderDataLoader(BaseDataLoader):
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in self._read("train").mean_and_std())
         return mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
+    @functools.cached_property
+    def _chosen(self) -> dict[str, list[Callable]]:
+        return PRESETS[self.transforms](self.image_size) if isinstance(self.transforms, str) else self.transforms
+
+    @property
+    def _side(self) -> int | None:
+        return side_to_read(self._chosen, self.image_size)
+
     def _pipeline(self, augment: bool) -> Pipeline:
-        chosen = PRESETS[self.transforms](self.image_size) if isinstance(self.transforms, str) else self.transforms
-        return Pipeline(chosen.get("train" if augment else "eval", []), self.image_size, *self.normalisation)
+        return Pipeline(self._chosen.get("train" if augment else "eval", []), self.image_size, *self.normalisation)
 
     def _read(self, subset: str) -> Contents:
         if subset not in self._contents:
             suffixes, files = picture_suffixes(), self._files(subset)
             pictures = [file for file in files if Path(file[0]).suffix.lower() in suffixes]
-            self._contents[subset] = read_all(pictures, self.channels)
+            stem = f"{subset}-{digest(pictures, self.folder, self.channels, self._side)}"
+            place = self.folder.resolve().with_name(f"{self.folder.resolve().name}.cache") / stem
+            self._contents[subset] = read_all(pictures, self.channels, self._side, self.cache, place)
             self._contents[subset].ignored = [path for path, _ in files if Path(path).suffix.lower() not in suffixes]
         return self._contents[subset]
 
@@ -177,12 +198,12 @@ class PictureFiles(Dataset):
         contents: the files
         classes: the classes' names
         pipeline: from the picture as read to what the network sees
-        channels: 1 for grey, 3 for colour
+        read: function that gives the picture of a path, uint8 (C, H, W); for those that are not kept
         balanced: whether all classes should come equally often
     """
 
-    def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, channels: int, balanced: bool):
-        self.contents, self.classes, self.pipeline, self.channels = contents, classes, pipeline, channels
+    def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, read: Callable, balanced: bool):
+        self.contents, self.classes, self.pipeline, self.read = contents, classes, pipeline, read
         self.balanced = balanced
         self.paths, self.targets = contents.paths, contents.targets
         self.mean, self.std = pipeline.mean, pipeline.std
@@ -191,9 +212,17 @@ class PictureFiles(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pictures, targets = self.together([self.draw(index)])
+        return pictures[0], int(targets[0])
+
+    def draw(self, index: int) -> tuple[Tensor, int]:
+        """The sample as it is before it is made a part of a batch: uint8."""
         kept = self.contents.pictures
-        picture = read_picture(self.paths[index], self.channels) if kept is None else kept[index].clone()
-        return self.pipeline(picture), self.targets[index]
+        return self.pipeline.draw(self.read(self.paths[index]) if kept is None else kept[index]), self.targets[index]
+
+    def together(self, drawn: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        pictures, targets = zip(*drawn, strict=True)
+        return self.pipeline.together(pictures), torch.tensor(targets)
 
 
 def _refuse(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """From a file to the pixels a person would see, and a sentence where there are none."""
 
+import io
 import os
 import re
 
@@ -19,20 +20,55 @@ class BadPicture(UserError):  # noqa: N818 (it is the file that is bad)
         super().__init__(f"{path}: {reason}" if reason else path)  # a worker's error is made anew from one text
 
 
-def read_picture(path: str | os.PathLike, channels: int) -> Tensor:
+def read_picture(path: str | os.PathLike, channels: int, side: int | None = None) -> Tensor:
     """The picture as uint8 (channels, height, width): 1 channel for grey, 3 for red, green and blue.
 
     Turned as its EXIF note says; of an animation the first frame; what is transparent lies on white; 16 bits and
-    more are scaled down to 8 by their full range. Raises BadPicture.
+    more are scaled down to 8 by their full range. With `side`, one whose shorter side is longer than that is made so
+    small. In memory each pixel's channels lie together. Raises BadPicture.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:  # judges the size by the header, before decoding
-            image.load()
-            image = _in_eight_bits(ImageOps.exif_transpose(image))
-            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+        with open(path, "rb") as file:
+            content = file.read()
+        with Image.open(io.BytesIO(content)) as image:  # judges the size by the header, before decoding
+            picture = _decoded_fast(content, image, channels, side)
+            if picture is None:
+                picture = torch.from_numpy(np.atleast_3d(_decoded(image, channels, side))).permute(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise whatever their formats' authors thought of
         raise BadPicture(str(path), _reason(path, error)) from error
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+    return picture
+
+
+def _decoded_fast(content: bytes, image: Image.Image, channels: int, side: int | None) -> Tensor | None:
+    """A plain JPEG by torchvision's decoder: the same library as Pillow's, the same pixels, in half the time. Else None."""
+    if image.format != "JPEG" or image.mode != ("L" if channels == 1 else "RGB") or _reduced(image.size, side):
+        return None
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds to import; to go, with torchcodec in its place
+
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, apply_exif_orientation=True)
+    except (RuntimeError, ImportError):
+        return None  # Pillow will know why, or read it after all
+
+
+def _decoded(image: Image.Image, channels: int, side: int | None) -> np.ndarray:
+    size = _reduced(image.size, side)
+    if size:
+        image.draft(image.mode, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than `size`
+    image.load()
+    image = _in_eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    if size := _reduced(image.size, side):
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def _reduced(size: tuple[int, int], side: int | None) -> tuple[int, int] | None:
+    """Width and height with the shorter one made `side`; None where it is no longer than that."""
+    shorter = min(size)
+    if side is None or shorter <= side:
+        return None
+    return round(size[0] * side / shorter), round(size[1] * side / shorter)
 
 
 def picture_suffixes() -> set[str]:

@@ -4,13 +4,16 @@ torchvision.transforms.v2.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.errors import UserError
 
 Size = tuple[int, int]
+READ_LARGER = 2  # times what the network sees is what is kept of a picture: resampling twice is then hardly to be seen
 IMAGENET = {3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), 1: ([0.449], [0.226])}
 
 
@@ -54,15 +57,86 @@ class Pipeline:
 
     def __init__(self, transforms: Sequence[Callable], size: Size, mean: Tensor, std: Tensor):
         self.transforms, self.size, self.mean, self.std = transforms, size, mean, std
+        # A transform of the user's may write into its picture, which may be kept for later epochs.
+        self.may_overwrite = not all(_is_torchvisions(transform) for transform in transforms)
+        # Of a whole row at once: a loop over the channels alone would be one of three.
+        self.scale, self.shift = (v.flatten().repeat(size[1]) for v in (1 / (255 * std), -mean / std))
 
     def __call__(self, picture: Tensor) -> Tensor:
+        return self.together([self.draw(picture)])[0]
+
+    def draw(self, picture: Tensor) -> Tensor:
+        """The transforms, and the size: what draws random numbers, and differs from picture to picture."""
         from torchvision.transforms.v2 import functional  # takes seconds to import
 
+        if self.may_overwrite:
+            picture = picture.clone()
         for transform in self.transforms:
-            picture = transform(picture)
+            picture = (_resized_crop if _is_plain_crop(transform) else type(transform).__call__)(transform, picture)
         if tuple(picture.shape[-2:]) != self.size:
             picture = functional.resize(picture, list(self.size), antialias=True)
-        return (functional.to_dtype(picture, torch.float32, scale=True) - self.mean) / self.std
+        return picture
+
+    def together(self, pictures: Sequence[Tensor]) -> Tensor:
+        """The batch of drawn pictures, float32 and normalised: (N, C, H, W), in memory channels last."""
+        from torchvision.transforms.v2 import functional
+
+        batch = torch.empty(len(pictures), *self.size, len(pictures[0]))
+        for place, picture in zip(batch, pictures, strict=True):
+            if picture.dtype != torch.uint8:  # of the user's making
+                picture = functional.to_dtype(picture, torch.float32, scale=True) * 255
+            # picture by picture, as one fits into the processor's cache
+            place.copy_(picture.permute(1, 2, 0)).view(self.size[0], -1).mul_(self.scale).add_(self.shift)
+        return batch.permute(0, 3, 1, 2)
+
+
+def side_to_read(transforms: dict[str, Sequence[Callable]], size: Size) -> int | None:
+    """The shorter side that pictures need to be read with; None for all there is.
+
+    That is twice what the first resizing makes of them. Where something else comes first that counts in pixels, a crop
+    or a blur, it is to see the whole picture.
+    """
+    sides = []
+    for subset in ("train", "eval"):
+        sizing = next((t for t in transforms.get(subset, []) if not _keeps_meaning(t)), None)
+        if sizing is None:
+            sides.append(max(size))
+        elif _is_torchvisions(sizing) and type(sizing).__name__ in RESIZING and sizing.size is not None:
+            sides.append(max(sizing.size) if isinstance(sizing.size, Sequence) else sizing.size)
+        else:
+            return None
+    return READ_LARGER * max(sides)
+
+
+RESIZING = ("Resize", "RandomResizedCrop")
+SIZELESS = ("RandomHorizontalFlip", "RandomVerticalFlip", "ColorJitter", "RandomInvert", "Grayscale", "RandomGrayscale")
+
+
+def _is_plain_crop(transform: Callable) -> bool:
+    return (
+        type(transform).__name__ == "RandomResizedCrop"
+        and _is_torchvisions(transform)
+        and getattr(transform.interpolation, "value", transform.interpolation) == "bilinear"
+        and bool(transform.antialias)
+    )
+
+
+def _resized_crop(transform: Any, picture: Tensor) -> Tensor:
+    """What torchvision's RandomResizedCrop gives, in two thirds of the time: what is cut out lies in one piece."""
+    box = transform.make_params([picture])
+    part = picture[None, :, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]]
+    if picture.dtype != torch.uint8:
+        return transform.transform(picture, box)
+    part = part.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(part, tuple(transform.size), mode="bilinear", antialias=True)[0]
+
+
+def _keeps_meaning(transform: Callable) -> bool:
+    return _is_torchvisions(transform) and type(transform).__name__ in SIZELESS
+
+
+def _is_torchvisions(transform: Callable) -> bool:
+    return type(transform).__module__.startswith("torchvision.")
 
 
 def given_normalisation(normalize: str | dict, channels: int) -> tuple[Tensor, Tensor]:

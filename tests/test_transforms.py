@@ -65,8 +65,8 @@ def test_presets_are_the_pipelines_of_torchvision(tmp_path, preset):
         picture = torch.from_numpy(array).permute(2, 0, 1)
         with seeded(4, "train", 7, position):
             expected = train(picture)
-        torch.testing.assert_close(loader.dataset[(7, position)][0], expected)
-        torch.testing.assert_close(loader.of_subset("train").dataset[(7, position)][0], evaluation(picture))
+        torch.testing.assert_close(loader.dataset[(7, position, 0)][0], expected)
+        torch.testing.assert_close(loader.of_subset("train").dataset[(7, position, 0)][0], evaluation(picture))
         torch.testing.assert_close(loader.prepare(picture), evaluation(picture))
 
 
@@ -80,7 +80,7 @@ def test_lists_from_a_config_are_built_as_torchvision_would(tmp_path, pictures):
     for epoch in range(5):
         with seeded(2, "train", epoch, 0):
             expected = train(picture)
-        torch.testing.assert_close(loader.dataset[(epoch, 0)][0], expected)
+        torch.testing.assert_close(loader.dataset[(epoch, 0, 0)][0], expected)
     evaluation = v2.Compose([v2.CenterCrop(30), v2.Resize((28, 28)), *LAST])
     torch.testing.assert_close(loader.prepare(picture), evaluation(picture))
 

@@ -6,6 +6,7 @@ from trainer.inspection import inspect
 from trainer.judge import Judge
 from trainer.predict import predict_images
 from trainer.predictions import Predictions
+from trainer.profile import profile
 from trainer.prune_trainer import PruneTrainer
 from trainer.start import (
     build_loader,
@@ -36,6 +37,7 @@ __all__ = [
     "inspect",
     "load_pretrained",
     "predict_images",
+    "profile",
     "progress",
     "start",
     "start_test",

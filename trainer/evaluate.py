@@ -70,9 +70,9 @@ class Meters:
         size = len(target)
         output = output.detach()
         self.count += size
-        self.sums["loss"] += loss.detach().reshape(()) * size
+        self.sums["loss"].add_(loss.detach().reshape(()), alpha=size)
         for name, function in self.functions.items():
-            self.sums[name] += function(output, target) * size
+            self.sums[name].add_(function(output, target), alpha=size)
         for metric in self.objects.values():
             metric.update(output, target)
 

@@ -59,7 +59,7 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
     first = loader.dataset.indices[:samples].tolist()
     if any(draws_randomness(lambda i=index: loader.samples[i]) for index in first):
         return None
-    data = engine.to_device(collate(loader.dataset.__getitems__([(0, p) for p in range(samples)]))[0])
+    data = engine.to_device(collate(loader.dataset.__getitems__([(0, p, 0) for p in range(samples)]))[0])
     if not isinstance(data, Tensor):
         return None
     set_training_mode(network)
@@ -80,7 +80,7 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
 def with_features(network: nn.Module, tail: str, loader: BaseDataLoader, engine: Engine) -> FeatureDataLoader:
     """The loader with the features of all its samples in memory, on the CPU."""
     network.eval()
-    names = [(0, position) for position in range(len(loader.dataset))]
+    names = [(0, position, 0) for position in range(len(loader.dataset))]
     batches: Any = DataLoader(
         loader.dataset, loader.batch_size, sampler=names, num_workers=loader.num_workers, collate_fn=collate
     )

@@ -1,6 +1,7 @@
 """What a trained classifier says of loose pictures, without labels and without its data set."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,14 @@ def predict_images(config: Any) -> Path:
         raise UserError(f"--images: the network takes no pictures, but inputs of {state['input']['shape']}")
     engine = machine(config)
     model = engine.prepare(build_trained_network(config))
-    prepare = preparation(config, state["input"])
+    read = preparation(config, state["input"])
     folder = test_folder(config.resume) / "images"
     folder.mkdir(parents=True, exist_ok=True)
     overlays = dict(zip(files, file_names((file.stem for file in files), ".jpg"), strict=True))
     rows, unreadable, classes, chosen = [], [], [], state.get("inspection")
     for file in files:
         try:
-            data = engine.to_device(prepare(read_picture(file, channels)))[None]
+            data = engine.to_device(read(file))[None]
         except UserError as error:
             logger.warning(f"{error}")
             unreadable.append(file)
@@ -80,13 +81,15 @@ def find_pictures(places: list[str]) -> Iterator[Path]:
         yield from files
 
 
-def preparation(config: Any, wanted: dict) -> Any:
-    """The function that makes a network's input (C, H, W) of a picture, uint8 (C, h, w), as `wanted`, a checkpoint's
-    "input", says: that of the data loader where it has one, else resizing and normalisation."""
+def preparation(config: Any, wanted: dict) -> Callable[[Path], Tensor]:
+    """The function that makes a network's input (C, H, W) of a picture's file, as `wanted`, a checkpoint's "input", says:
+    by the data loader where it can, else by resizing and normalisation."""
     if not hasattr(config.init_ftn("data_loader").func, "prepare"):
-        return lambda picture: plain_preparation(picture, wanted)
+        return lambda path: plain_preparation(read_picture(path, wanted["shape"][0]), wanted)
     keep_normalisation(config, wanted)
-    return config.init_obj("data_loader").prepare
+    loader = config.init_obj("data_loader")
+    read = getattr(loader, "read", functools.partial(read_picture, channels=wanted["shape"][0]))
+    return lambda path: loader.prepare(read(path))
 
 
 def plain_preparation(picture: Tensor, wanted: dict) -> Tensor:

@@ -57,7 +57,7 @@ class Trainer(BaseTrainer):
     def _rehearse(self) -> None:
         """Show the network, and try network, loss and metrics on two samples. Raises UserError where they do not fit."""
         samples = self.data_loader.dataset.__getitems__(
-            [(0, position) for position in range(2)][: len(self.data_loader.dataset)]
+            [(0, position, 0) for position in range(2)][: len(self.data_loader.dataset)]
         )
         batch = self.engine.to_device(collate(samples))
         if not (isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], torch.Tensor)):
@@ -80,8 +80,10 @@ class Trainer(BaseTrainer):
 
     def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
         """The criterion's value for a batch; auxiliary heads count 0.3 each (Szegedy et al., arXiv:1409.4842)."""
-        losses = [self.criterion(extra, target) for extra in auxiliary_outputs(output)]
-        return self.criterion(main_output(output), target) + AUXILIARY_WEIGHT * sum(losses)
+        loss = self.criterion(main_output(output), target)
+        for extra in auxiliary_outputs(output):
+            loss = loss + AUXILIARY_WEIGHT * self.criterion(extra, target)
+        return loss
 
     def after_backward(self) -> None:
         """Called between the backward pass and the optimizer's step, with the gradients in place. Meant to be empty."""
@@ -100,7 +102,7 @@ class Trainer(BaseTrainer):
                 output = self.engine.forward(self.model, data)
                 loss = self.loss(output, target)
                 self.meters.update(main_output(output), target, loss)
-                self.engine.backward(loss / self._batches_in_step())
+                self.engine.backward(loss, self._batches_in_step())
                 self.step += 1
                 if self.step % self.grad_accum_steps == 0 or self.step == self.len_epoch:
                     self._optimizer_step()

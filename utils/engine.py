@@ -111,9 +111,9 @@ class Engine:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the loss's gradients to the parameters'."""
-        self.scaler.scale(loss).backward()
+    def backward(self, loss: torch.Tensor, batches: int = 1) -> None:
+        """Add the loss's gradients to the parameters', as one of so many `batches` whose mean is wanted."""
+        self.scaler.scale(loss if batches == 1 else loss / batches).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients to their own size, before somebody looks at them: fp16 computes with larger ones."""

@@ -1,0 +1,80 @@
+"""What the Trainer adds to a training step, and what a checkpoint costs."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tests.benchmarks.epochs import config
+from tests.benchmarks.measure import in_turn, terminal
+from tests.conftest import build
+
+STEPS = {"LeNet": 100, "resnet18": 12}
+SHAPES = {"LeNet": (128, 1, 28, 28), "resnet18": (32, 3, 64, 64)}
+
+
+def overhead(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
+    """Time of Trainer's steps, metrics and bar included, over that of forward, backward and step alone."""
+    figures = {}
+    for name, steps in STEPS.items():
+        trainer = trainer_of(name, data_dir, save_dir, steps)
+        ways = {"trainer": epoch_of(trainer), "bare": bare_steps(trainer, steps)}
+        with terminal():
+            timings = in_turn(rounds, ways)
+        figures[f"Trainer / bare step, {name}"] = timings.ratio("trainer", "bare")
+        figures[f"  a step of {name}, ms"] = timings.median("bare") / steps * 1000
+    return figures
+
+
+def checkpoint_stall(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
+    """Seconds that training waits while a checkpoint is written, fsync included."""
+    figures = {}
+    for name in STEPS:
+        trainer = trainer_of(name, data_dir, save_dir, 1)
+        epoch_of(trainer)()  # the optimizer has a state from now on
+        figures[f"checkpoint of {name}, s"] = in_turn(rounds, {"save": trainer._save_numbered}).median("save")
+    return figures
+
+
+def trainer_of(name: str, data_dir: Path, save_dir: Path, steps: int) -> Any:
+    """A trainer of `name` that is served batches made beforehand."""
+    settings = config(data_dir, save_dir)
+    if name == "resnet18":
+        settings |= {"arch": {"type": "resnet18", "args": {"num_classes": 10}}}
+    trainer = build(settings)
+    trainer.len_epoch, trainer.log_interval = steps, max(1, steps // 10)
+    trainer._stream = batches_of(name)
+    return trainer
+
+
+def batches_of(name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    shape = SHAPES[name]
+    ready = [(torch.randn(shape), torch.randint(10, shape[:1])) for _ in range(4)]
+    return itertools.cycle(ready)
+
+
+def epoch_of(trainer: Any) -> Callable[[], None]:
+    def epoch() -> None:
+        trainer.step = 0
+        trainer._train_epoch(2)
+
+    return epoch
+
+
+def bare_steps(trainer: Any, steps: int) -> Callable[[], None]:
+    """The same network, optimizer, batches; nothing else."""
+    model, optimizer, engine = trainer.model, trainer.optimizer, trainer.engine
+    stream = batches_of(trainer.config["arch"]["type"])
+
+    def run() -> None:
+        model.train()
+        for data, target in itertools.islice(stream, steps):
+            loss = F.cross_entropy(model(engine.to_device(data)), target)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run

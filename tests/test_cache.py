@@ -1,0 +1,217 @@
+"""Decoded pictures that are kept, and pictures that are read smaller: against Pillow, and against reading them anew."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from data_loader import cache, pictures
+from data_loader.image_folder import ImageFolderDataLoader
+from data_loader.pictures import read_picture
+from data_loader.transforms import PRESETS, side_to_read
+from tests.conftest import assert_same, save_pictures
+from utils.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_pictures(tmp_path / "data" / "train", {"NG": 6, "OK": 10}, size=(50, 60))
+    return tmp_path / "data"
+
+
+def loader_of(folder, **arguments):
+    return ImageFolderDataLoader(str(folder), **({"image_size": 12, "batch_size": 8, "cache": "disk"} | arguments))
+
+
+def kept_files(folder):
+    return sorted(path.name for path in folder.with_name(f"{folder.name}.cache").iterdir())
+
+
+def count_reads(monkeypatch):
+    read, reader = [], pictures.read_picture
+    monkeypatch.setattr("data_loader.checks.read_picture", lambda *how: read.append(how[0]) or reader(*how))
+    return read
+
+
+def test_a_later_run_finds_what_was_decoded(folder, monkeypatch):
+    first = loader_of(folder, normalize="data")
+    expected, said = list(first), first.check()
+    assert f"kept in {folder}.cache" in said[-1]
+    read = count_reads(monkeypatch)
+    again = loader_of(folder, normalize="data")
+    assert_same(list(again), expected)
+    assert again.check() == said[:-1]
+    assert not read
+    moved = folder.rename(folder.with_name("moved"))
+    folder.with_name("data.cache").rename(folder.with_name("moved.cache"))
+    assert_same(list(loader_of(moved, normalize="data")), expected)
+    assert not read
+
+
+@pytest.mark.parametrize("change", ["content", "time", "added", "removed", "size", "channels", "truncated", "index"])
+def test_what_is_stale_or_damaged_is_made_anew(folder, monkeypatch, change):
+    list(loader_of(folder))
+    place, settings = folder / "train" / "NG" / "0.png", {}
+    data, index = (
+        folder.with_name("data.cache") / name for name in reversed(kept_files(folder)) if name.endswith(("bin", "json"))
+    )
+    if change == "content":
+        Image.new("RGB", (60, 50), "red").save(place)
+    elif change == "time":
+        os.utime(place, (1, 1))
+    elif change == "added":
+        Image.new("RGB", (60, 50), "red").save(place.with_name("new.png"))
+    elif change == "removed":
+        place.unlink()
+    elif change == "size":
+        settings = {"image_size": 10}
+    elif change == "channels":
+        settings = {"channels": 1}
+    else:
+        damaged = index if (change == "index") == (index.suffix == ".json") else data
+        damaged.write_bytes(damaged.read_bytes()[:-10])
+    read = count_reads(monkeypatch)
+    ours = list(loader_of(folder, **settings))
+    assert len(read) == {"added": 17, "removed": 15}.get(change, 16)
+    assert_same(ours, list(loader_of(folder, cache=None, **settings)))
+    assert len(kept_files(folder)) == 2  # of the old ones none is left
+
+
+def test_two_that_write_at_the_same_time_do_not_disturb_each_other(folder, monkeypatch):
+    """The second is at it when the first is done; each writes under the number of its process."""
+    expected = list(loader_of(folder, cache=None))
+    finish, process = cache.Keeper.finish, os.getpid()
+
+    def finish_later(keeper, about):
+        monkeypatch.setattr(cache.Keeper, "finish", finish)
+        monkeypatch.setattr(os, "getpid", lambda: process + 1)
+        assert_same(list(loader_of(folder)), expected)
+        monkeypatch.setattr(os, "getpid", lambda: process)
+        return finish(keeper, about)
+
+    monkeypatch.setattr(cache.Keeper, "finish", finish_later)
+    assert_same(list(loader_of(folder)), expected)
+    assert_same(list(loader_of(folder)), expected)
+    assert len(kept_files(folder)) == 2
+
+
+def test_auto_takes_the_disk_where_memory_is_short(folder, monkeypatch):
+    loader = loader_of(folder, cache="auto")
+    expected = list(loader)
+    assert isinstance(loader.samples.contents.pictures, list)
+    assert not folder.with_name("data.cache").exists()
+    monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
+    loader = loader_of(folder, cache="auto")
+    assert_same(list(loader), expected)
+    assert isinstance(loader.samples.contents.pictures, cache.PictureFile)
+    assert len(kept_files(folder)) == 2
+
+
+def test_auto_decodes_in_each_epoch_where_nothing_can_be_written(folder, monkeypatch):
+    expected = list(loader_of(folder, cache=None))
+    folder.with_name("data.cache").write_text("a file in its place")
+    monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
+    loader = loader_of(folder, cache="auto")
+    assert_same(list(loader), expected)
+    assert "decoded in each epoch: memory is short" in loader.check()[-1]
+    with pytest.raises((UserError, OSError)):
+        list(loader_of(folder, cache="disk"))
+
+
+def test_damaged_files_are_still_named_when_the_rest_is_kept(folder):
+    (folder / "train" / "OK" / "empty.png").write_bytes(b"")
+    said = loader_of(folder).check()
+    assert [line for line in said if "empty.png" in line] == [
+        line for line in loader_of(folder).check() if "empty.png" in line
+    ]
+    assert any("empty.png: is empty" in line for line in said)
+
+
+def test_free_memory_is_what_the_system_says():
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert cache.free_memory() == pytest.approx(int(lines["MemAvailable"].split()[0]) * 1024, rel=0.2)
+
+
+JPEGS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "coarse": {"subsampling": 2, "quality": 30},
+    "fine": {"subsampling": 0, "quality": 98},
+    "optimised": {"optimize": True},
+}
+
+
+def photo(height, width):
+    """Something smooth, as photographs are."""
+    noise = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(height))
+    grown = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)[0]
+    return Image.fromarray((grown.permute(1, 2, 0) * 255).byte().numpy())
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turned", [None, 3, 6])
+def test_the_fast_decoder_gives_pillows_pixels(tmp_path, kind, channels, turned):
+    picture = photo(61, 83).convert("L" if channels == 1 else "RGB")
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = turned
+    picture.save(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    ours = read_picture(tmp_path / "a.jpg", channels)
+    assert np.array_equal(ours.permute(1, 2, 0).numpy().squeeze(), expected)
+
+
+@pytest.mark.parametrize(("size", "side"), [((640, 500), 64), ((640, 500), 200), ((130, 500), 129), ((700, 90), 45)])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_large_picture_is_read_smaller(tmp_path, size, side, suffix):
+    """Against Pillow's own resizing of the whole picture; a JPEG is decoded at a fraction of its size, so nearly."""
+    path = tmp_path / f"a{suffix}"
+    photo(*size).save(path)
+    whole = Image.open(path).convert("RGB")
+    scale = side / min(whole.size)
+    expected = np.asarray(whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.BILINEAR))
+    ours = read_picture(path, 3, side).permute(1, 2, 0).numpy()
+    assert ours.shape == expected.shape
+    assert min(ours.shape[:2]) == side
+    assert np.abs(ours.astype(int) - expected).mean() < (1.5 if suffix == ".jpg" else 1e-9)
+    assert torch.equal(read_picture(path, 3, 10_000), read_picture(path, 3))  # never larger
+
+
+FLIP, CROP = v2.RandomHorizontalFlip(), v2.RandomResizedCrop(28)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "side"),
+    [
+        (PRESETS["none"]((28, 20)), 56),
+        (PRESETS["imagenet"]((28, 28)), 64),
+        (PRESETS["inspection"]((28, 28)), 56),
+        ({"train": [FLIP, CROP], "eval": []}, 56),
+        ({"train": [CROP], "eval": [v2.Resize(40), v2.CenterCrop(28)]}, 80),
+        ({"train": [v2.Resize([30, 50])], "eval": []}, 100),
+        ({"train": [v2.RandomCrop(28)], "eval": []}, None),  # counts in pixels of the whole picture
+        ({"train": [CROP], "eval": [v2.CenterCrop(100)]}, None),
+        ({"train": [lambda picture: picture, CROP], "eval": []}, None),
+        ({"train": [v2.Resize(None, max_size=30)], "eval": []}, None),
+    ],
+)
+def test_how_large_pictures_are_read(transforms, side):
+    assert side_to_read(transforms, (28, 28 if side != 56 else 20)) == side
+
+
+def test_the_network_sees_nearly_the_same(tmp_path):
+    """Reading smaller first, and resizing the whole picture at once, as torchvision does."""
+    for number in range(4):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        photo(300 + number, 400).save(tmp_path / "train" / "a" / f"{number}.png")
+    loader = loader_of(tmp_path, image_size=40, shuffle=False, cache="ram", normalize={"mean": [0.0] * 3, "std": [1.0] * 3})
+    whole = v2.Compose([v2.PILToTensor(), v2.Resize((40, 40)), v2.ToDtype(torch.float32, scale=True)])
+    expected = torch.stack([whole(Image.open(path)) for path in loader.paths])
+    assert (next(iter(loader))[0] - expected).abs().mean() < 0.01
+    assert max(loader.samples.contents.pictures[0].shape) < 120
