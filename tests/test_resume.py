@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import train as train_script
-from tests.conftest import assert_same, build, last_checkpoint, runs
+from tests.conftest import assert_same, build, last_checkpoint, runs, save_pictures
 from utils import checkpoint
 
 ADAM = {}
@@ -110,6 +110,26 @@ def test_a_signal_in_the_middle_loses_nothing(digits, train, resume, own_code, c
     resume(half, "-s", "trainer.at=0")
     assert_same(comparable(last_checkpoint(half)), comparable(last_checkpoint(whole)))
     assert rows(half) == rows(whole)
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk", None])
+def test_pictures_go_on_exactly_with_any_cache_and_workers(pictures, train, resume, own_code, tmp_path, cache):
+    own_code("stopper", STOPPER)
+    folder = tmp_path / "pictures"
+    save_pictures(folder / "train", {"NG": 20, "OK": 30}, size=(70, 64))
+    config = pictures(folder, transforms="inspection", cache=cache, num_workers=2, validation_split=0.2, balance="sampler")
+    config["trainer"] |= {"type": "stopper.Stopped", "epochs": 3}
+    whole = train(config | {"data_loader": copy_with(config["data_loader"], cache=None, num_workers=0)})
+    config["trainer"] |= {"at": 8}
+    half = train(config, code=130)
+    assert last_checkpoint(half)["trainer"]["step"] == 3
+    resume(half, "-s", "trainer.at=0", "data_loader.args.cache=auto")
+    assert_same(comparable(last_checkpoint(half)), comparable(last_checkpoint(whole)))
+    assert rows(half) == rows(whole)
+
+
+def copy_with(section, **arguments):
+    return section | {"args": section["args"] | arguments}
 
 
 def test_sigterm_is_143_and_the_second_signal_ends_at_once(digits, train, own_code, monkeypatch):
