@@ -71,7 +71,7 @@ class Judge:
         """`count` training samples (count, ...), evenly spread over all, as the network is evaluated on them."""
         samples = loader_of(self.config, "train").dataset
         count = min(count, len(samples), CHECKED if self.config.arguments.check else count)
-        return torch.stack([samples[0, int(place)][0] for place in np.linspace(0, len(samples) - 1, count)])
+        return torch.stack([samples[0, int(place), 0][0] for place in np.linspace(0, len(samples) - 1, count)])
 
     def _batches(self) -> Iterable:
         if not self.config.arguments.check:
