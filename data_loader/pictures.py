@@ -12,6 +12,9 @@ from torch import Tensor
 from utils.errors import UserError
 
 
+FAR = 2  # times the side that is needed: what is larger is made smaller while it is read
+
+
 class BadPicture(UserError):  # noqa: N818 (it is the file that is bad)
     """A file that holds no picture that can be read. `str()` names the file and says why, `reason` only why."""
 
@@ -24,8 +27,8 @@ def read_picture(path: str | os.PathLike, channels: int, side: int | None = None
     """The picture as uint8 (channels, height, width): 1 channel for grey, 3 for red, green and blue.
 
     Turned as its EXIF note says; of an animation the first frame; what is transparent lies on white; 16 bits and
-    more are scaled down to 8 by their full range. With `side`, one whose shorter side is longer than that is made so
-    small. In memory each pixel's channels lie together. Raises BadPicture.
+    more are scaled down to 8 by their full range. With `side`, one whose shorter side is more than twice as long is
+    made so small. In memory each pixel's channels lie together. Raises BadPicture.
     """
     try:
         with open(path, "rb") as file:
@@ -41,7 +44,7 @@ def read_picture(path: str | os.PathLike, channels: int, side: int | None = None
 
 def _decoded_fast(content: bytes, image: Image.Image, channels: int, side: int | None) -> Tensor | None:
     """A plain JPEG by torchvision's decoder: the same library as Pillow's, the same pixels, in half the time. Else None."""
-    if image.format != "JPEG" or image.mode != ("L" if channels == 1 else "RGB") or _reduced(image.size, side):
+    if image.format != "JPEG" or image.mode != ("L" if channels == 1 else "RGB") or _is_far_larger(image.size, side):
         return None
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds to import; to go, with torchcodec in its place
@@ -53,22 +56,25 @@ def _decoded_fast(content: bytes, image: Image.Image, channels: int, side: int |
 
 
 def _decoded(image: Image.Image, channels: int, side: int | None) -> np.ndarray:
-    size = _reduced(image.size, side)
-    if size:
-        image.draft(image.mode, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than `size`
+    small = _is_far_larger(image.size, side)
+    if small:
+        image.draft(
+            image.mode, _with_side(image.size, side)
+        )  # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than `size`
     image.load()
     image = _in_eight_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
-    if size := _reduced(image.size, side):
-        image = image.resize(size, Image.Resampling.BILINEAR)
+    if small:
+        image = image.resize(_with_side(image.size, side), Image.Resampling.BILINEAR)
     return np.array(image)
 
 
-def _reduced(size: tuple[int, int], side: int | None) -> tuple[int, int] | None:
-    """Width and height with the shorter one made `side`; None where it is no longer than that."""
-    shorter = min(size)
-    if side is None or shorter <= side:
-        return None
-    return round(size[0] * side / shorter), round(size[1] * side / shorter)
+def _is_far_larger(size: tuple[int, int], side: int | None) -> bool:
+    return side is not None and min(size) > FAR * side
+
+
+def _with_side(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height with the shorter one made `side`."""
+    return round(size[0] * side / min(size)), round(size[1] * side / min(size))
 
 
 def picture_suffixes() -> set[str]:

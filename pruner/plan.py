@@ -98,10 +98,11 @@ class Plan:
             while self.sparsity(scope) < share - 1e-9 and (name := self.next_in(scope)) is not None:
                 self.removed[name] += self.block(name)
 
-    def remove_until(self, size: Callable[[dict[str, np.ndarray]], float], goal: float) -> bool:
+    def remove_until(self, size: Callable[[dict[str, np.ndarray]], float], goal: float, fill: bool = True) -> bool:
         """Let blocks go, of the scope that has lost the least so far, until size(removals) <= goal; whether it came so far.
 
-        Then blocks come back, the largest first that the goal has room for: widths are coarse, and so would be the size.
+        With `fill` blocks come back then, the largest first that the goal has room for: widths are coarse, and so would be
+        the size. Without it a smaller goal takes the same blocks and more.
         """
         gone: list[tuple[str, str, int]] = []
         while size(self.removals()) > goal:
@@ -111,7 +112,7 @@ class Plan:
             scope = min(choices, key=self.sparsity)
             gone.append((scope, choices[scope], self.block(choices[scope])))
             self.removed[choices[scope]] += gone[-1][2]
-        while gone:
+        while fill and gone:
             latest = {scope: (scope, name, units) for scope, name, units in gone}.values()
             sizes = {block: self._size_with(block, size) for block in latest}
             fits = [block for block in sizes if sizes[block] <= goal]

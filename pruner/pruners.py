@@ -161,7 +161,7 @@ class MagnitudePruner(BasePruner):
 
         def latency(share: float) -> float:
             plan = self._plan(graph, part, 0.0)
-            plan.remove_until(lambda removals: forecast(removals)["macs"], share * original["macs"])
+            plan.remove_until(lambda removals: forecast(removals)["macs"], share * original["macs"], fill=False)
             tried[share] = plan.removals()
             network = copy.deepcopy(graph.network)
             _remove(self._graph(network, example), tried[share])

@@ -74,7 +74,7 @@ def recipe(cifar, tmp_path, **changes):
     config["optimizer"]["args"]["lr"] = config["lr_scheduler"]["args"]["max_lr"] = 0.1
     config["trainer"] |= {
         "save_dir": str(tmp_path / "saved"),
-        "epochs": 4,
+        "epochs": 8,
         "tensorboard": False,
         "save_freq": 1,
         "ema_decay": 0.8,
@@ -86,8 +86,8 @@ def test_the_recipe_for_cifar_learns_and_goes_on_exactly(cifar, tmp_path, train,
     import test as test_script
 
     whole = train(recipe(cifar, tmp_path))
-    half = train(recipe(cifar, tmp_path), "-s", "lr_scheduler.args.total_steps=40", "trainer.epochs=2")
-    resume(half, "-s", "trainer.epochs=4")
+    half = train(recipe(cifar, tmp_path), "-s", "lr_scheduler.args.total_steps=80", "trainer.epochs=4")
+    resume(half, "-s", "trainer.epochs=8")
     one, two = (last_checkpoint(run) for run in (whole, half))
     for key in ("state_dict", "ema", "rng"):
         assert_same(one[key], two[key])

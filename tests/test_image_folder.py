@@ -275,8 +275,10 @@ def test_trains_and_leaves_what_prediction_needs(folder, pictures, train, resume
 
 def test_the_bees_are_torchvisions(kata_data):
     folder = kata_data / "hymenoptera_256"
-    loader = loader_of(folder).split_validation()
-    reference = ImageFolder(folder / "val", v2.Compose([lambda image: image.convert("RGB"), EVALUATION]))
+    loader = loader_of(folder, image_size=96).split_validation()
+    evaluation = v2.Compose([lambda image: image.convert("RGB"), *EVALUATION.transforms])
+    evaluation.transforms[2] = v2.Resize((96, 96))
+    reference = ImageFolder(folder / "val", evaluation)
     found = dict(zip(loader.paths, served(loader)[0], strict=True))
     for (path, _), (picture, _) in zip(reference.samples, reference, strict=True):
         torch.testing.assert_close(found[path], picture)
