@@ -11,7 +11,6 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-
 FAR = 2  # times the side that is needed: what is larger is made smaller while it is read
 
 
