@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -69,7 +69,9 @@ def read_all(files: Sequence[tuple[str, int]], channels: int, side: int | None, 
             picture = read_picture(file[0], channels, side)
         except BadPicture as error:
             return error
-        counts = torch.stack([torch.bincount(channel.ravel(), minlength=256) for channel in picture]).numpy()
+        pixels = picture.permute(1, 2, 0).numpy()
+        histogram = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).histogram()  # the fastest there is
+        counts = np.array(histogram).reshape(channels, 256)
         return picture, _digest(picture, counts), counts
 
     with ThreadPoolExecutor(cores()) as threads:
