@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from utils.cores import cores
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
 from utils.randomness import generator_of, seeded, stratified_choice
@@ -178,8 +179,7 @@ def collate(batch: Any) -> Any:
 
 def spare_cores() -> int:
     """How many processes may prepare batches beside the training: up to 8 with a GPU; without one all cores compute."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores - 1) if torch.cuda.is_available() else 0
+    return min(8, cores() - 1) if torch.cuda.is_available() else 0
 
 
 class _Samples(Dataset):

@@ -2,19 +2,19 @@
 
 import collections
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from data_loader.cache import Cache, Keeper, stored
 from data_loader.pictures import BadPicture, read_picture
+from utils.cores import cores
 from utils.errors import UserError
 
 IMBALANCE = 10  # times as many pictures of one class as of another
@@ -69,12 +69,12 @@ def read_all(files: Sequence[tuple[str, int]], channels: int, side: int | None, 
             picture = read_picture(file[0], channels, side)
         except BadPicture as error:
             return error
-        pixels = picture.permute(1, 2, 0).contiguous().numpy()
-        digest = hashlib.blake2b(pixels, digest_size=16, key=repr(pixels.shape).encode()).digest()
-        counts = torch.stack([torch.bincount(channel.ravel(), minlength=256) for channel in picture]).numpy()
-        return picture, digest, counts
+        pixels = picture.permute(1, 2, 0).numpy()
+        histogram = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).histogram()  # the fastest there is
+        counts = np.array(histogram).reshape(channels, 256)
+        return picture, _digest(picture, counts), counts
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         found = tqdm(threads.map(read, files), desc="reading the pictures", total=len(files), leave=False, disable=None)
         for (path, target), result in zip(files, found, strict=True):
             if isinstance(result, BadPicture):
@@ -89,6 +89,14 @@ def read_all(files: Sequence[tuple[str, int]], channels: int, side: int | None, 
     contents.pictures = keeper.finish(_index(files, contents))
     contents.note = keeper.note
     return contents
+
+
+def _digest(picture: Tensor, counts: np.ndarray) -> bytes:
+    """Of all values together and some rows of pixels in their places: a mirrored picture has the former, not the latter."""
+    rows = picture.permute(1, 2, 0)[:: 1 + picture.shape[1] // 64].contiguous()
+    digest = hashlib.blake2b(counts, digest_size=16, key=repr(tuple(picture.shape)).encode())
+    digest.update(rows.numpy())
+    return digest.digest()
 
 
 def _index(files: Sequence[tuple[str, int]], contents: Contents) -> dict:

@@ -72,7 +72,7 @@ class Pipeline:
         if self.may_overwrite:
             picture = picture.clone()
         for transform in self.transforms:
-            picture = (_resized_crop if _is_plain_crop(transform) else type(transform).__call__)(transform, picture)
+            picture = QUICK.get(_name(transform), type(transform).__call__)(transform, picture)
         if tuple(picture.shape[-2:]) != self.size:
             picture = functional.resize(picture, list(self.size), antialias=True)
         return picture
@@ -98,10 +98,10 @@ def side_to_read(transforms: dict[str, Sequence[Callable]], size: Size) -> int |
     """
     sides = []
     for subset in ("train", "eval"):
-        sizing = next((t for t in transforms.get(subset, []) if not _keeps_meaning(t)), None)
+        sizing = next((t for t in transforms.get(subset, []) if _name(t) not in SIZELESS), None)
         if sizing is None:
             sides.append(max(size))
-        elif _is_torchvisions(sizing) and type(sizing).__name__ in RESIZING and sizing.size is not None:
+        elif _name(sizing) in RESIZING and sizing.size is not None:
             sides.append(max(sizing.size) if isinstance(sizing.size, Sequence) else sizing.size)
         else:
             return None
@@ -112,27 +112,28 @@ RESIZING = ("Resize", "RandomResizedCrop")
 SIZELESS = ("RandomHorizontalFlip", "RandomVerticalFlip", "ColorJitter", "RandomInvert", "Grayscale", "RandomGrayscale")
 
 
-def _is_plain_crop(transform: Callable) -> bool:
-    return (
-        type(transform).__name__ == "RandomResizedCrop"
-        and _is_torchvisions(transform)
-        and getattr(transform.interpolation, "value", transform.interpolation) == "bilinear"
-        and bool(transform.antialias)
-    )
+def _flipped(transform: Any, picture: Tensor) -> Tensor:
+    """What torchvision's random flips give, without the ways for boxes and masks."""
+    return picture if torch.rand(1) >= transform.p else picture.flip(-1 if "Horizontal" in _name(transform) else -2)
 
 
 def _resized_crop(transform: Any, picture: Tensor) -> Tensor:
     """What torchvision's RandomResizedCrop gives, in two thirds of the time: what is cut out lies in one piece."""
+    bilinear = getattr(transform.interpolation, "value", transform.interpolation) == "bilinear"
+    if not (bilinear and transform.antialias and picture.dtype == torch.uint8):
+        return transform(picture)
     box = transform.make_params([picture])
     part = picture[None, :, box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]]
-    if picture.dtype != torch.uint8:
-        return transform.transform(picture, box)
     part = part.contiguous(memory_format=torch.channels_last)
     return F.interpolate(part, tuple(transform.size), mode="bilinear", antialias=True)[0]
 
 
-def _keeps_meaning(transform: Callable) -> bool:
-    return _is_torchvisions(transform) and type(transform).__name__ in SIZELESS
+QUICK = {"RandomResizedCrop": _resized_crop, "RandomHorizontalFlip": _flipped, "RandomVerticalFlip": _flipped}
+
+
+def _name(transform: Callable) -> str:
+    """The class's name, if that is torchvision's own."""
+    return type(transform).__name__ if _is_torchvisions(transform) else ""
 
 
 def _is_torchvisions(transform: Callable) -> bool:
