@@ -255,14 +255,15 @@ class _EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         skip, self.skip = self.skip, 0  # skipping is for one pass only
-        epoch, served, names = self.epoch, collections.Counter(), []
-        for position in self.order(epoch).tolist():
-            repeat = served[position]
-            served[position] += 1
-            names.append((epoch, position, repeat) if repeat else (epoch, position))
-        for number in range(skip, self.batches()):
-            batch = names[number * self.batch_size : (number + 1) * self.batch_size]
-            yield from batch[distributed.share(len(batch))] or batch[: self.training]
+        epoch, served, order = self.epoch, collections.Counter(), self.order(self.epoch)
+        for number in range(self.batches()):
+            batch = []
+            for position in order[number * self.batch_size : (number + 1) * self.batch_size].tolist():
+                repeat = served[position]
+                served[position] += 1
+                batch.append((epoch, position, repeat) if repeat else (epoch, position))
+            if number >= skip:
+                yield from batch[distributed.share(len(batch))] or batch[: self.training]
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""

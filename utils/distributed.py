@@ -35,11 +35,12 @@ def joined(on_cpu: bool) -> Iterator[None]:
     if place.world_size == 1:
         yield
         return
-    address, port = launch.meeting_point()
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     _end_with_the_launcher()
+    store = dist.TCPStore(*launch.meeting_point(), is_master=place.rank == 0 and not _has_launchers_store())
+    # Processes that died have left addresses in the launcher's store, at which those started anew would wait for them.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {place.world_size}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and not on_cpu else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
     try:
         yield
         dist.barrier()  # what the first one keeps for all is needed until the last is done
@@ -156,10 +157,14 @@ def first_to_say(sentence: str) -> bool:
         return True
 
 
+def _has_launchers_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @functools.cache
 def _launchers_store() -> Any:
     """Where the launcher's processes leave word for one another, which outlasts them; None without torch's launcher."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not _has_launchers_store():
         return None
     return dist.PrefixStore("kata", dist.TCPStore(*launch.meeting_point(), is_master=False))
 
