@@ -129,7 +129,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
 def _exit_code(failures: dict[int, Any]) -> int:
     # One that was killed makes the others fail, with exit code 1; one that the user stopped or must correct says more.
     for number, failure in sorted(failures.items()):
-        if failure.exitcode < 0:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # which is how the launcher ends the others
             name = signal.Signals(-failure.exitcode).name
             print(f"process {number} was ended by {name}; --max-restarts N would go on", file=sys.stderr)
     return max(1, *(failure.exitcode for failure in failures.values()))
