@@ -6,6 +6,7 @@ the section's folder; the keyword arguments of its constructor are its keys.
 """
 
 import argparse
+import contextlib
 import functools
 import inspect
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from utils import command_line, config_file
+from utils import command_line, config_file, launch
 from utils.command_line import NEWEST, CustomArgs
 from utils.errors import ConfigError, Interrupted, RunError, UserError
 from utils.hints import HeatMap, Inspection, Machine, NonNegativeInt, OpenShare, ParameterRule, PositiveInt
@@ -56,6 +57,7 @@ PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNeg
 REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 SAVE_DIR = "saved/"
+RUN = "run folder"  # what processes that are started anew find it by
 
 
 class ConfigParser:
@@ -143,12 +145,18 @@ class ConfigParser:
 
     @functools.cached_property
     def save_dir(self) -> Path:
-        """saved/models/<name>/<mmdd_HHMMSS>: the continued run's own, else a new one, made at the first call."""
-        from utils.checkpoint import new_run_dir
+        """saved/models/<name>/<mmdd_HHMMSS>: the continued run's own, else a new one, made at the first call.
 
-        if self.continued and not self.arguments.check:
-            return self.resume.parent
-        return new_run_dir(Path(self["trainer"].get("save_dir", SAVE_DIR)), self["name"])
+        The same on all processes.
+        """
+        from utils import checkpoint, distributed
+
+        def own() -> str:
+            if self.continued and not self.arguments.check:
+                return str(self.resume.parent)
+            return str(checkpoint.new_run_dir(Path(self["trainer"].get("save_dir", SAVE_DIR)), self["name"]))
+
+        return Path(distributed.once(RUN, own))
 
     @property
     def log_dir(self) -> Path:
@@ -203,7 +211,8 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
     """Makes of `main(config)` a command: `main(argv=None)` reads the command line and returns the exit code.
 
     `options` are flags that set keys of the config, `add_arguments(parser)` adds the script's own, which
-    `config.arguments` then holds.
+    `config.arguments` then holds. What trains does so on several devices where they are asked for: the command starts
+    a process for each, which calls `main` again. What looks at a finished network is done by one process.
     """
 
     def decorate(function: Callable[[ConfigParser], Any]) -> Callable[[list[str] | None], int]:
@@ -212,13 +221,26 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
             parser = command_line.parser(description, options)
             if add_arguments:
                 add_arguments(parser)
+            trains = not parser.get_default("best")
+            if trains:
+                command_line.add_processes(parser)
             arguments = parser.parse_args(argv)
+            if not trains and launch.place().rank > 0:
+                return 0
             try:
-                function(from_arguments(arguments, options))
+                with _processes(arguments) if trains else contextlib.nullcontext():
+                    config = from_arguments(arguments, options)
+                    count = launch.processes_to_start(arguments, config.get("n_gpu", 1)) if trains else 1
+                    if count > 1:
+                        script = inspect.getfile(function)
+                        return launch.start(count, script, sys.argv[1:] if argv is None else argv, arguments.max_restarts)
+                    function(config)
             except (UserError, RunError, OSError, RecursionError) as error:
                 if arguments.verbose:
                     traceback.print_exc()
-                print(f"{parser.prog}: {command_line.sentence(error)}", file=sys.stderr)
+                sentence = f"{parser.prog}: {command_line.sentence(error)}"
+                if launch.is_first_to_say(sentence):
+                    print(sentence, file=sys.stderr)
                 return 1 if isinstance(error, RunError) else 2
             except Interrupted as stop:
                 return 128 + stop.signum
@@ -231,8 +253,29 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
     return decorate
 
 
+def _processes(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Joins the processes that torchrun, SLURM or `launch.start` started beside this one, if any."""
+    if launch.place().world_size == 1:
+        return contextlib.nullcontext()
+    from utils import distributed
+
+    return distributed.joined(on_cpu=arguments.device == "cpu")
+
+
+def _go_on(arguments: argparse.Namespace) -> None:
+    """Where the processes were started anew because one died, take up the run that they had begun, if it saved anything."""
+    if not launch.restarted():
+        return
+    from utils import checkpoint, distributed
+
+    run = distributed.kept_from_before(RUN)
+    if run is not None and distributed.from_first(Path(run).is_dir() and any(checkpoint.of_run(Path(run)))):
+        arguments.resume, arguments.config = run, None
+
+
 def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] = ()) -> ConfigParser:
     """The configuration a command line asks for. Raises UserError."""
+    _go_on(arguments)
     resume, config, origin, continued = None, None, str(arguments.config), False
     testing = getattr(arguments, "best", False)
     if getattr(arguments, "compare", None):
@@ -278,11 +321,13 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
 
 
 def _newest_run(config: dict | None) -> Path:
+    from utils import distributed
     from utils.checkpoint import newest_run
 
     trainer = (config or {}).get("trainer", {})
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
-    return newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
+    newest = newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
+    return Path(distributed.from_first(str(newest)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from utils import distributed
 from utils.cores import cores
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
@@ -26,7 +27,7 @@ class BaseDataLoader(DataLoader, ABC):
     first sample is needed.
 
     Args:
-        batch_size: samples in a batch
+        batch_size: samples in a batch, which all processes of a run share out among themselves
         shuffle: draw the training samples in another order in each epoch, which follows from (seed, epoch)
         validation_split: what `split_validation` sets apart from the training samples: a share (0.1) or a number (100)
         num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result; "auto"
@@ -62,13 +63,15 @@ class BaseDataLoader(DataLoader, ABC):
         training = subset == "train" and self._for_training
         workers = (0 if self.in_memory else spare_cores()) if num_workers == "auto" else num_workers
         samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
+        own = distributed.share(batch_size)
+        if batch_size < distributed.world_size():
+            raise UserError(f"batch_size {batch_size} is not one for each of {distributed.world_size()} processes")
         super().__init__(
             samples,
-            batch_size,
-            sampler=_EpochSampler(samples, batch_size, shuffle and training, seed),
+            own.stop - own.start,
+            sampler=_EpochSampler(samples, batch_size, shuffle and training, drop_last and training, seed, training),
             num_workers=workers,
             collate_fn=collate,
-            drop_last=drop_last and training,
             worker_init_fn=_leave_interrupts_to_the_parent,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -112,6 +115,19 @@ class BaseDataLoader(DataLoader, ABC):
         vars(sibling).update({k: v for k, v in vars(self).items() if k not in self._ours}, _for_training=False)
         BaseDataLoader.__init__(sibling, **self.settings, subset=subset)
         return sibling
+
+    def __len__(self) -> int:
+        """Batches in a pass, of all processes together."""
+        return self.sampler.batches()
+
+    def share_of(self, number: int) -> tuple[int, int]:
+        """How many samples of batch `number`, counted as in `batches`, are this process's, and how many there are in all.
+
+        Where it has none, it is given one all the same to train on, as the processes must keep in step: it counts nothing.
+        """
+        size = self.sampler.size(number % len(self))
+        own = distributed.share(size)
+        return own.stop - own.start, size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""
@@ -248,14 +264,28 @@ class _Samples(Dataset):
 
 
 class _EpochSampler(Sampler):
-    """Names samples (epoch, position) in the `order` of the epoch, without the first `skip` batches."""
+    """Names samples (epoch, position) in the `order` of the epoch, without the first `skip` batches.
 
-    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, seed: int):
+    Of each batch it names those that are this process's, so that names, and all that follows from them, do not depend
+    on how many processes there are. In training it names one where none is.
+    """
+
+    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, drop_last: bool, seed: int, training: bool):
         self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
+        self.drop_last, self.training = drop_last, training
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        return len(self.samples)
+        own = (distributed.share(self.size(number)) for number in range(self.batches()))
+        return sum(max(part.stop - part.start, self.training) for part in own)
+
+    def batches(self) -> int:
+        """Batches in a pass, of all processes together."""
+        return (len(self.samples) if self.drop_last else len(self.samples) + self.batch_size - 1) // self.batch_size
+
+    def size(self, number: int) -> int:
+        """Samples in that batch of a pass, of all processes together."""
+        return min(self.batch_size, len(self.samples) - number * self.batch_size)
 
     @property
     def balanced(self) -> bool:
@@ -265,12 +295,19 @@ class _EpochSampler(Sampler):
         skip, self.skip = self.skip, 0  # skipping is for one pass only
         order = self.order(self.epoch)
         repeats = _earlier(order) if self.balanced else np.zeros_like(order)
-        rest = slice(skip * self.batch_size, None)
-        return zip(itertools.repeat(self.epoch), order[rest].tolist(), repeats[rest].tolist())
+        own = np.concatenate([self._own(number) for number in range(skip, self.batches())] or [order[:0]])
+        return zip(itertools.repeat(self.epoch), order[own].tolist(), repeats[own].tolist())
+
+    def _own(self, number: int) -> np.ndarray:
+        """This process's places of that batch in the order; in training one at least, for what all do together."""
+        size = self.size(number)
+        own = distributed.share(size)
+        stop = max(own.stop, own.start + self.training)
+        return number * self.batch_size + np.arange(own.start, stop).clip(max=size - 1)
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
-        count, generator = len(self), generator_of(self.seed, "order", epoch)
+        count, generator = len(self.samples), generator_of(self.seed, "order", epoch)
         if self.balanced:
             labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
             _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)

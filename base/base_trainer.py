@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.base_data_loader import BaseDataLoader
-from utils import checkpoint, randomness
+from utils import checkpoint, distributed, randomness
 from utils.engine import Engine, unwrap
 from utils.errors import Interrupted, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
@@ -183,21 +183,26 @@ class BaseTrainer(ABC):
         self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         self._run_epoch(self.epoch)
+        distributed.barrier()  # the first process has written it
         self.load_state_dict(checkpoint.load(next(checkpoint.of_run(self.config.save_dir))))
         self.logger.info("check passed")
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         begun = time.perf_counter()
-        self.freezing.apply(unwrap(self.model), epoch)
+        if self.freezing.apply(unwrap(self.model), epoch):
+            self.model = self.engine.prepare(unwrap(self.model))  # what is exchanged, or compiled, depends on it
         if self.step == 0:
             self.engine.seed_epoch(epoch)
             self.before_epoch(epoch)
+            self.engine.seed_share(epoch)
         if hasattr(self.data_loader, "set_epoch"):  # for a _train_epoch that goes through the loader itself
             self.data_loader.set_epoch(epoch)
         try:
             log = plain_numbers(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
+            self.engine.share_buffers(unwrap(self.model), self.ema)
             log |= {f"val_{name}": value for name, value in plain_numbers(self._valid_epoch(epoch)).items()}
+            log = distributed.from_first(log)  # what is decided by it must be decided by all
         except Interrupted:
             self._save_numbered()
             self.recorder.stopped(
@@ -213,7 +218,7 @@ class BaseTrainer(ABC):
         self.step = 0
         if best:
             checkpoint.save(self.state_dict(), self.best_file)
-        stop = self.signals.received is not None
+        stop = self.signals.arrived()
         if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
             self._save_numbered()
         log |= {"lr": float(rate), "seconds": time.perf_counter() - begun}
@@ -253,7 +258,13 @@ class BaseTrainer(ABC):
             "lr_scheduler": self.schedule.state_dict(),
             "scaler": self.engine.scaler.state_dict() or None,
             "ema": self.ema and {"n_averaged": int(self.ema.n_averaged), "state_dict": self.ema.module.state_dict()},
-            "trainer": {"step": self.step, "monitor": self.monitor.state_dict()},
+            "trainer": {
+                "step": self.step,
+                "monitor": self.monitor.state_dict(),
+                "processes": distributed.world_size(),
+                # each process's own; what is drawn after an epoch's end follows from the seed
+                "generators": distributed.of_all(self.engine.generator_states() if self.step else None),
+            },
             "rng": randomness.get_state(),
             "structure": structure_of(unwrap(self.model)),
             "classes": self.data_loader.classes,
@@ -275,6 +286,15 @@ class BaseTrainer(ABC):
             self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
         randomness.set_state(state["rng"])
+        before, now = state["trainer"].get("processes", 1), distributed.world_size()
+        if before != now:
+            self.engine.seed_share(self.epoch, self.step)
+            self.logger.warning(
+                f"it was trained by {before} {'process' if before == 1 else 'processes'}, and goes on with {now}: the same "
+                "samples in the same batches, but sums are made in another order, so that last bits may differ"
+            )
+        elif now > 1 and self.step:
+            self.engine.set_generators(state["trainer"]["generators"][distributed.rank()])
 
     def _resume(self, path: Any) -> None:
         self.load_state_dict(checkpoint.load(path))

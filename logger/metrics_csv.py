@@ -4,10 +4,15 @@ from pathlib import Path
 
 
 class MetricsFile:
-    """metrics.csv: a row per epoch, a column for everything that was ever logged."""
+    """metrics.csv: a row per epoch, a column for everything that was ever logged.
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    Args:
+        path: the file
+        enabled: False keeps nothing
+    """
+
+    def __init__(self, path: Path, enabled: bool = True):
+        self.path, self.enabled = Path(path), enabled
         self.rows: list[dict[str, str]] = []
 
     def resume(self, epoch: int) -> None:
@@ -20,6 +25,8 @@ class MetricsFile:
 
     def add(self, row: dict) -> None:
         """Append a row. A column that is new is added to the earlier rows too, empty."""
+        if not self.enabled:
+            return
         self.rows.append({name: repr(value) if isinstance(value, float) else str(value) for name, value in row.items()})
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         temporary = self.path.with_name(f".{self.path.name}.tmp")

@@ -15,12 +15,13 @@ class Recorder:
     Args:
         log_dir: the run's log folder
         tensorboard: False leaves TensorBoard out
+        keep: False writes no files at all, as the processes beside a run's first
     """
 
-    def __init__(self, log_dir: Path, tensorboard: bool = True):
+    def __init__(self, log_dir: Path, tensorboard: bool = True, keep: bool = True):
         self.logger = logging.getLogger("trainer")
-        self.writer = TensorboardWriter(log_dir, tensorboard)
-        self.metrics = MetricsFile(Path(log_dir) / "metrics.csv")
+        self.writer = TensorboardWriter(log_dir, tensorboard and keep)
+        self.metrics = MetricsFile(Path(log_dir) / "metrics.csv", keep)
         self._training_seconds = 0.0
 
     def begin(self, config: Any, logged: list[str]) -> None:

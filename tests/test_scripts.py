@@ -135,7 +135,7 @@ def test_the_default_run_imports_only_what_it_uses(digits, train, tmp_path):
         ("0,1", 1, 0, "cpu", "has none; using the CPU"),
         ("2,3", 1, 3, "cuda:2", "has 3; using GPU 2"),
         (None, 4, 2, "cuda:0", "has 2; using GPU 0"),
-        ("0,1", 1, 2, "cuda:0", "one run uses one GPU"),
+        ("0,1", 1, 2, "cuda:0", "this is done on one GPU"),
     ],
 )
 def test_devices(monkeypatch, device, n_gpu, gpus, expected, note):

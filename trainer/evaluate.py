@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.engine import Engine
+from utils import distributed
+from utils.engine import Engine, without_exchange
 from utils.errors import UserError
 
 
@@ -24,9 +25,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and metrics of `model` over all samples of `batches`, exactly: a short last batch counts by its size.
 
-    `each_batch(data, target, output)` is called for each, for what is to be kept of them. The model is left in the
-    mode (train or eval) it was in. Returns "loss" and one number for each metric.
+    On all processes: each goes through its share, and the numbers are of all. `each_batch(data, target, output)` is
+    called for each, for what is to be kept of them. The model is left in the mode (train or eval) it was in. Returns
+    "loss" and one number for each metric.
     """
+    model = without_exchange(model)
     was_training = model.training
     model.eval()
     meters = Meters(metrics, engine.device)
@@ -44,6 +47,8 @@ def evaluate(
 class Meters:
     """Sums of the loss and of metrics over batches, kept on the device and read only when asked for.
 
+    Each process counts its own batches; what is read (recent_loss, result, state_dict) is of all of them together.
+
     Args:
         metrics: name -> function of (output, target) that gives the mean over the batch, weighted here by the
             batch's size; or a torchmetrics object, for what is not a mean
@@ -57,6 +62,7 @@ class Meters:
         self.order = list(metrics)
         for metric in self.objects.values():
             metric.reset()
+            metric.dist_sync_fn = distributed.gathered
             metric.persistent(True)  # their counts belong into a checkpoint made in the middle of an epoch
         self.count = 0
         self._asked = (0.0, 0)
@@ -78,15 +84,21 @@ class Meters:
 
     def recent_loss(self) -> float:
         """The mean loss since this was last asked. Waits for the device."""
-        (total_before, count_before), total = self._asked, self.sums["loss"].item()
-        self._asked = total, self.count
-        return (total - total_before) / max(self.count - count_before, 1)
+        (total_before, count_before), (count, total, *_) = self._asked, self._totals()
+        self._asked = total, count
+        return (total - total_before) / max(count - count_before, 1)
+
+    def _totals(self) -> list[float]:
+        """The number of samples, and the sums."""
+        count = torch.full_like(self.sums["loss"], self.count)
+        return distributed.total(torch.stack([count, *self.sums.values()])).tolist()
 
     def result(self) -> dict[str, float]:
         """Loss first, then the metrics in their order. Raises UserError where there was no batch, or one is no number."""
-        if self.count == 0:
+        count, *sums = self._totals()
+        if count == 0:
             raise UserError("there are no samples to evaluate")
-        values = {name: total.item() / self.count for name, total in self.sums.items()}
+        values = {name: total / count for name, total in zip(self.sums, sums, strict=True)}
         for name, metric in self.objects.items():
             value = metric.compute()
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
@@ -95,15 +107,16 @@ class Meters:
         return {name: values[name] for name in ("loss", *self.order)}
 
     def state_dict(self) -> dict:
+        count, *sums = self._totals()
         return {
-            "count": self.count,
-            "sums": {name: total.item() for name, total in self.sums.items()},
-            "objects": {
-                name: metric.state_dict() | {"_updates": metric._update_count} for name, metric in self.objects.items()
-            },
+            "count": int(count),
+            "sums": dict(zip(self.sums, sums, strict=True)),
+            "objects": {name: _counts(metric) for name, metric in self.objects.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
+        if not distributed.is_first():  # it has been counted once
+            return
         self.count = state["count"]
         for name, total in self.sums.items():
             total.fill_(state["sums"].get(name, math.nan))
@@ -111,6 +124,16 @@ class Meters:
             counts = dict(state["objects"][name])
             metric._update_count = counts.pop("_updates")
             metric.load_state_dict(counts)
+
+
+def _counts(metric: Any) -> dict:
+    """What a torchmetrics object has counted on all processes, as its load_state_dict wants it."""
+    with metric.sync_context():
+        counts = metric.state_dict()
+    for name, count in counts.items():  # bringing the processes' lists together makes a tensor of them
+        if isinstance(metric._defaults[name], list) and isinstance(count, torch.Tensor):
+            counts[name] = [count]
+    return counts | {"_updates": metric._update_count}
 
 
 def progress(batches: Iterable, title: str = "") -> Iterable:

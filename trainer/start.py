@@ -1,3 +1,4 @@
+import logging
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from logger import Recorder, setup_logging
-from utils import checkpoint, config_file, onnx_file
+from utils import checkpoint, config_file, distributed, onnx_file
 from utils.config_file import assign
 from utils.engine import Engine
 from utils.errors import UserError
@@ -18,9 +19,11 @@ from utils.structure import resize
 from utils.versions import versions
 from utils.weights import load_weights, read_weights, torchvision_weights
 
+LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
+
 
 def start(config: Any, same_network: bool = False) -> tuple[Engine, Recorder]:
-    """Begin a run: its folders, the log, the config as used, the machine, the seed.
+    """Begin a run: its folders, the log, the config as used, the machine, the seed. On all processes; the first writes.
 
     With --check the folders are temporary. `same_network` says that a new run goes on with the checkpoint's network, so
     that pictures have to be normalised as they were.
@@ -33,10 +36,43 @@ def start(config: Any, same_network: bool = False) -> tuple[Engine, Recorder]:
     if config.continued or same_network:
         keep_normalisation(config, checkpoint.load(config.resume)["input"])
     engine = _engine(config)
-    setup_logging(config.log_dir, settings.get("verbosity", 2))
-    config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
+    enlarge_batches(config, distributed.world_size())
+    log_dir, first = config.log_dir, distributed.is_first()
+    setup_logging(log_dir if first else None, settings.get("verbosity", 2))
+    if first:
+        config_file.write(config.config | {"versions": versions()}, config.save_dir / "config.json")
+    else:
+        logging.disable(logging.CRITICAL)  # the first says it
     _begin(engine, config)
-    return engine, Recorder(config.log_dir, settings.get("tensorboard", True))
+    return engine, Recorder(log_dir, settings.get("tensorboard", True), keep=first)
+
+
+def enlarge_batches(config: Any, processes: int) -> None:
+    """Where engine.batch_size is "process", make the config's batches, and with engine.scale_lr its learning rates, that
+    many times larger; the config as used then says what they are, on any number of processes.
+
+    Larger batches, larger rate: Goyal et al., arXiv:1706.02677.
+    """
+    section = config.get("engine", {})
+    each, scale_lr = section.pop("batch_size", "global") == "process", section.pop("scale_lr", False)
+    if not each:
+        return
+    if config.continued:
+        config.get_logger("engine").warning("engine.batch_size: a run goes on with the batches that it began with")
+        return
+    for loader in LOADERS:
+        if config.get(loader) is not None:
+            size = _argument(config, loader, "batch_size")
+            assign(config.config, [loader, "args", "batch_size"], size * processes)
+    if scale_lr:
+        assign(config.config, ["optimizer", "args", "lr"], _argument(config, "optimizer", "lr") * processes)
+        for rule in config.option("optimizer", "param_groups", []):
+            rule |= {"lr": rule["lr"] * processes} if "lr" in rule else {}
+
+
+def _argument(config: Any, section: str, name: str) -> Any:
+    bound = config.init_ftn(section)
+    return bound.keywords.get(name, signature_of(bound.func).parameters[name].default)
 
 
 def start_test(config: Any) -> tuple[Engine, Any]:
@@ -95,9 +131,12 @@ def build_loader(config: Any, section: str, subset: str) -> Any:
 
 def check_data(config: Any, *loaders: Any) -> None:
     """Say what is to be known of the data before training. Raises UserError where they will not do."""
-    logger = config.get_logger("data")
-    for line in dict.fromkeys(line for loader in loaders if loader is not None for line in loader.check()):
-        logger.info(line)
+    logger, there = config.get_logger("data"), [loader for loader in loaders if loader is not None]
+    with distributed.first_on_each_machine():  # what is to be fetched or cached is so by one
+        for line in dict.fromkeys(line for loader in there for line in loader.check()):
+            logger.info(line)
+        for loader in there:
+            len(loader)
 
 
 def class_weights(data_loader: Any) -> dict[str, Tensor]:
@@ -107,7 +146,7 @@ def class_weights(data_loader: Any) -> dict[str, Tensor]:
 
 def keep_normalisation(config: Any, wanted: dict) -> None:
     """Let image loaders subtract and divide by what the checkpoint's "input" says, whatever the data at hand would give."""
-    for section in ("data_loader", "valid_data_loader", "test_data_loader"):
+    for section in LOADERS:
         if config.get(section) is None or wanted.get("mean") is None:
             continue
         if "normalize" in signature_of(config.init_ftn(section).func).parameters:

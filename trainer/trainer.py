@@ -12,6 +12,7 @@ from base import BaseTrainer
 from base.base_data_loader import collate
 from trainer.evaluate import Meters, evaluate
 from trainer.features import Tail, reusable_tail, with_features
+from utils import distributed
 from utils.engine import unwrap
 from utils.errors import UserError
 from utils.hints import PositiveFloat, PositiveInt
@@ -99,19 +100,22 @@ class Trainer(BaseTrainer):
         begun, counted = time.perf_counter(), self.meters.count
         with self._bar(f"epoch {epoch}/{self.epochs}", self.len_epoch, self.step) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
-                output = self.engine.forward(self.model, data)
-                loss = self.loss(output, target)
-                self.meters.update(main_output(output), target, loss)
-                self.engine.backward(loss, self._batches_in_step())
+                own, whole = self.data_loader.share_of((epoch - 1) * self.len_epoch + self.step)
+                with self.engine.accumulating(self.model, more=not self._ends_step(self.step + 1)):
+                    output = self.engine.forward(self.model, data)
+                    loss = self.loss(output, target)
+                    if own:
+                        self.meters.update(main_output(output), target, loss)
+                    self.engine.backward(loss, distributed.weight(own, whole) / self._batches_in_step())
                 self.step += 1
-                if self.step % self.grad_accum_steps == 0 or self.step == self.len_epoch:
+                if self._ends_step(self.step):
                     self._optimizer_step()
                 bar.update()
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, data)
         log = self.meters.result()
-        if self.meters.count > counted:  # else all was done before a resume
-            log["samples_per_second"] = (self.meters.count - counted) / (time.perf_counter() - begun)
+        if seen := sum(distributed.of_all(self.meters.count - counted)):  # else all was done before a resume
+            log["samples_per_second"] = seen / (time.perf_counter() - begun)
         return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
@@ -128,7 +132,7 @@ class Trainer(BaseTrainer):
             self.data_loader = with_features(network, tail, self.data_loader, self.engine)
             if self.valid_data_loader is not None:
                 self.valid_data_loader = with_features(network, tail, self.valid_data_loader, self.engine)
-            self.model, self.tail = Tail(self.model, tail), tail
+            self.model, self.tail = self.engine.prepare(Tail(network, tail)), tail
         self.reuse_features = self.tail is not None
 
     @property
@@ -143,9 +147,13 @@ class Trainer(BaseTrainer):
         self.schedule.after_step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        if self.signals.received is not None:
+        if self.signals.arrived():
             self.fail_unless_finite("loss", self.meters.recent_loss())
             self.signals.check()
+
+    def _ends_step(self, batches: int) -> bool:
+        """Whether the optimizer takes a step after so many batches of an epoch."""
+        return batches % self.grad_accum_steps == 0 or batches == self.len_epoch
 
     def _batches_in_step(self) -> int:
         """How many batches share the optimizer step that the current one belongs to; fewer at the epoch's end."""
@@ -171,13 +179,14 @@ class Trainer(BaseTrainer):
             self.writer.pictures(data)
 
     def _until_stopped(self, batches: Iterable) -> Iterator:
-        for batch in batches:
+        batches, own = len(batches), iter(batches)
+        for _ in range(batches):  # all processes ask equally often, also one that has no share of the last batch
             self.signals.check()
-            yield batch
+            yield from islice(own, 1)
 
     def _bar(self, title: str, total: int, done: int) -> tqdm:
         # disable=None: no bar where the output is no terminal; plain lines take its place
-        quiet = True if self.verbosity < 2 else None
+        quiet = True if self.verbosity < 2 or not distributed.is_first() else None
         return tqdm(desc=title, total=total, initial=done, leave=False, disable=quiet, dynamic_ncols=True)
 
     def state_dict(self) -> dict:

@@ -43,9 +43,16 @@ def log_dir_of(run: Path) -> Path:
 
 
 def save(state: dict, path: Path) -> None:
-    """Write `state` so that `path` holds either the old file or the whole new one, also if power fails."""
+    """Write `state` so that `path` holds either the old file or the whole new one, also if power fails.
+
+    Of several processes only the first writes; here, in `keep_last` and in `set_aside` the others do nothing.
+    """
     import torch
 
+    from utils import distributed
+
+    if not distributed.is_first():
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -157,6 +164,10 @@ def newest_run(root: Path, name: str | None = None) -> Path:
 
 def keep_last(run: Path, count: int) -> None:
     """Delete all but the `count` latest numbered checkpoints."""
+    from utils import distributed
+
+    if not distributed.is_first():
+        return
     for old in itertools.islice(of_run(run), count, None):
         old.unlink()
 
@@ -166,6 +177,10 @@ def set_aside(run: Path, epoch: int) -> list[Path]:
 
     Left in place they would be taken for the newest state; so is a best that cannot be read. Returns what was moved.
     """
+    from utils import distributed
+
+    if not distributed.is_first():
+        return []
     stale = [path for path in of_run(run) if int(path.stem.removeprefix("checkpoint-epoch")) > epoch]
     best = run / BEST
     if best.exists() and _epoch_of(best) > epoch:

@@ -1,16 +1,19 @@
-"""The machine: device, precision, memory format, compiler, seeds. The only place that knows of any."""
+"""The machine: processes, device, precision, memory format, compiler, seeds. The only place that knows of any."""
 
+import contextlib
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from utils import distributed, launch, randomness
 from utils.errors import UserError
 from utils.hints import Machine
-from utils.randomness import seed_everything
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +38,10 @@ class Engine:
         self.device = self._choose(device, n_gpu)
         self.precision = settings.get("precision", "tf32")
         self.compile = settings.get("compile")
+        self.sync_batchnorm = settings.get("sync_batchnorm", False)
+        self.find_unused_parameters = settings.get("find_unused_parameters", False)
+        if self.sync_batchnorm and distributed.world_size() > 1 and self.device.type == "cpu":
+            raise UserError("engine.sync_batchnorm: torch's SyncBatchNorm needs GPUs; leave it out on the CPU")
         channels_last = settings.get("channels_last", True)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -52,10 +59,11 @@ class Engine:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     def _choose(self, device: str | None, n_gpu: int) -> torch.device:
-        if device == "cpu" or (device is None and n_gpu == 0):
+        wanted, count, place = launch.device_numbers(device, n_gpu), torch.cuda.device_count(), launch.place()
+        if not wanted:
             return torch.device("cpu")
-        wanted = list(range(n_gpu)) if device is None else _numbers(device)
-        count = torch.cuda.device_count()
+        if place.world_size > 1 and count:
+            return self._own_gpu(wanted if device else list(range(count)), place.local_rank, count)
         there = [number for number in wanted if number < count]
         if there != wanted and not (device is None and n_gpu == 1):
             self.notes.append(
@@ -63,21 +71,64 @@ class Engine:
                 f"using {'GPU ' + str(there[0]) if there else 'the CPU'}"
             )
         elif len(there) > 1:
-            self.notes.append(f"one run uses one GPU for now: number {there[0]}")
+            self.notes.append(f"this is done on one GPU: number {there[0]}")
         return torch.device("cuda", there[0]) if there else torch.device("cpu")
 
+    def _own_gpu(self, numbers: list[int], local_rank: int, count: int) -> torch.device:
+        """Of the GPUs that the machine's processes share out, this one's. A scheduler may show each its own alone."""
+        there = [number for number in numbers if number < count]
+        if len(there) == 1:
+            local_rank = 0
+        if local_rank >= len(there):
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU: of {', '.join(map(str, numbers))} there are "
+                f"{len(there)}; start as many processes, or say -d cpu"
+            )
+        device = torch.device("cuda", there[local_rank])
+        torch.cuda.set_device(device)
+        return device
+
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model as it trains on this machine; `unwrap` gives it back."""
+        """The model as it trains on this machine; `unwrap` gives it back. On all processes.
+
+        Raises RunError where the processes have different networks; the weights are the first one's.
+        """
         model = model.to(self.device)
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+        model = self._shared(model)
         if self.compile is None:
             return model
         torch._dynamo.reset()  # it compiles one forward() a few times only, and pruning brings network after network
         # dynamic=False: what is compiled for a batch's shape must not follow from the shapes seen before, or a resumed
         # run would compute with other kernels.
         return torch.compile(model, mode=self.compile, dynamic=False)
+
+    def _shared(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are the mean over all processes; itself where there is one."""
+        if distributed.world_size() == 1:
+            return model
+        if self.sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        distributed.check_same("the network", [(name, tuple(p.shape)) for name, p in model.state_dict().items()])
+        # Where there is one input channel, two orders in memory are the same one.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        places = [self.device] if self.device.type == "cuda" else None
+        model = DistributedDataParallel(model, places, find_unused_parameters=self.find_unused_parameters)
+        distributed.check_same("the network's first state", model.module.state_dict().items())
+        return model
+
+    def accumulating(self, model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
+        """Around forward and backward pass: where `more` batches belong to the step, gradients stay in each process."""
+        apart = getattr(model, "no_sync", None)
+        return apart() if more and apart is not None else contextlib.nullcontext()
+
+    def share_buffers(self, *models: nn.Module | None) -> None:
+        """Let all processes have the first one's batch norm statistics and the like, before the network is judged."""
+        for model in models:
+            if model is not None:
+                distributed.take_from_first(model.buffers())
 
     def forward(self, model: nn.Module, data: Any) -> Any:
         """What the model gives, computed in the chosen precision; losses and metrics are to see float32."""
@@ -111,9 +162,9 @@ class Engine:
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def backward(self, loss: torch.Tensor, batches: int = 1) -> None:
-        """Add the loss's gradients to the parameters', as one of so many `batches` whose mean is wanted."""
-        self.scaler.scale(loss if batches == 1 else loss / batches).backward()
+    def backward(self, loss: torch.Tensor, weight: float = 1.0) -> None:
+        """Add the loss's gradients to the parameters', so many times."""
+        self.scaler.scale(loss if weight == 1 else loss * weight).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients to their own size, before somebody looks at them: fp16 computes with larger ones."""
@@ -143,19 +194,43 @@ class Engine:
         return notes
 
     def seed_epoch(self, epoch: int) -> None:
-        """Start the epoch's randomness (dropout and the like); epoch 0 is the making of the network."""
-        seed_everything(self.seed, "epoch", epoch)
+        """Start the epoch's randomness; epoch 0 is the making of the network. The same on all processes."""
+        randomness.seed_everything(self.seed, "epoch", epoch)
+
+    def seed_share(self, epoch: int, step: int = 0) -> None:
+        """Let each process draw its own numbers from here on (dropout); the first goes on with the epoch's."""
+        if distributed.rank():
+            randomness.seed_everything(self.seed, "epoch", epoch, step, distributed.rank())
+
+    def generator_states(self) -> list[list[int]]:
+        """How torch's generators stand in this process, as plain numbers."""
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return [state.tolist() for state in states]
+
+    def set_generators(self, states: list[list[int]]) -> None:
+        """Go on from what `generator_states` gave, as far as there are such generators."""
+        torch.set_rng_state(torch.tensor(states[0], dtype=torch.uint8))
+        if self.device.type == "cuda" and len(states) > 1:
+            torch.cuda.set_rng_state(torch.tensor(states[1], dtype=torch.uint8), self.device)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network itself, without the layers a machine puts around it; nothing else goes on disk."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if inner is None and isinstance(model, DistributedDataParallel | nn.DataParallel):
             inner = model.module
         if inner is None:
             return model
         model = inner
+
+
+def without_exchange(model: nn.Module) -> nn.Module:
+    """The model without the layer in which processes wait for one another, to evaluate on shares that are not equal."""
+    inner = getattr(model, "_orig_mod", model)  # compiled around it
+    return inner.module if isinstance(inner, DistributedDataParallel) else model
 
 
 def _changed(value: Any, change: Callable) -> Any:
@@ -170,10 +245,3 @@ def _changed(value: Any, change: Callable) -> Any:
         parts = [_changed(part, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
-
-
-def _numbers(device: str) -> list[int]:
-    parts = device.removeprefix("cuda:").split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f'-d {device}: should be "cpu", a number like 0, or several like 2,3')
-    return [int(part) for part in parts]

@@ -33,13 +33,21 @@ class Inspection(TypedDict):
 
 
 class Machine(TypedDict):
-    """The section "engine": how to compute. tf32 is float32 through a GPU's fast units, bf16 and fp16 mix in 16 bits."""
+    """The section "engine": how to compute. tf32 is float32 through a GPU's fast units, bf16 and fp16 mix in 16 bits.
+
+    Of several processes: whether batch_size is that of all together or of each, whether the learning rate grows with
+    the batches where it is that of each; torch's SyncBatchNorm, and find_unused_parameters of DistributedDataParallel.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     precision: NotRequired[Literal["fp32", "tf32", "bf16", "fp16"]]
     compile: NotRequired[Literal["default", "reduce-overhead", "max-autotune"] | None]
     channels_last: NotRequired[bool]
     deterministic: NotRequired[bool]
+    batch_size: NotRequired[Literal["global", "process"]]
+    scale_lr: NotRequired[bool]
+    sync_batchnorm: NotRequired[bool]
+    find_unused_parameters: NotRequired[bool]
 
 
 class HeatMap(TypedDict):

@@ -114,13 +114,18 @@ class Freezing:
     def __init__(self, rule: str | list[str] | None = None, until: int | None = None):
         self.rule, self.until = rule, until
 
-    def apply(self, network: nn.Module, epoch: int) -> None:
-        """Say which parameters train in `epoch`. Raises UserError where a pattern matches none, or all are frozen."""
+    def apply(self, network: nn.Module, epoch: int) -> bool:
+        """Say which parameters train in `epoch`; whether that is new.
+
+        Raises UserError where a pattern matches none, or all are frozen.
+        """
         if self.rule is None:
-            return
+            return False
+        before = [parameter.requires_grad for parameter in network.parameters()]
         frozen = set() if self.until is not None and epoch >= self.until else self.names(network)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in frozen)
+        return before != [parameter.requires_grad for parameter in network.parameters()]
 
     def names(self, network: nn.Module) -> set[str]:
         """The parameters that the rule freezes."""
