@@ -231,7 +231,7 @@ def test_each_sample_is_one_processs(data_dir, monkeypatch, batch_size, drop_las
             assert whole == len(batch)
             assert abs(own - whole / world) < 1
             assert len(batches[number]) == max(own, 1)
-            batches[number] = [position for _, position in batches[number]][:own]
+            batches[number] = [position for _, position, _ in batches[number]][:own]
     together = [[position for _, batches in parts for position in batches[number]] for number in range(len(plain))]
     assert together == plain
 
@@ -240,7 +240,7 @@ def test_in_evaluation_nobody_is_given_what_is_anothers(data_dir, monkeypatch):
     def loader():
         return DigitsDataLoader(str(data_dir), batch_size=358, subset="test")  # 359: the last batch is one sample
 
-    seen = [position for rank in range(2) for b in names_of(loader, rank, 2, monkeypatch)[1] for _, position in b]
+    seen = [position for rank in range(2) for b in names_of(loader, rank, 2, monkeypatch)[1] for _, position, _ in b]
     assert sorted(seen) == list(range(359))
 
 
@@ -497,6 +497,36 @@ def test_the_command_starts_processes(plain, train, tmp_path):
     assert "Traceback" not in out
     assert out.count("epoch 3/3") == 1
     assert_near(whole, runs(tmp_path)[-1])
+
+
+def test_two_processes_prune_as_one(plain, train, tmp_path, capfd):
+    import prune as script
+
+    trained = train(plain({"data_loader.args.batch_size": 64}, arch={"type": "networks.plain", "args": {"width": 16}}))
+    config = plain(
+        {"data_loader.args.batch_size": 64, "trainer.epochs": 1, "trainer.last_epochs": 2},
+        arch={"type": "networks.plain", "args": {"width": 16}},
+        pruner={
+            "type": "MagnitudePruner",
+            "args": {"iterative_steps": 2, "target": {"macs": 0.5}, "round_to": 1, "importance": "TaylorImportance"},
+        },
+    )
+    (tmp_path / "prune.json").write_text(json.dumps(config))
+    made = []
+    for count in (1, 2):
+        before = set(runs(tmp_path))
+        assert several(count, script.main, ["-c", str(tmp_path / "prune.json"), "-r", str(trained)]) == [0] * count
+        made += set(runs(tmp_path)) - before
+    assert_near(*made)
+    one, two = (last_checkpoint(run) for run in made)
+    assert one["structure"] == two["structure"]
+    for row, other in zip(*(state["trainer"]["pruning"]["rows"] for state in (one, two)), strict=True):
+        assert row["accuracy_before"] == other["accuracy_before"]  # of all validation samples, not of a share
+        assert row["macs"] == other["macs"]
+    assert (made[1] / "prune" / "report.html").exists()
+    impossible = ["-c", str(tmp_path / "prune.json"), "-r", str(trained), "-s", "pruner.args.target.macs=0.0001"]
+    assert several(2, script.main, impossible) == [2, 2]  # found by the first, told by all
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,12 @@ from base import BasePruner
 from logger import pruning_table, report_pruning
 from trainer.pruning_steps import Measurement, accuracy_of, widths_of
 from trainer.trainer import Trainer
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.engine import unwrap
 from utils.errors import CheckpointError, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt
 from utils.monitor import Monitor
+from utils.structure import resize, structure_of
 from utils.weights import read_weights
 
 BATCHES = 20  # of training data, for batch norms' statistics after a cut and for gradients before one
@@ -52,6 +54,8 @@ class PruneTrainer(Trainer):
             raise UserError("trainer: PruneTrainer prunes a trained network: python prune.py -c FILE -r RUN")
         if sparse_epochs and not pruner.sparsifies:
             raise UserError(f"trainer.sparse_epochs: {type(pruner).__name__} knows no sparse training; BNScalePruner does")
+        if save_onnx and distributed.world_size() > 1:
+            raise UserError("trainer.save_onnx: is for one process; export.py -r RUN exports what several have pruned")
         self.pruner, self.exporter, self.save_onnx = pruner, exporter, save_onnx
         self.stage, self.last_stage, self.closed = 0, False, False
         self.rows: list[dict[str, Any]] = []  # what each step came to
@@ -68,7 +72,8 @@ class PruneTrainer(Trainer):
     def folder(self) -> Path:
         """Where the run's steps and their report are."""
         folder = self.config.save_dir / "prune"
-        folder.mkdir(exist_ok=True)
+        if distributed.is_first():
+            folder.mkdir(exist_ok=True)
         return folder
 
     @property
@@ -128,26 +133,41 @@ class PruneTrainer(Trainer):
         """Cut the best network of the stage before, and make it ready to recover."""
         if self.pruner.needs_gradients:
             self._add_gradients(network)
-        original = self.rows[0] | {"onnx": self.measurement.original}
-        self.last_stage = self.pruner.cut(network, self.example, self.stage + 1, original)
-        network.zero_grad(set_to_none=True)
+        self._cut(network)
         self.stage, self.closed = self.stage + 1, False
         self.monitor = Monitor(f"{self.monitor.mode} {self.monitor.name}".strip(), self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network)
         update_bn((self.engine.to_device(data) for data, _ in self._some_batches()), network)
+        self.engine.share_buffers(network)
         accuracy, recall = self._accuracy(network)
         self.rows.append({"step": self.stage, "first_epoch": epoch, "accuracy_before": accuracy, "recall_before": recall})
         said = "" if accuracy is None else f", accuracy {accuracy:.4f} before it recovers"
-        left = self.measurement.size(network)["macs"] / original["macs"]
+        left = self.measurement.size(network)["macs"] / self.rows[0]["macs"]
         self.logger.info(f"step {self.stage}: {left:.1%} of the original's multiply-adds{said}")
+
+    def _cut(self, network: nn.Module) -> None:
+        """The first process cuts; the others follow, as what a cut depends on may be measured."""
+
+        def cut() -> dict[str, Any]:
+            original = self.rows[0] | {"onnx": self.measurement.original}
+            last = self.pruner.cut(network, self.example, self.stage + 1, original)
+            return {"last": last, "structure": structure_of(network)}
+
+        done = distributed.done_by_first(cut)
+        if not distributed.is_first():
+            resize(network, done["structure"])
+        distributed.take_from_first(network.state_dict().values())
+        network.zero_grad(set_to_none=True)
+        self.last_stage = done["last"]
 
     def _close_stage(self, network: nn.Module) -> None:
         """Go back to the stage's best, measure it, and decide whether the run is over."""
         if not self.monitor.best_epoch and self.stage:
             checkpoint.copy(self.config.save_dir / f"checkpoint-epoch{self.epoch - 1}.pth", self.best_file)
-        if self.best_file.exists():
+        if distributed.is_first() and self.best_file.exists():
             network.load_state_dict(read_weights(self.best_file))
+        distributed.take_from_first(network.state_dict().values())
         self.closed = True
         if self.stage == 0:
             checkpoint.save(self.state_dict() | {"epoch": self.epoch - 1}, self.best_file)
@@ -169,7 +189,7 @@ class PruneTrainer(Trainer):
 
     def _measure_original(self, network: nn.Module) -> None:
         try:
-            self.measurement.keep_original(network)
+            distributed.done_by_first(partial(self.measurement.keep_original, network))
         except UserError as error:  # the aim may do without
             self.logger.warning(f"{error}; speed is not measured")
         accuracy, recall = self._accuracy(network)
@@ -186,7 +206,8 @@ class PruneTrainer(Trainer):
         self.widths = [*self.widths[: self.stage], widths_of(network)]
 
     def _complete(self, row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
-        row |= self.measurement.size(network) | self.measurement.speed(network)
+        row |= self.measurement.size(network)
+        row |= distributed.done_by_first(partial(self.measurement.speed, network))
         row["checkpoint"] = f"prune/{self.best_file.name}"
         return row
 
@@ -203,6 +224,8 @@ class PruneTrainer(Trainer):
         return now >= base - drop
 
     def _report(self) -> None:
+        if not distributed.is_first():
+            return
         target = (self.config.get("inspection") or {}).get("target")
         report_pruning(self.folder, self.config["name"], self.rows, self.widths, self.pruner.aim, self.writer, target)
 
@@ -216,6 +239,9 @@ class PruneTrainer(Trainer):
         network.zero_grad(set_to_none=True)
         for data, target in map(self.engine.to_device, self._some_batches()):
             self.loss(self.engine.forward(network, data), target).backward()
+        for parameter in network.parameters():
+            if parameter.grad is not None:
+                parameter.grad = distributed.total(parameter.grad)
 
     def _some_batches(self) -> Any:
         return islice(self.data_loader.batches((self.epoch - 1) * self.len_epoch), min(BATCHES, self.len_epoch))

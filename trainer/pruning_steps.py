@@ -5,11 +5,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.evaluate import evaluate
 from trainer.predictions import Predictions
+from utils import distributed
 from utils.engine import Engine
 from utils.errors import UserError
 from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
@@ -85,7 +87,7 @@ def accuracy_of(
     evaluate(network, batches, criterion, {}, engine, predictions.add)
     if not predictions.is_classification:
         return None, None
-    confusion = predictions.confusion()
+    confusion = np.sum(distributed.of_all(predictions.confusion().tolist()), axis=0)
     if target is not None and target not in predictions.classes:
         raise UserError(f'inspection.target: "{target}" is none of the classes {", ".join(predictions.classes)}')
     recalls = [row[number] / row.sum() if row.sum() else None for number, row in enumerate(confusion)]

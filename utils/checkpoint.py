@@ -68,7 +68,10 @@ def save(state: dict, path: Path) -> None:
 
 def copy(path: Path, target: Path) -> None:
     """A second file that holds the same, in its place all at once."""
-    save(load(path), target)
+    from utils import distributed
+
+    if distributed.is_first():
+        save(load(path), target)
 
 
 def load(path: Path) -> dict:

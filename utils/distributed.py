@@ -19,7 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from utils import launch
-from utils.errors import RunError
+from utils.errors import RunError, UserError
 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the launcher is still there
 
@@ -113,6 +113,22 @@ def first_on_each_machine() -> Iterator[None]:
 def from_first(value: Any) -> Any:
     """The first process's `value`, plain data that JSON can hold, on all processes."""
     return of_all(value if is_first() else None)[0]
+
+
+def done_by_first(make: Callable[[], Any]) -> Any:
+    """What `make` gives the first process, plain data, on all processes; where it raises an error of ours, all do."""
+    made: dict[str, Any] = {}
+    if is_first():
+        try:
+            made = {"value": make()}
+        except (UserError, RunError) as error:
+            if world_size() == 1:
+                raise
+            made = {"kind": isinstance(error, RunError), "reason": str(error)}
+    made = from_first(made)
+    if "reason" in made:
+        raise (RunError if made["kind"] else UserError)(made["reason"])
+    return made["value"]
 
 
 def of_all(value: Any) -> list[Any]:

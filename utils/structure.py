@@ -47,7 +47,8 @@ def note_cut(network: nn.Module, before: dict) -> None:
 
 
 def resize(network: nn.Module, structure: dict | None) -> None:
-    """Give a network, as its constructor made it, the shape in `structure`. Its cut tensors hold no values then.
+    """Give a network, as its constructor or an earlier cut made it, the shape in `structure`. What is cut
+    holds no values then.
 
     Of each tensor only the axes that were cut need to be as they were, so that the head may be built for other
     classes. Raises CheckpointError where the structure belongs to another network.
@@ -55,12 +56,14 @@ def resize(network: nn.Module, structure: dict | None) -> None:
     if structure is None:
         return
     tensors, modules = _tensors(network), dict(network.named_modules())
+    earlier = (structure_of(network) or {"shapes": {}})["shapes"]
     made: dict[int, Tensor] = {}  # a tensor that has two names stays one
     for name, (built, now) in structure["shapes"].items():
         path, _, key = name.rpartition(".")
         tensor = tensors.get(name)
         cut = [axis for axis, (old, new) in enumerate(zip(built, now, strict=True)) if old != new]
-        if tensor is None or tensor.ndim != len(built) or any(tensor.shape[axis] != built[axis] for axis in cut):
+        here = earlier[name][1] if name in earlier else built
+        if tensor is None or tensor.ndim != len(built) or any(tensor.shape[axis] != here[axis] for axis in cut):
             found = "nothing" if tensor is None else f"one of {list(tensor.shape)}"
             raise CheckpointError(
                 f"the checkpoint is of another network, pruned: {type(network).__name__} has {found} where that has "
