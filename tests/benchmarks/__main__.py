@@ -24,7 +24,7 @@ def evaluation(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
     def bare() -> None:
         model.eval()
         for data, target in loader:
-            torch.nn.functional.cross_entropy(model(data), target)
+            torch.nn.functional.cross_entropy(model(trainer.engine.to_device(data)), target)
 
     ways = {"ours": lambda: evaluate(model, loader, trainer.criterion, trainer.metrics, trainer.engine), "bare": bare}
     timings = measure.in_turn(rounds * 3, ways)

@@ -112,7 +112,8 @@ def floor(samples: Any, train: np.ndarray, valid: np.ndarray, model: torch.nn.Mo
     train, valid = torch.from_numpy(train), torch.from_numpy(valid)
 
     def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (pictures[chosen].float().div_(255) - mean) / std, targets[chosen]
+        data = pictures[chosen].float().div_(255).sub_(mean).div_(std)
+        return data.to(memory_format=torch.channels_last), targets[chosen]
 
     def epoch() -> None:
         model.train()
