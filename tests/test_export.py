@@ -28,7 +28,6 @@ from utils.errors import UserError
 from utils.exported import Deployed, pictures_of
 from utils.networks import head_of
 
-pytestmark = pytest.mark.xdist_group("export")  # one process makes what they share
 LEGACY = "exporter.args.opset=13"  # written in a tenth of the time
 
 

@@ -20,7 +20,6 @@ from tests.conftest import ROOT
 from utils import checkpoint, onnx_file
 from utils.errors import CheckpointError, UserError
 
-pytestmark = pytest.mark.xdist_group("export")
 RESULTS = ("loss", "accuracy", "top_k_acc", "n", "per_class")
 
 

@@ -13,7 +13,6 @@ import pytest
 import new_project
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("readme")  # one process does what the README says, once
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FIRST = "saved/models/Digits_LeNet/1121_093042"  # what the README calls the first run
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -58,12 +57,12 @@ def make_parts(folder):
             Image.fromarray((picture * 15).astype("uint8")).resize((40, 40)).save(folder / label / f"{number}.png")
 
 
-@pytest.fixture(scope="module")
-def newcomer(tmp_path_factory, data_dir):
+@pytest.fixture
+def newcomer(tmp_path, data_dir):
     """The README's project, after all of it was done there."""
     if not BLOCKS:
         pytest.skip("a project of one's own has a README of its own")
-    folder = tmp_path_factory.mktemp("readme") / "Kata"
+    folder = tmp_path / "Kata"
     new_project.copy_template(folder)
     (folder / "config.json").write_text((ROOT / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "data").mkdir()
@@ -94,6 +93,17 @@ def newcomer(tmp_path_factory, data_dir):
     return folder, done.stdout
 
 
+def runs_in_tensorboard(folder):
+    """What TensorBoard calls the runs."""
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    board.configure(argv=[None, "--logdir", str(folder), "--port", "0"])
+    url = board.launch()
+    with urllib.request.urlopen(f"{url}experiment/defaultExperimentId/data/runs", timeout=60) as answer:
+        return json.load(answer)
+
+
 def test_it_begins_with_the_two_commands():
     if not BLOCKS:
         pytest.skip("a project of one's own has a README of its own")
@@ -112,6 +122,10 @@ def test_all_commands_and_configurations_run(newcomer):
         assert list((folder / "saved" / "models" / name).glob("*/model_best.pth"))
     for made in ("MyProject", "NextProject"):
         assert (folder.parent / made / "train.py").exists()
+    logs = folder / "saved" / "log"
+    shown = runs_in_tensorboard(logs)
+    assert set(shown) == {str(p.parent.relative_to(logs)) for p in logs.glob("*/*/events*")}
+    assert any(re.fullmatch(r"Digits_LeNet/\d{4}_\d{6}", run) for run in shown)
 
 
 def test_every_command_is_one_we_know():
@@ -120,19 +134,6 @@ def test_every_command_is_one_we_know():
     assert {first for first, *_ in words} <= known
     for _, *rest in (w for w in words if w[0] == "pip"):
         assert (ROOT / rest[-1]).exists()
-
-
-def test_tensorboard_shows_which_run_is_which(newcomer):
-    from tensorboard import program
-
-    board = program.TensorBoard()
-    board.configure(argv=[None, "--logdir", str(newcomer[0] / "saved" / "log"), "--port", "0"])
-    url = board.launch()
-    with urllib.request.urlopen(f"{url}experiment/defaultExperimentId/data/runs", timeout=60) as answer:
-        runs = json.load(answer)
-    on_disk = [str(p.parent.relative_to(newcomer[0] / "saved" / "log")) for p in newcomer[0].glob("saved/log/*/*/events*")]
-    assert set(runs) == set(on_disk)
-    assert any(re.fullmatch(r"Digits_LeNet/\d{4}_\d{6}", run) for run in runs)
 
 
 def test_the_tree_lists_what_is_there():
