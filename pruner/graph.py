@@ -13,6 +13,9 @@ from pruner.families import FAMILIES
 from utils.errors import UserError
 from utils.networks import all_thawed, output_layers, run_with_auxiliary_heads
 from utils.structure import structure_of
+from utils.summary import multiply_adds
+
+ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
 
 
 @dataclass
@@ -125,8 +128,27 @@ class ChannelGraph:
         built = shapes[f"{name}.weight"][0][axis] if f"{name}.weight" in shapes else width
         return ChannelGroup(name, root, parts, units, built, ", ".join(kind), touched)
 
-    def remove(self, group: ChannelGroup, units: Iterable[int]) -> None:
-        """Cut these units out, wherever they pass."""
+    def cut(self, removals: dict[str, np.ndarray]) -> None:
+        """Cut these units of each group out, wherever they pass."""
+        for group in self.groups:
+            if group.name in removals:
+                self._remove(group, removals[group.name].tolist())
+        for family in FAMILIES:
+            for module in self.network.modules():
+                if isinstance(module, family.types()):
+                    family.mend(module)
+
+    def _remove(self, group: ChannelGroup, units: list[int]) -> None:
         channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
         dep = group.root[0].dep
         self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
+
+
+def check_cut(network: nn.Module, example: Tensor, before: Tensor) -> None:
+    """Raises UserError where the network that was cut does not run, or gives another number of outputs than `before`."""
+    try:
+        output = multiply_adds(network, example)[1]
+    except UserError as error:
+        raise UserError(f"pruner: {type(network).__name__} does not run once it is cut ({error}); {ADVICE}") from error
+    if output.shape != before.shape:
+        raise UserError(f"pruner: the cut made the output {list(output.shape)} of {list(before.shape)}; {ADVICE}")

@@ -52,6 +52,7 @@ class Plan:
         self.removed = dict.fromkeys(self.groups, 0)
         self.scopes: dict[str, list[str]] = {}
         self.settled: set[str] = set()  # scopes that remove_until leaves alone
+        self.most: dict[str, int] = {}  # units that a group may lose, where not all that the limits let it
         for name in self.groups:
             self.scopes.setdefault(scopes[name], []).append(name)
 
@@ -76,7 +77,7 @@ class Plan:
         least = max(limits.min_channels, round(self.originals[name] * (1 - limits.max_channel_sparsity) - 1e-6), 1)
         for units in range(1, left):
             width = (left - units) * group.parts
-            if width < least:
+            if width < least or self.removed[name] + units > self.most.get(name, group.units):
                 break
             if width % limits.round_to == 0:
                 return units

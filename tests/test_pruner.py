@@ -1,6 +1,7 @@
 """What is cut out of networks, compared with what they compute, torch's own counts and torch-pruning's formulas."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,14 +342,14 @@ class TestLatency:
 
         def counted(content, threads):
             lengths.append(len(content))
-            return content
+            return SimpleNamespace(run=print)
 
         monkeypatch.setattr(pruners, "session", counted)
         monkeypatch.setattr(pruners, "enough_rounds", lambda runs: 1)
         monkeypatch.setattr(pruners, "interleaved", lambda runs, rounds: {})
         monkeypatch.setattr(pruners, "ratio", lambda times, one, other: lengths[-1] / len(original["onnx"]))
         MagnitudePruner(target={"latency": 0.5}).cut(network, x, 1, original)
-        assert 0.465 <= len(onnx_bytes(network, x)) / len(original["onnx"]) <= 0.5
+        assert 0.47 <= len(onnx_bytes(network, x)) / len(original["onnx"]) <= 0.5
 
     def test_a_latency_that_no_cut_reaches_is_said(self):
         network, x = LeNet().eval(), torch.randn(2, 1, 28, 28)
