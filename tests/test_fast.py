@@ -92,7 +92,7 @@ def test_the_recipe_for_cifar_learns_and_goes_on_exactly(cifar, tmp_path, train,
     for key in ("state_dict", "ema", "rng"):
         assert_same(one[key], two[key])
     assert test_script.main(["-r", str(whole)]) == 0
-    assert json.loads((whole / "test" / "result.json").read_text())["accuracy"] > 0.5
+    assert json.loads((whole / "test" / "result.json").read_text())["accuracy"] > 0.3  # by chance 0.1
 
 
 def test_augmentation_is_of_training_pictures_alone_and_no_matter_of_workers(cifar):

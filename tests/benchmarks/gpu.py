@@ -11,7 +11,10 @@ from tests.conftest import ROOT, build
 from utils import config_file
 from utils.engine import Engine
 
-SETTINGS = {"precision": "bf16", "compile": "default", "channels_last": True}
+WAYS = {
+    "fp32": {"precision": "fp32", "channels_last": False},
+    "bf16, compiled, channels last": {"precision": "bf16", "compile": "default", "channels_last": True},
+}
 WARM_UP = 5
 
 
@@ -21,10 +24,7 @@ def networks(batch: int = 256, side: int = 224, steps: int = 50, names: tuple[st
 
     figures = {}
     for name in names:
-        for way, settings in (
-            ("fp32", {"precision": "fp32", "channels_last": False}),
-            ("bf16, compiled, channels last", SETTINGS),
-        ):
+        for way, settings in WAYS.items():
             engine = Engine(settings=settings)
             model = engine.prepare(getattr(models, name)(num_classes=1000)).train()
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
