@@ -38,7 +38,7 @@ def quantize_static(source: Path, given: str, samples: list[np.ndarray], target:
     methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
     with tempfile.TemporaryDirectory(prefix="kata-int8-") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(source, prepared)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # onnx infers what is needed; that fails on some
         ort.quantize_static(
             prepared,
             target,
