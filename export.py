@@ -24,7 +24,8 @@ def add_arguments(parser):
 def main(config):
     from exporter import Export, compare  # these import torch, which --help can do without
     from logger import setup_logging
-    from trainer import Judge, build_trained_network
+    from trainer import build_trained_network
+    from trainer.judge import Judge
 
     setup_logging()
     exporter = config.init_obj("exporter")

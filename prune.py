@@ -19,7 +19,6 @@ def add_arguments(parser):
 def main(config):
     from exporter import export_checkpoint  # these import torch, which --help can do without
     from trainer import (
-        Judge,
         build_loader,
         build_network,
         build_trained_network,
@@ -28,6 +27,7 @@ def main(config):
         load_pretrained,
         start,
     )
+    from trainer.judge import Judge
 
     pruner = config.init_obj("pruner")
     engine, recorder = start(config, same_network=True)

@@ -24,8 +24,11 @@ def add_arguments(parser):
 @command(__doc__, add_arguments=add_arguments)
 def main(config):
     from logger import report_test  # these import torch, which --help can do without
-    from trainer import Predictions, build_trained_network, evaluate, explain, inspect, predict_images, progress, start_test
-    from trainer.inspection import find_threshold
+    from trainer import build_trained_network, evaluate, progress, start_test
+    from trainer.heatmap import explain
+    from trainer.inspection import find_threshold, inspect
+    from trainer.predict import predict_images
+    from trainer.predictions import Predictions
     from trainer.speed import speed_of
     from trainer.start import trained_state
 

@@ -25,7 +25,8 @@ def add_arguments(parser):
 @command(__doc__, options, add_arguments)
 def main(config):
     # these import torch, which --help can do without
-    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, profile, start
+    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, start
+    from trainer.profile import profile
 
     engine, recorder = start(config)
     data_loader = config.init_obj("data_loader")

@@ -187,7 +187,7 @@ def test_int8_that_costs_too_much_is_marked(exported, capsys, monkeypatch, drop,
 
 def test_calibration_sees_training_samples_as_they_are_evaluated(exported, data_dir):
     from parse_config import ConfigParser
-    from trainer import Judge
+    from trainer.judge import Judge
 
     class Arguments:
         check, device, verbose = False, "cpu", False

@@ -132,7 +132,7 @@ def test_the_profile_names_all_parts_and_writes_a_trace(digits, train, capsys):
 
 
 def test_a_profiled_trainer_is_as_it_was(digits):
-    from trainer import profile
+    from trainer.profile import profile
 
     trainer, other = build(digits({"trainer.epochs": 1})), build(digits({"trainer.epochs": 1}))
     profile(trainer, 3)

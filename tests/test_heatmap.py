@@ -8,8 +8,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from tests.conftest import assert_same
-from trainer import heat_maps
-from trainer.heatmap import as_grid, find_layer
+from trainer.heatmap import as_grid, find_layer, heat_maps
 from utils.errors import UserError
 
 METHODS = ["GradCAM", "GradCAMpp", "SmoothGradCAMpp", "XGradCAM", "LayerCAM"]

@@ -176,7 +176,7 @@ def test_a_run_that_goes_on_from_any_epoch_equals_the_unbroken_one(prune, prunin
 def test_a_signal_in_the_middle_of_a_step_loses_nothing(prune, pruning, own_code):
     own_code(
         "stopping",
-        "import os\nfrom trainer import PruneTrainer\n\n\nclass Stopped(PruneTrainer):\n"
+        "import os\nfrom trainer.prune_trainer import PruneTrainer\n\n\nclass Stopped(PruneTrainer):\n"
         "    def after_backward(self):\n        super().after_backward()\n"
         "        if self.stage == 2 and self.step == 5 and not self.config.continued:\n"
         "            os.kill(os.getpid(), 15)\n",

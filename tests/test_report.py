@@ -18,9 +18,8 @@ from logger.files import file_names, write_pictures
 from model.model import LeNet
 from parse_config import ConfigParser
 from tests.conftest import assert_same
-from trainer import Predictions
 from trainer.inspection import choose_threshold, rates
-from trainer.predictions import is_classification
+from trainer.predictions import Predictions, is_classification
 from utils import checkpoint
 
 NAMES = list("0123456789")
