@@ -66,6 +66,9 @@ def copy_template(dest: Path) -> None:
     config.write_text(named, encoding="utf-8")
 
 
+OF_PRUNING = ("type", "last_epochs", "sparse_epochs", "save_onnx")  # keys of a trainer section
+
+
 def find_run(run: Path) -> tuple[Path, dict]:
     """The best checkpoint of a run, and what it holds. Raises UserError."""
     from utils import checkpoint
@@ -74,8 +77,13 @@ def find_run(run: Path) -> tuple[Path, dict]:
 
 
 def copy_run(path: Path, state: dict, dest: Path) -> Path:
-    """Bring a run's configuration and best weights along; returns the weights' path within `dest`."""
-    config = {key: value for key, value in state["config"].items() if key != "versions"}
+    """Bring a run's configuration and best weights along; returns the weights' path within `dest`.
+
+    What a run has pruned is trained on from there, so the configuration becomes one of training.
+    """
+    config = {key: value for key, value in state["config"].items() if key not in ("versions", "pruner")}
+    if config["trainer"].get("type") == "PruneTrainer":
+        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in OF_PRUNING}
     config_file.write(config | {"name": _name(dest)}, dest / "config.json")
     weights = Path("saved") / "models" / _folder(str(config["name"])) / _folder(path.absolute().parent.name) / path.name
     (dest / weights).parent.mkdir(parents=True)

@@ -7,6 +7,7 @@ the section's folder; the keyword arguments of its constructor are its keys.
 
 import argparse
 import contextlib
+import copy
 import functools
 import inspect
 import sys
@@ -282,19 +283,25 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
         arguments.resume = arguments.resume or arguments.compare[0]
     pruning = getattr(arguments, "needs", None) == "pruner"
     if (testing or pruning) and not arguments.resume:
-        raise UserError("which network? Say -r PATH, a checkpoint or a run's folder, or -r for the newest run")
+        newest = "" if pruning and arguments.config else ", or -r for the newest run"
+        raise UserError(f"which network? Say -r PATH, a checkpoint or a run's folder{newest}")
     if arguments.config:
         config = config_file.read(Path(arguments.config))
     if arguments.resume:
         from utils import checkpoint
 
-        place = _newest_run(config) if arguments.resume == NEWEST else Path(arguments.resume)
+        place = _newest_run(config, arguments.set) if arguments.resume == NEWEST else Path(arguments.resume)
         if arguments.resume == NEWEST and not testing:
             config = None  # -r -c FILE goes on with the newest run of that name, by its own configuration
         resume, state = checkpoint.find(place, best=testing or config is not None)
         if not testing and not state["state_dict"]:
             raise UserError(f"{resume} is for testing only: training goes on with the checkpoint it was made from")
         if config is None:
+            if not testing and resume.parent.name == "prune" and (resume.parent.parent / "prune").exists():
+                run = resume.parent.parent
+                raise UserError(
+                    f"{resume} is a step of {run}: go on with -r {run}, or begin a new run with -c FILE -r {resume}"
+                )
             config, origin, continued = state["config"], f"the config in {resume}", True
             if config is None:
                 raise UserError(
@@ -320,10 +327,13 @@ def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] 
     return ConfigParser(config, origin, resume, continued, arguments)
 
 
-def _newest_run(config: dict | None) -> Path:
+def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
     from utils import distributed
     from utils.checkpoint import newest_run
 
+    config = copy.deepcopy(config)
+    for assignment in assignments if config else ():  # which may name another run
+        config_file.override(config, assignment)
     trainer = (config or {}).get("trainer", {})
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
     newest = newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))

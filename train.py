@@ -47,7 +47,7 @@ def main(config):
     )
     if config.arguments.check:
         trainer.check()
-    elif config.arguments.profile:
+    elif config.arguments.profile is not None:
         profile(trainer, config.arguments.profile)
     else:
         trainer.train()

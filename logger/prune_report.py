@@ -19,6 +19,7 @@ WHOLES = {
     "params": "the original's parameters",
     "latency": "the original's latency",
 }
+MEASURABLE = 0.1  # milliseconds: what takes less varies from measurement to measurement
 SAME_LATENCY = 0.99  # of what it was: nearer than that, measurements differ by themselves
 
 
@@ -128,7 +129,9 @@ def no_faster(rows: list[dict]) -> list[str]:
         f"Step {row['step']} made the network smaller but not faster: {row['macs'] / rows[0]['macs']:.1%} of the original's "
         f"MACs after {old['macs'] / rows[0]['macs']:.1%}, {row['latency']:.1%} of its latency after {old['latency']:.1%}."
         for old, row in pairwise(rows)
-        if None not in (old["latency"], row["latency"]) and row["latency"] > SAME_LATENCY * old["latency"]
+        if None not in (old["latency"], row["latency"])
+        and row["latency"] > SAME_LATENCY * old["latency"]
+        and row["latency_ms"] > MEASURABLE
     ]
 
 

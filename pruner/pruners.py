@@ -142,7 +142,7 @@ class MagnitudePruner(BasePruner):
         if not plan.remove_until(lambda removals: forecast(removals)[what], goal):
             raise UserError(
                 f"pruner.args.target: {what} cannot come down to {goal:,.0f}, {forecast(plan.removals())[what]:,.0f} is the "
-                f"least. {self._left(graph)}"
+                f"least. {self._left(graph, plan)}"
             )
         return plan.removals()
 
@@ -157,6 +157,10 @@ class MagnitudePruner(BasePruner):
     ) -> dict[str, np.ndarray]:
         batch = example[:1].repeat(self.batch_size, *[1] * (example.ndim - 1)).cpu().numpy()
         reference = session(original["onnx"], self.threads)
+        if goal >= 1:
+            raise UserError(
+                f"pruner.args.target: the network takes {original['latency_ms']:.3g} ms already, {self.value} is no aim"
+            )
         most: dict[str, int] = {}
         tried: dict[tuple, tuple[float, dict[str, np.ndarray]]] = {}  # what goes -> its latency, and which units
 
@@ -179,7 +183,7 @@ class MagnitudePruner(BasePruner):
         if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
             raise UserError(
                 f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the "
-                f"least. {self._left(graph)}"
+                "least"
             )
         wanted, near = MARGIN * _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY
         for _ in range(SEARCHES):
@@ -212,6 +216,11 @@ class MagnitudePruner(BasePruner):
             value = self.importance(group.root)
             if value is not None:
                 worth[group.name] = value.detach().float().cpu().numpy().reshape(group.parts, group.units).mean(0)
+        if graph.groups and not worth:
+            name, network = type(self.importance).__name__, type(graph.network).__name__
+            raise UserError(
+                f"pruner.args.importance: nothing in {network} has what {name} goes by; MagnitudeImportance always has"
+            )
         groups = [group for group in graph.groups if group.name in worth]
         own = {g.name: ratio for pattern, ratio in self.ratios.items() for g in groups if _touches(pattern, g)}
         scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups} | {
@@ -222,18 +231,19 @@ class MagnitudePruner(BasePruner):
         plan.settled |= own.keys()
         return plan
 
-    def _left(self, graph: ChannelGraph) -> str:
-        """Why no more goes, in words."""
+    def _left(self, graph: ChannelGraph, plan: Plan | None = None) -> str:
+        """Why no more goes than now, or than by the plan, in words."""
         if not graph.groups:
             return (
                 f"Nothing in {type(graph.network).__name__} can be removed: all its layers are kept, or pass on what is kept"
             )
         limits = self.limits
-        layers = ", ".join(f"{g.name} {g.width} of {self._widths[g.name]}" for g in graph.groups[:6])
+        widths = {g.name: plan.width(g.name) if plan and g.name in plan.groups else g.width for g in graph.groups}
+        layers = ", ".join(f"{name} {width} of {self._widths[name]}" for name, width in list(widths.items())[:6])
         more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
         return (
-            f"The channels are: {layers}{more}; round_to {limits.round_to}, min_channels {limits.min_channels} and "
-            f"max_channel_sparsity {limits.max_channel_sparsity} say what stays, and "
+            f"What is left of the channels is: {layers}{more}; round_to {limits.round_to}, min_channels "
+            f"{limits.min_channels} and max_channel_sparsity {limits.max_channel_sparsity} say what stays, and "
             f"{type(self.importance).__name__} may not know what all are worth"
         )
 

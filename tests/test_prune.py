@@ -237,7 +237,8 @@ def test_onnx_files_say_what_their_checkpoints_say(prune, pruning, when):
         ({"pruner.args.round_to": 64}, "cannot come down"),
         ({"pruner.args": {"channel_sparsity": 0.5, "round_to": 64}}, "would remove nothing"),
         ({"pruner.args.importance": "HessianImportance"}, "only the last sample counts"),
-        ({"pruner.args.importance": "BNScaleImportance"}, "BNScaleImportance"),
+        ({"pruner.args.importance": "BNScaleImportance"}, "nothing in LeNet has what BNScaleImportance goes by"),
+        ({"pruner.args.target": {"latency_ms": 1000.0}}, "1000.0 is no aim"),
         ({"pruner.args.importance": "MagnitudImportance"}, "did you mean"),
         ({"pruner.args.importance": {"type": "MagnitudeImportance", "args": {"q": 1}}}, 'takes no "q"'),
         ({"trainer.sparse_epochs": 1}, "knows no sparse training"),
@@ -272,6 +273,29 @@ def test_without_a_run_and_without_a_pruning_run(trained, pruning, capsys):
         script.main(["-r", str(trained), "-s", 'pruner={"type": "MagnitudePruner", "args": {"channel_sparsity": 0.5}}']) == 2
     )
     assert capsys.readouterr().err
+
+
+def test_a_step_is_no_run_to_go_on_with_but_one_to_begin_from(prune, pruning, tmp_path, capsys):
+    run = prune(pruning())
+    before = sorted((run / "prune").iterdir())
+    assert script.main(["-r", str(run / "prune" / "step1.pth")]) == 2
+    assert f"is a step of {run}: go on with -r {run}" in capsys.readouterr().err
+    assert sorted((run / "prune").iterdir()) == before
+    assert train_script.main(["-r", str(run)]) == 2
+    assert "which prune.py begins" in capsys.readouterr().err
+    assert prune(pruning({"trainer.epochs": 1, "trainer.last_epochs": 1}), path=run / "prune" / "step1.pth")
+
+
+def test_a_project_from_a_pruned_run_trains_on(prune, pruning, tmp_path):
+    import new_project
+    from utils import config_file
+
+    run = prune(pruning())
+    assert new_project.main([str(tmp_path / "Next"), "--from", str(run)]) == 0
+    config = config_file.read(tmp_path / "Next" / "config.json")
+    assert "pruner" not in config
+    [weights] = (tmp_path / "Next" / "saved").rglob("model_best.pth")
+    assert train_script.main(["-c", str(tmp_path / "Next" / "config.json"), "-r", str(weights), "--epochs", "1"]) == 0
 
 
 def test_check_cuts_and_leaves_nothing(prune, pruning, tmp_path, capsys):

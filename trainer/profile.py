@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, record_function, supported_activiti
 from torch.profiler import profile as torchs_profile
 
 from trainer.evaluate import Meters
+from utils.errors import UserError
 
 WARM_UP = 5  # batches that are not counted: the first ones allocate, compile and choose kernels
 
@@ -18,6 +19,8 @@ def profile(trainer: Any, batches: int) -> dict[str, float]:
     Writes trace.json into the run's log folder, for https://ui.perfetto.dev or chrome://tracing, and logs a table. Returns
     the milliseconds that a batch's data, forward, backward, optimizer and logging take on the CPU.
     """
+    if batches < 1:
+        raise UserError(f"--profile {batches}: should be at least 1")
     trainer.len_epoch = WARM_UP
     trainer._train_epoch(1)
     trainer.step, trainer.len_epoch, trainer.log_interval = 0, batches, max(1, batches // 10)

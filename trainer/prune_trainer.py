@@ -51,7 +51,10 @@ class PruneTrainer(Trainer):
         **kwargs: Any,
     ):
         if pruner is None:
-            raise UserError("trainer: PruneTrainer prunes a trained network: python prune.py -c FILE -r RUN")
+            raise UserError(
+                "trainer: this is a pruning run, which prune.py begins (-c FILE -r RUN) and continues (-r RUN); "
+                "train.py -c FILE -r RUN trains what it has come to"
+            )
         if sparse_epochs and not pruner.sparsifies:
             raise UserError(f"trainer.sparse_epochs: {type(pruner).__name__} knows no sparse training; BNScalePruner does")
         if save_onnx and distributed.world_size() > 1:
