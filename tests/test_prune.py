@@ -286,6 +286,28 @@ def test_a_step_is_no_run_to_go_on_with_but_one_to_begin_from(prune, pruning, tm
     assert prune(pruning({"trainer.epochs": 1, "trainer.last_epochs": 1}), path=run / "prune" / "step1.pth")
 
 
+def test_after_a_cut_batch_norms_are_counted_anew(digits, train, prune, pruning, own_code):
+    own_code(
+        "normed",
+        "import torch\nfrom itertools import islice\nfrom torch import nn\n"
+        "from trainer.prune_trainer import PruneTrainer\n"
+        "from utils.engine import unwrap\n\n\n"
+        "def net() -> nn.Sequential:\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 5, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))\n\n\n"
+        "class Watched(PruneTrainer):\n"
+        "    def before_epoch(self, epoch):\n        super().before_epoch(epoch)\n"
+        "        network = unwrap(self.model)\n"
+        "        with torch.no_grad():\n"
+        "            means = [network[0](data).mean((0, 2, 3)) for data, _ in islice(self.data_loader.batches(0), 13)]\n"
+        "        torch.testing.assert_close(network[1].running_mean, torch.stack(means).mean(0), rtol=1e-3, atol=1e-4)\n"
+        "        assert network[1].num_features == 4\n",
+    )
+    path = train(digits({"trainer.epochs": 1}, arch={"type": "normed.net"}))
+    changes = {"arch": {"type": "normed.net"}, "pruner.args": {"channel_sparsity": 0.5, "round_to": 4},
+               "trainer.type": "normed.Watched", "trainer.last_epochs": 1}  # fmt: skip
+    assert prune(pruning(changes), path=path)
+
+
 def test_a_project_from_a_pruned_run_trains_on(prune, pruning, tmp_path):
     import new_project
     from utils import config_file
