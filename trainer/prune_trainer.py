@@ -268,7 +268,6 @@ class PruneTrainer(Trainer):
         self.stage, self.last_stage, self.epochs = pruning["stage"], pruning["last_stage"], pruning["epochs"]
         self.rows, self.widths, self.closed = pruning["rows"], pruning["widths"], False
         self.pruner.load_state_dict(pruning["pruner"])
-        self.set_model(unwrap(self.model))  # the schedule is as long as its stage
         super().load_state_dict(state)
 
     def _say_if_complete(self) -> None:
