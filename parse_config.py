@@ -6,59 +6,22 @@ the section's folder; the keyword arguments of its constructor are its keys.
 """
 
 import argparse
-import contextlib
 import copy
 import functools
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from utils import command_line, config_file, launch
-from utils.command_line import NEWEST, CustomArgs
-from utils.errors import ConfigError, Interrupted, RunError, UserError
-from utils.hints import HeatMap, Inspection, Machine, NonNegativeInt, OpenShare, ParameterRule, PositiveInt
-from utils.lookup import ROOT, Source
+from utils import command_line, config_file
+from utils.command_line import NEWEST, RUN, CustomArgs
+from utils.errors import ConfigError, RunError, UserError
+from utils.lookup import ROOT
+from utils.sections import ALIASES, PLAIN, REQUIRED, SOURCES
 from utils.specs import metric_name, spec_args
 
-# What a config may name, and where it is looked for.
-_LOADER = Source("base.BaseDataLoader", "data_loader", offered=("seed", "subset"), functions=False,
-                 nested={"transforms": "transforms"})  # fmt: skip
-SOURCES = {
-    "arch": Source("torch.nn.Module", "model", without=("loss.py", "metric.py"), libraries=("torchvision.models",),
-                   pattern="^(?!get_|list_)[a-z]",
-                   offered=("num_classes", "in_channels", "image_size", "input_size", "init_weights"),
-                   keys={"weights": str, "freeze": str | list[str], "unfreeze_at": PositiveInt}),
-    "loss": Source("torch.nn.Module", "model/loss.py", libraries=("torch.nn.functional", "torch.nn"),
-                   pattern="[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
-    "metrics": Source("torchmetrics.Metric", "model/metric.py", libraries=("torchmetrics", "torchmetrics.classification"),
-                      functional=True, keys={"name": str}),
-    "data_loader": _LOADER,
-    "valid_data_loader": _LOADER,
-    "test_data_loader": _LOADER,
-    "transforms": Source("torch.nn.Module", "data_loader/transforms.py", libraries=("torchvision.transforms.v2",),
-                         pattern="^[A-Z]", functions=False, nested={"transforms": "transforms"}, inner=True),
-    "optimizer": Source("torch.optim.Optimizer", "model", without=("loss.py", "metric.py"), libraries=("torch.optim",),
-                        pattern="^[A-Z]", given=("params",),
-                        keys={"param_groups": list[ParameterRule], "no_decay": bool, "layer_decay": OpenShare}),
-    "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", "model", without=("loss.py", "metric.py"),
-                           libraries=("torch.optim.lr_scheduler",), pattern="(LR|Plateau|Scheduler|Restarts)$",
-                           given=("optimizer",), offered=("total_steps",), nested={"schedulers": "lr_scheduler"},
-                           keys={"interval": Literal["step", "epoch"]}),
-    "trainer": Source("base.BaseTrainer", "trainer", default="Trainer", functions=False,
-                      given=("model", "criterion", "metrics", "config", "engine", "recorder",
-                             "data_loader", "valid_data_loader", "pruner", "exporter")),
-    "pruner": Source("base.BasePruner", "pruner", functions=False),
-    "exporter": Source("base.BaseExporter", "exporter", functions=False),
-}  # fmt: skip
-PLAIN = {"$schema": str, "name": str, "about": str, "seed": int, "n_gpu": NonNegativeInt, "versions": dict,
-         "engine": Machine, "inspection": Inspection, "heatmap": HeatMap}  # fmt: skip
-REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
-ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 SAVE_DIR = "saved/"
-RUN = "run folder"  # what processes that are started anew find it by
 
 
 class ConfigParser:
@@ -139,9 +102,8 @@ class ConfigParser:
         """A logger that shows warnings only (0), a line per epoch (1) or all there is (2)."""
         import logging
 
-        levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
         logger = logging.getLogger(name)
-        logger.setLevel(levels[verbosity])
+        logger.setLevel({0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}[verbosity])
         return logger
 
     @functools.cached_property
@@ -212,71 +174,13 @@ def command(description: str, options: Iterable[CustomArgs] = (), add_arguments:
     """Makes of `main(config)` a command: `main(argv=None)` reads the command line and returns the exit code.
 
     `options` are flags that set keys of the config, `add_arguments(parser)` adds the script's own, which
-    `config.arguments` then holds. What trains does so on several devices where they are asked for: the command starts
-    a process for each, which calls `main` again. What looks at a finished network is done by one process.
+    `config.arguments` then holds.
     """
-
-    def decorate(function: Callable[[ConfigParser], Any]) -> Callable[[list[str] | None], int]:
-        @functools.wraps(function)
-        def main(argv: list[str] | None = None) -> int:
-            parser = command_line.parser(description, options)
-            if add_arguments:
-                add_arguments(parser)
-            trains = not parser.get_default("best")
-            if trains:
-                command_line.add_processes(parser)
-            arguments = parser.parse_args(argv)
-            if not trains and launch.place().rank > 0:
-                return 0
-            try:
-                with _processes(arguments) if trains else contextlib.nullcontext():
-                    config = from_arguments(arguments, options)
-                    count = launch.processes_to_start(arguments, config.get("n_gpu", 1)) if trains else 1
-                    if count > 1:
-                        script = inspect.getfile(function)
-                        return launch.start(count, script, sys.argv[1:] if argv is None else argv, arguments.max_restarts)
-                    function(config)
-            except (UserError, RunError, OSError, RecursionError) as error:
-                if arguments.verbose:
-                    traceback.print_exc()
-                sentence = f"{parser.prog}: {command_line.sentence(error)}"
-                if launch.is_first_to_say(sentence):
-                    print(sentence, file=sys.stderr)
-                return 1 if isinstance(error, RunError) else 2
-            except Interrupted as stop:
-                return 128 + stop.signum
-            except KeyboardInterrupt:
-                return 130
-            return 0
-
-        return main
-
-    return decorate
+    return functools.partial(command_line.command, from_arguments, description, options, add_arguments)
 
 
-def _processes(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """Joins the processes that torchrun, SLURM or `launch.start` started beside this one, if any."""
-    if launch.place().world_size == 1:
-        return contextlib.nullcontext()
-    from utils import distributed
-
-    return distributed.joined(on_cpu=arguments.device == "cpu")
-
-
-def _go_on(arguments: argparse.Namespace) -> None:
-    """Where the processes were started anew because one died, take up the run that they had begun, if it saved anything."""
-    if not launch.restarted():
-        return
-    from utils import checkpoint, distributed
-
-    run = distributed.kept_from_before(RUN)
-    if run is not None and distributed.from_first(Path(run).is_dir() and any(checkpoint.of_run(Path(run)))):
-        arguments.resume, arguments.config = run, None
-
-
-def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs] = ()) -> ConfigParser:
+def from_arguments(arguments: argparse.Namespace, options: Iterable[CustomArgs]) -> ConfigParser:
     """The configuration a command line asks for. Raises UserError."""
-    _go_on(arguments)
     resume, config, origin, continued = None, None, str(arguments.config), False
     testing = getattr(arguments, "best", False)
     if getattr(arguments, "compare", None):

@@ -7,10 +7,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import parse_config
 from parse_config import ConfigParser, command
 from tests.conftest import DIGITS
+from utils import config_file
 from utils.config_file import assign
+from utils.errors import UserError
 
 NAMES = st.sampled_from(
     ["arch", "loss", "metrics", "optimizer", "trainer", "data_loader", "lr_scheduler", "name", "type", "args"]
@@ -58,7 +59,7 @@ def test_a_good_configuration_damaged_anywhere(damages):
     for keys, value in damages:
         try:
             assign(config, keys, value)
-        except parse_config.UserError:
+        except UserError:
             continue
     code, seen = outcome(config)
     assert code == 2 or isinstance(seen[0], ConfigParser)
@@ -70,7 +71,7 @@ def test_random_overrides(assignments):
     config = json.loads(json.dumps(DIGITS))
     for assignment in assignments:
         try:
-            parse_config.config_file.override(config, assignment)
-        except parse_config.UserError:
+            config_file.override(config, assignment)
+        except UserError:
             continue
     assert outcome(config)[0] in (0, 2)

@@ -1,8 +1,10 @@
-"""Pictures in memory, augmented a batch at a time; CIFAR-10's recipe on a stand-in; the profile."""
+"""Pictures in memory, augmented a batch at a time; CIFAR-10's recipe on a stand-in; the profile; the start."""
 
+import gc
 import json
 import pickle  # the format that the data set comes in
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from data_loader.data_loaders import Cifar10DataLoader
 from data_loader.datasets import Flip, PicturesInMemory, Shift
 from parse_config import ConfigParser
 from tests.conftest import ROOT, assert_same, build, last_checkpoint
-from utils import checkpoint, config_file
+from utils import checkpoint, command_line, config_file
 from utils.randomness import seeded
 
 BATCH = torch.arange(6 * 2 * 8 * 9, dtype=torch.int64).remainder(251).to(torch.uint8).view(6, 2, 8, 9)
@@ -146,3 +148,17 @@ def test_as_many_workers_as_the_machine_has_use_for(digits, pictures, tmp_path, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert ConfigParser(pictures(tmp_path, num_workers="auto")).init_obj("data_loader").num_workers == workers
     assert ConfigParser(digits({"data_loader.args.num_workers": "auto"})).init_obj("data_loader").num_workers == 0
+
+
+def test_what_was_loaded_at_the_start_is_spared_the_garbage_collector(monkeypatch):
+    with command_line._loading():
+        assert gc.isenabled()  # torch is there already: what is here now may become garbage
+    assert gc.get_freeze_count() == 0
+    monkeypatch.delitem(sys.modules, "torch")
+    try:
+        with command_line._loading():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -1,8 +1,19 @@
 import argparse
-from collections.abc import Callable, Iterable
+import contextlib
+import functools
+import gc
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
+from utils import launch
+from utils.errors import Interrupted, RunError, UserError
+
 NEWEST = "the newest run"  # what -r without a path means
+RUN = "run folder"  # what processes that are started anew find it by
 
 
 class CustomArgs(NamedTuple):
@@ -48,3 +59,97 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "the configuration is nested too deeply"
     return str(error)
+
+
+def command(
+    read: Callable,
+    description: str,
+    options: Iterable[CustomArgs],
+    add_arguments: Callable | None,
+    function: Callable,
+) -> Callable[[list[str] | None], int]:
+    """Makes of `function(config)` a command: `main(argv=None)` reads the command line and returns the exit code.
+
+    What trains does so on several devices where they are asked for: the command starts a process for each, which calls
+    `main` again. What looks at a finished network is done by one process.
+
+    Args:
+        read: makes the parsed command line, and `options`, the config
+        description: what --help says
+        options: flags that set keys of the config
+        add_arguments: adds the script's own to the argparse.ArgumentParser
+    """
+
+    @functools.wraps(function)
+    def main(argv: list[str] | None = None) -> int:
+        made = parser(description, options)
+        if add_arguments:
+            add_arguments(made)
+        trains = not made.get_default("best")
+        if trains:
+            add_processes(made)
+        arguments = made.parse_args(argv)
+        if not trains and launch.place().rank > 0:
+            return 0
+        try:
+            with _processes(arguments) if trains else contextlib.nullcontext():
+                _go_on(arguments)
+                with _loading():
+                    config = read(arguments, options)
+                count = launch.processes_to_start(arguments, config.get("n_gpu", 1)) if trains else 1
+                if count > 1:
+                    script = inspect.getfile(function)
+                    return launch.start(count, script, sys.argv[1:] if argv is None else argv, arguments.max_restarts)
+                function(config)
+        except (UserError, RunError, OSError, RecursionError) as error:
+            if arguments.verbose:
+                traceback.print_exc()
+            said = f"{made.prog}: {sentence(error)}"
+            if launch.is_first_to_say(said):
+                print(said, file=sys.stderr)
+            return 1 if isinstance(error, RunError) else 2
+        except Interrupted as stop:
+            return 128 + stop.signum
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    return main
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Within it modules are loaded. They stay until the end, so that the garbage collector need not go through them.
+
+    It would do so while they come, in each of its passes over everything, and once more at the end: a quarter of the
+    time that importing torch and ending takes.
+    """
+    first = "torch" not in sys.modules  # else what is frozen may be garbage by now
+    if first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.enable()
+
+
+def _processes(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Joins the processes that torchrun, SLURM or `launch.start` started beside this one, if any."""
+    if launch.place().world_size == 1:
+        return contextlib.nullcontext()
+    from utils import distributed
+
+    return distributed.joined(on_cpu=arguments.device == "cpu")
+
+
+def _go_on(arguments: argparse.Namespace) -> None:
+    """Where the processes were started anew because one died, take up the run that they had begun, if it saved anything."""
+    if not launch.restarted():
+        return
+    from utils import checkpoint, distributed
+
+    run = distributed.kept_from_before(RUN)
+    if run is not None and distributed.from_first(Path(run).is_dir() and any(checkpoint.of_run(Path(run)))):
+        arguments.resume, arguments.config = run, None
