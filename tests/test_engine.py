@@ -1,6 +1,8 @@
 """The ways to compute, against torch's own recipes and against plain float32."""
 
 import itertools
+import platform
+import sys
 
 import pytest
 import torch
@@ -192,3 +194,16 @@ def test_mistakes_in_the_section_are_said(digits, train, capsys):
     assert "engine" in capsys.readouterr().err
     train(digits({"engine": {"compiled": "default"}}), code=2)
     assert "engine" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="other C libraries do otherwise")
+def test_what_a_step_frees_is_there_for_the_next_on_the_cpu():
+    import resource
+
+    Engine("cpu")
+    faults = []
+    for _ in range(12):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 64 MB: 16,384 pages, or 32 large ones
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert sorted(faults)[6] < 32

@@ -14,7 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from utils import distributed, launch, randomness
 from utils.errors import UserError
 from utils.hints import Machine
+from utils.memory import keep_freed_memory
 
+CUDA_GRAPHS = "reduce-overhead", "max-autotune"  # the compiler's modes that record them
+NOTHING = contextlib.nullcontext()
+MOVABLE = torch.Tensor, nn.Module
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,6 +56,8 @@ class Engine:
     def _set_switches(self, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
@@ -121,8 +127,7 @@ class Engine:
 
     def accumulating(self, model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
         """Around forward and backward pass: where `more` batches belong to the step, gradients stay in each process."""
-        apart = getattr(model, "no_sync", None)
-        return apart() if more and apart is not None else contextlib.nullcontext()
+        return model.no_sync() if more and hasattr(model, "no_sync") else NOTHING
 
     def share_buffers(self, *models: nn.Module | None) -> None:
         """Let all processes have the first one's batch norm statistics and the like, before the network is judged."""
@@ -132,11 +137,14 @@ class Engine:
 
     def forward(self, model: nn.Module, data: Any) -> Any:
         """What the model gives, computed in the chosen precision; losses and metrics are to see float32."""
-        if self.precision not in HALF:
-            return model(data)
-        with torch.autocast(self.device.type, HALF[self.precision]):
+        half = self.precision in HALF
+        with torch.autocast(self.device.type, HALF[self.precision]) if half else NOTHING:
             output = model(data)
-        return _changed(output, lambda part: part.float() if part.dtype in HALF.values() else part)
+        if half:
+            output = _changed(output, lambda part: part.float() if part.dtype in HALF.values() else part)
+        if self.device.type == "cuda" and self.compile in CUDA_GRAPHS:
+            output = _changed(output, torch.clone)  # the next batch's output comes to lie where this one does
+        return output
 
     def to_device(self, batch: Any) -> Any:
         """Tensors, modules, and lists, tuples, dicts or partials of them, moved to the device."""
@@ -235,7 +243,7 @@ def without_exchange(model: nn.Module) -> nn.Module:
 
 def _changed(value: Any, change: Callable) -> Any:
     """`value` with each tensor and module in it, in lists, tuples, dicts and partials, changed by `change`."""
-    if isinstance(value, torch.Tensor | nn.Module):
+    if isinstance(value, MOVABLE):
         return change(value)
     if isinstance(value, functools.partial):
         return functools.partial(value.func, *_changed(value.args, change), **_changed(value.keywords, change))
