@@ -120,14 +120,18 @@ class BaseDataLoader(DataLoader, ABC):
         """Batches in a pass, of all processes together."""
         return self.sampler.batches()
 
-    def share_of(self, number: int) -> tuple[int, int]:
-        """How many samples of batch `number`, counted as in `batches`, are this process's, and how many there are in all.
+    def share_of(self, number: int) -> float:
+        """What this process's mean over its samples of batch `number`, counted as in `batches`, weighs in the whole batch's.
 
-        Where it has none, it is given one all the same to train on, as the processes must keep in step: it counts nothing.
+        1 where the samples are shared equally. 0 where it has none: it is given one all the same to train on, as the
+        processes must keep in step.
         """
+        world = distributed.world_size()
+        if world == 1:
+            return 1.0
         size = self.sampler.size(number % len(self))
         own = distributed.share(size)
-        return own.stop - own.start, size
+        return (own.stop - own.start) * world / size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""

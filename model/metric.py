@@ -3,6 +3,7 @@
 What is not a mean of something per sample (F1, AUROC) is a torchmetrics class, named in the config.
 """
 
+import torch
 from torch import Tensor
 
 from utils.hints import PositiveInt
@@ -10,7 +11,7 @@ from utils.hints import PositiveInt
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
     """The share of samples whose largest output is the target's."""
-    return (output.argmax(dim=1) == target).float().mean()
+    return (output.argmax(dim=1) == target).mean(dtype=torch.float32)
 
 
 def top_k_acc(output: Tensor, target: Tensor, k: PositiveInt = 3) -> Tensor:
@@ -20,4 +21,4 @@ def top_k_acc(output: Tensor, target: Tensor, k: PositiveInt = 3) -> Tensor:
         k: how many outputs to look at
     """
     largest = output.topk(min(k, output.shape[1]), dim=1).indices
-    return (largest == target[:, None]).any(dim=1).float().mean()
+    return (largest == target.unsqueeze(1)).any(dim=1).mean(dtype=torch.float32)

@@ -13,6 +13,8 @@ from utils import distributed
 from utils.engine import Engine, without_exchange
 from utils.errors import UserError
 
+MOST_NUMBERS_WAITING = 2**20  # of outputs that have not been counted yet: 4 MB
+
 
 @torch.no_grad()
 def evaluate(
@@ -47,7 +49,9 @@ def evaluate(
 class Meters:
     """Sums of the loss and of metrics over batches, kept on the device and read only when asked for.
 
-    Each process counts its own batches; what is read (recent_loss, result, state_dict) is of all of them together.
+    Small outputs wait, and are counted many in a row: between a network's large operations, which leave nothing else in
+    the caches, small ones take several times as long. Each process counts its own batches; what is read (recent_loss,
+    result, state_dict) is of all of them together.
 
     Args:
         metrics: name -> function of (output, target) that gives the mean over the batch, weighted here by the
@@ -66,21 +70,31 @@ class Meters:
             metric.persistent(True)  # their counts belong into a checkpoint made in the middle of an epoch
         self.count = 0
         self._asked = (0.0, 0)
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._numbers_waiting = 0
         self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", *self.functions)}
 
-    @torch.no_grad()
     def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
         """Count one batch. Raises UserError where the loss is not one number."""
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise UserError("loss: should give one number for a batch; set its reduction to mean")
-        size = len(target)
-        output = output.detach()
-        self.count += size
-        self.sums["loss"].add_(loss.detach().reshape(()), alpha=size)
-        for name, function in self.functions.items():
-            self.sums[name].add_(function(output, target), alpha=size)
-        for metric in self.objects.values():
-            metric.update(output, target)
+        self.count += len(target)
+        self._waiting.append((output.detach(), target, loss.detach()))
+        self._numbers_waiting += output.numel()
+        if self._numbers_waiting > MOST_NUMBERS_WAITING:
+            self._catch_up()
+
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        for output, target, loss in self._waiting:
+            size = len(target)
+            self.sums["loss"].add_(loss.reshape(()), alpha=size)
+            for name, function in self.functions.items():
+                self.sums[name].add_(function(output, target), alpha=size)
+            for metric in self.objects.values():
+                metric.update(output, target)
+        self._waiting.clear()
+        self._numbers_waiting = 0
 
     def recent_loss(self) -> float:
         """The mean loss since this was last asked. Waits for the device."""
@@ -89,7 +103,8 @@ class Meters:
         return (total - total_before) / max(count - count_before, 1)
 
     def _totals(self) -> list[float]:
-        """The number of samples, and the sums."""
+        """The number of samples, and the sums. Afterwards nothing waits."""
+        self._catch_up()
         count = torch.full_like(self.sums["loss"], self.count)
         return distributed.total(torch.stack([count, *self.sums.values()])).tolist()
 

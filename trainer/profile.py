@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.profiler import ProfilerActivity, record_function, supported_activities
+from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torchs_profile
 
 from trainer.evaluate import Meters
@@ -24,7 +24,8 @@ def profile(trainer: Any, batches: int) -> dict[str, float]:
     trainer.len_epoch = WARM_UP
     trainer._train_epoch(1)
     trainer.step, trainer.len_epoch, trainer.log_interval = 0, batches, max(1, batches // 10)
-    kinds = [kind for kind in (ProfilerActivity.CPU, ProfilerActivity.CUDA) if kind in supported_activities()]
+    # asked for CUDA's on a machine without a GPU, torch writes an error of its own
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if trainer.engine.device.type == "cuda" else [])]
     with torchs_profile(activities=kinds) as measured, contextlib.ExitStack() as stack:
         for owner, name, part in (
             (trainer.engine, "to_device", "data"),

@@ -100,15 +100,16 @@ class Trainer(BaseTrainer):
         begun, counted = time.perf_counter(), self.meters.count
         with self._bar(f"epoch {epoch}/{self.epochs}", self.len_epoch, self.step) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
-                own, whole = self.data_loader.share_of((epoch - 1) * self.len_epoch + self.step)
-                with self.engine.accumulating(self.model, more=not self._ends_step(self.step + 1)):
+                own = self.data_loader.share_of((epoch - 1) * self.len_epoch + self.step)
+                ends_step = self._ends_step(self.step + 1)
+                with self.engine.accumulating(self.model, more=not ends_step):
                     output = self.engine.forward(self.model, data)
                     loss = self.loss(output, target)
-                    if own:
+                    if own > 0:
                         self.meters.update(main_output(output), target, loss)
-                    self.engine.backward(loss, distributed.weight(own, whole) / self._batches_in_step())
+                    self.engine.backward(loss, own / self._batches_in_step())
                 self.step += 1
-                if self._ends_step(self.step):
+                if ends_step:
                     self._optimizer_step()
                 bar.update()
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:

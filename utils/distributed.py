@@ -88,11 +88,6 @@ def share(count: int, number: int | None = None, world: int | None = None) -> sl
     return slice(-(-count * number // world), -(-count * (number + 1) // world))
 
 
-def weight(own: int, whole: int) -> float:
-    """What the mean loss of `own` samples must be multiplied by, for the mean over the processes to be that of `whole`."""
-    return own * world_size() / whole
-
-
 def barrier() -> None:
     """Wait until all processes are here."""
     if world_size() > 1:
