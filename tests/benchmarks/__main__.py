@@ -47,6 +47,7 @@ def main() -> None:
         parts = {
             "epoch": lambda: epochs.mnist_epoch(mnist, save_dir, rounds),
             "steps": lambda: steps.overhead(mnist, save_dir, 3 * rounds),
+            "memory": lambda: steps.kept_memory(rounds),
             "folder": lambda: loading.folder_loading(pictures, rounds),
             "evaluation": lambda: evaluation(mnist, save_dir, rounds),
             "checkpoint": lambda: steps.checkpoint_stall(mnist, save_dir, rounds),

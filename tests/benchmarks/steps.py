@@ -1,6 +1,9 @@
 """What the Trainer adds to a training step, and what a checkpoint costs."""
 
 import itertools
+import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,31 @@ import torch.nn.functional as F
 
 from tests.benchmarks.epochs import config
 from tests.benchmarks.measure import in_turn, terminal
-from tests.conftest import build
+from tests.conftest import ROOT, build
 
 STEPS = {"LeNet": 422, "resnet18": 12}  # LeNet's as many as an epoch of MNIST has
+# A network's median step, in a process of its own: what is set holds for all of a process.
+STEP = """
+import sys, time
+import torch, torchvision
+from utils.memory import keep_freed_memory
+name, side, batch, kept = sys.argv[1], *map(int, sys.argv[2:])
+if kept:
+    keep_freed_memory()
+model = getattr(torchvision.models, name)().to(memory_format=torch.channels_last)
+optimizer = torch.optim.Adam(model.parameters(), fused=True)
+data = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last)
+target = torch.randint(1000, (batch,))
+seconds = []
+for _ in range(10):
+    begun = time.perf_counter()
+    torch.nn.functional.cross_entropy(model(data), target).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    seconds.append(time.perf_counter() - begun)
+print(sorted(seconds[2:])[4])
+"""
+NETWORKS = {"resnet18": (64, 32), "mobilenet_v2": (192, 16)}  # sides and batches
 SHAPES = {"LeNet": (128, 1, 28, 28), "resnet18": (32, 3, 64, 64)}
 
 
@@ -37,6 +62,23 @@ def checkpoint_stall(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, f
         epoch_of(trainer)()  # the optimizer has a state from now on
         figures[f"checkpoint of {name}, s"] = in_turn(rounds, {"save": trainer._save_numbered}).median("save")
     return figures
+
+
+def kept_memory(rounds: int) -> dict[str, float]:
+    """Time of a step on the CPU while the C library gives freed memory back, over that where it is kept."""
+    figures = {}
+    for name, sizes in NETWORKS.items():
+        ratios = []
+        for _ in range(rounds):
+            given_back, kept = (step_seconds(name, *sizes, kept) for kept in (0, 1))
+            ratios.append(given_back / kept)
+        figures[f"memory given back / kept, {name}"] = statistics.median(ratios)
+    return figures
+
+
+def step_seconds(*arguments: object) -> float:
+    command = [sys.executable, "-c", STEP, *map(str, arguments)]
+    return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
 def trainer_of(name: str, data_dir: Path, save_dir: Path, steps: int) -> Any:
