@@ -16,6 +16,7 @@ from utils.structure import structure_of
 from utils.summary import multiply_adds
 
 ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
+Removals = dict[str, np.ndarray]  # the units that go, of each group by its name
 
 
 @dataclass
@@ -128,7 +129,7 @@ class ChannelGraph:
         built = shapes[f"{name}.weight"][0][axis] if f"{name}.weight" in shapes else width
         return ChannelGroup(name, root, parts, units, built, ", ".join(kind), touched)
 
-    def cut(self, removals: dict[str, np.ndarray]) -> None:
+    def cut(self, removals: Removals) -> None:
         """Cut these units of each group out, wherever they pass."""
         for group in self.groups:
             if group.name in removals:

@@ -14,7 +14,7 @@ from trainer.predictions import Predictions
 from utils import distributed
 from utils.engine import Engine
 from utils.errors import UserError
-from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
+from utils.latency import onnx_bytes, ratio, side_by_side
 from utils.summary import multiply_adds
 
 
@@ -31,7 +31,7 @@ class Measurement:
     def __init__(self, file: Path, example: Tensor, threads: int, batch_size: int):
         self.file, self.threads = file, threads
         self.example = example[:1]
-        self.batch = self.example.repeat(batch_size, *[1] * (example.ndim - 1))
+        self.batch = self.example.repeat_interleave(batch_size, dim=0)
 
     def keep_original(self, network: nn.Module) -> None:
         """Write the network that the others are compared with. Raises UserError where it cannot be written as ONNX."""
@@ -54,16 +54,12 @@ class Measurement:
         """{"size_mb", "latency_ms", "latency", "torch_ms"}: of the file, by onnxruntime, as a share of the original's."""
         if not self.original:
             return dict.fromkeys(("size_mb", "latency_ms", "latency", "torch_ms"))
-        file = onnx_bytes(network, self.example)
-        batch, was_training = self.batch.cpu().numpy(), network.training
-        runs = {
-            name: functools.partial(session(content, self.threads).run, None, {"input": batch})
-            for name, content in (("original", self.original), ("cut", file))
-        }
+        file, was_training = onnx_bytes(network, self.example), network.training
+        files = {"original": self.original, "cut": file}
         try:
             with torch.inference_mode():
                 network.eval()
-                times = interleaved(runs | {"torch": lambda: network(self.batch)}, enough_rounds(runs))
+                times = side_by_side(files, self.batch, self.threads, torch=lambda: network(self.batch))
         finally:
             network.train(was_training)
         return {
