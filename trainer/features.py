@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from base import BaseDataLoader
-from base.base_data_loader import collate
+from base.samples import collate
 from utils.engine import Engine
 from utils.networks import head_of, set_training_mode
 from utils.randomness import draws_randomness, seeded
