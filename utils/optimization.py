@@ -1,10 +1,19 @@
+"""What changes the weights: the optimizer that the config names, the schedule of its learning rate, their average."""
+
+import functools
 import inspect
 import warnings
 from typing import Any
 
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from utils.engine import Engine
 from utils.errors import UserError
+from utils.monitor import Monitor
+from utils.networks import parameter_groups
 
 
 class Schedule:
@@ -13,22 +22,20 @@ class Schedule:
     Args:
         scheduler: any of torch.optim.lr_scheduler, or None, for a rate that stays as it is
         interval: "step" or "epoch"
-        monitored: (mode, name) of what the trainer watches; ReduceLROnPlateau watches it too where the modes
-            agree, else val_loss
+        monitor: the trainer's; ReduceLROnPlateau watches the same where the modes agree, else val_loss
 
     Raises UserError where ReduceLROnPlateau would wait for the wrong direction.
     """
 
-    def __init__(self, scheduler: Any, interval: str = "epoch", monitored: tuple[str, str] = ("off", "")):
+    def __init__(self, scheduler: Any, interval: str, monitor: Monitor):
         self.scheduler = scheduler
         self.interval = interval
         self.watched = None
         if isinstance(scheduler, ReduceLROnPlateau):
-            mode, name = monitored
             if interval == "step":
                 raise UserError("lr_scheduler.interval: ReduceLROnPlateau needs a whole epoch's numbers")
-            if mode == scheduler.mode:
-                self.watched = name
+            if monitor.mode == scheduler.mode:
+                self.watched = monitor.name
             elif scheduler.mode == "min":
                 self.watched = "val_loss"
             else:
@@ -78,11 +85,33 @@ def interval_of(spec: Any) -> str:
     return "step" if any(interval_of(part) == "step" for part in parts) else "epoch"
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raises UserError for an optimizer that wants to compute the loss itself (LBFGS)."""
+def optimizer_of(config: Any, network: nn.Module, engine: Engine) -> Optimizer:
+    """The optimizer that the config names, of the network's parameters in the groups it asks for.
+
+    Raises UserError for one that wants to compute the loss itself (LBFGS).
+    """
+    bound, option = config.init_ftn("optimizer"), functools.partial(config.option, "optimizer")
+    rules, no_decay, layer_decay = option("param_groups"), option("no_decay", False), option("layer_decay")
+    groups = parameter_groups(network, bound.keywords.get("lr"), rules, no_decay, layer_decay)
+    optimizer = config.init_obj("optimizer", params=groups, **engine.optimizer_options(bound.func, bound.keywords))
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise UserError(
             f"optimizer.type: {type(optimizer).__name__} computes the loss several times in a step; "
             "that takes a trainer of its own (write _train_epoch)"
         )
+    return optimizer
+
+
+def schedule_of(config: Any, optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: Monitor) -> Schedule:
+    """The schedule that the config names, over so many epochs; how long it is need not be said there."""
+    interval = interval_of(config.get("lr_scheduler"))
+    length = {"total_steps": epochs * (steps_per_epoch if interval == "step" else 1)}
+    own = "steps_per_epoch" in config.option("lr_scheduler", "args", {})
+    scheduler = config.init_obj("lr_scheduler", optimizer=optimizer, **({} if own else length))
+    return Schedule(scheduler, interval, monitor)
+
+
+def average_of(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    """The moving average of the weights, where there is to be one."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
