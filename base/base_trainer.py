@@ -15,7 +15,7 @@ from utils.errors import Interrupted, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
 from utils.monitor import Monitor, plain_numbers
 from utils.networks import Freezing
-from utils.optimization import average_of, optimizer_of, schedule_of
+from utils.optimization import Schedule, average_of, optimizer_of
 from utils.signals import StopSignals
 
 
@@ -130,7 +130,7 @@ class BaseTrainer(ABC):
         self.model = self.engine.prepare(model)
         # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
         self.optimizer = optimizer_of(self.config, model, self.engine)
-        self.schedule = schedule_of(self.config, self.optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
+        self.schedule = Schedule(self.config, self.optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
         self.ema = average_of(unwrap(self.model), self.ema_decay)
 
     @property

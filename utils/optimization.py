@@ -17,22 +17,25 @@ from utils.networks import parameter_groups
 
 
 class Schedule:
-    """Steps a torch scheduler when it should be: after each optimizer step, or after each epoch.
+    """Steps the scheduler that a config names, if any, when it should be: after each optimizer step, or after each epoch.
 
     Args:
-        scheduler: any of torch.optim.lr_scheduler, or None, for a rate that stays as it is
-        interval: "step" or "epoch"
+        config: which need not say how long the schedule is
+        optimizer: whose learning rate it is
+        epochs: how long the schedule is
+        steps_per_epoch: of the optimizer
         monitor: the trainer's; ReduceLROnPlateau watches the same where the modes agree, else val_loss
 
     Raises UserError where ReduceLROnPlateau would wait for the wrong direction.
     """
 
-    def __init__(self, scheduler: Any, interval: str, monitor: Monitor):
-        self.scheduler = scheduler
-        self.interval = interval
-        self.watched = None
+    def __init__(self, config: Any, optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: Monitor):
+        self.interval, self.watched = interval_of(config.get("lr_scheduler")), None
+        length = {"total_steps": epochs * (steps_per_epoch if self.interval == "step" else 1)}
+        length = {} if "steps_per_epoch" in config.option("lr_scheduler", "args", {}) else length
+        self.scheduler = scheduler = config.init_obj("lr_scheduler", optimizer=optimizer, **length)
         if isinstance(scheduler, ReduceLROnPlateau):
-            if interval == "step":
+            if self.interval == "step":
                 raise UserError("lr_scheduler.interval: ReduceLROnPlateau needs a whole epoch's numbers")
             if monitor.mode == scheduler.mode:
                 self.watched = monitor.name
@@ -42,16 +45,13 @@ class Schedule:
                 raise UserError('lr_scheduler.args.mode: "max" needs a "max ..." in trainer.monitor, to know what to watch')
 
     def after_step(self) -> None:
-        if self.scheduler is not None and self.interval == "step" and not self._at_end():
-            self._step()
+        self._step("step")
 
     def after_epoch(self, log: dict[str, float]) -> None:
-        if self.scheduler is None or self.interval != "epoch" or self._at_end():
-            return
         if self.watched is None:
-            self._step()
+            self._step("epoch")
         else:
-            self._step(log[self.watched] if self.watched in log else log["loss"])
+            self._step("epoch", log[self.watched] if self.watched in log else log["loss"])
 
     def state_dict(self) -> dict | None:
         return None if self.scheduler is None else self.scheduler.state_dict()
@@ -60,7 +60,9 @@ class Schedule:
         if self.scheduler is not None and state is not None:
             self.scheduler.load_state_dict(state)
 
-    def _step(self, *watched: float) -> None:
+    def _step(self, interval: str, *watched: float) -> None:
+        if self.scheduler is None or self.interval != interval or self._at_end():
+            return
         with warnings.catch_warnings():
             # torch misses the optimizer steps that were taken before a resume
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -101,15 +103,6 @@ def optimizer_of(config: Any, network: nn.Module, engine: Engine) -> Optimizer:
             "that takes a trainer of its own (write _train_epoch)"
         )
     return optimizer
-
-
-def schedule_of(config: Any, optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: Monitor) -> Schedule:
-    """The schedule that the config names, over so many epochs; how long it is need not be said there."""
-    interval = interval_of(config.get("lr_scheduler"))
-    length = {"total_steps": epochs * (steps_per_epoch if interval == "step" else 1)}
-    own = "steps_per_epoch" in config.option("lr_scheduler", "args", {})
-    scheduler = config.init_obj("lr_scheduler", optimizer=optimizer, **({} if own else length))
-    return Schedule(scheduler, interval, monitor)
 
 
 def average_of(network: nn.Module, decay: float | None) -> AveragedModel | None:
