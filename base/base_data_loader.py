@@ -122,12 +122,9 @@ class BaseDataLoader(DataLoader, ABC):
         1 where the samples are shared equally. 0 where it has none: it is given one all the same to train on, as the
         processes must keep in step.
         """
-        world = distributed.world_size()
-        if world == 1:
-            return 1.0
         size = self.sampler.size(number % len(self))
         own = distributed.share(size)
-        return (own.stop - own.start) * world / size
+        return (own.stop - own.start) * distributed.world_size() / size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""

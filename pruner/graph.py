@@ -133,16 +133,14 @@ class ChannelGraph:
         """Cut these units of each group out, wherever they pass."""
         for group in self.groups:
             if group.name in removals:
-                self._remove(group, removals[group.name].tolist())
+                units = removals[group.name].tolist()
+                channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
+                dep = group.root[0].dep
+                self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
         for family in FAMILIES:
             for module in self.network.modules():
                 if isinstance(module, family.types()):
                     family.mend(module)
-
-    def _remove(self, group: ChannelGroup, units: list[int]) -> None:
-        channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
-        dep = group.root[0].dep
-        self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
 
 
 def check_cut(network: nn.Module, example: Tensor, before: Tensor) -> None:

@@ -115,20 +115,17 @@ class Plan:
             gone.setdefault(scope, []).append((name, self.block(name)))
             self.removed[name] += self.block(name)
         while fill:
-            sizes = {scope: self._size_with(*blocks[-1], size) for scope, blocks in gone.items() if blocks}
+            latest = {scope: blocks[-1] for scope, blocks in gone.items() if blocks}
+            sizes = {
+                scope: size(self.removals() | {name: self.order[name][: self.removed[name] - units]})
+                for scope, (name, units) in latest.items()
+            }
             fits = [scope for scope in sizes if sizes[scope] <= goal]
             if not fits:
                 break
             name, units = gone[max(fits, key=lambda scope: sizes[scope])].pop()
             self.removed[name] -= units
         return True
-
-    def _size_with(self, name: str, units: int, size: Callable[[Removals], float]) -> float:
-        self.removed[name] -= units
-        try:
-            return size(self.removals())
-        finally:
-            self.removed[name] += units
 
 
 class SizeForecast:

@@ -194,9 +194,8 @@ class MagnitudePruner(BasePruner):
             for group in groups
             if any(_means(pattern, name) for name, side, _ in group.touched if side == "out")
         }
-        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups} | {
-            name: name for name in own
-        }
+        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups}
+        scopes |= {name: name for name in own}
         plan = Plan(groups, worth, self._widths, scopes, self.limits)
         plan.remove_share({scope: own[scope] * part if scope in own else share for scope in plan.scopes})
         plan.settled |= own.keys()

@@ -21,6 +21,8 @@ from utils.weights import read_weights
 
 BATCHES = 20  # of training data, for batch norms' statistics after a cut and for gradients before one
 
+KEPT = ("last_stage", "epochs", "rows", "widths")  # in a checkpoint, to go on from
+
 
 class PruneTrainer(Trainer):
     """Cuts the network step by step, and trains it after each cut until it has recovered.
@@ -101,9 +103,8 @@ class PruneTrainer(Trainer):
         log = super().train()
         if self.save_onnx == "end":
             self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
-        self.logger.info(
-            "\n".join(["", *pruning_table(self.rows, self.pruner.aim), f"report: {self.folder / 'report.html'}"])
-        )
+        table = pruning_table(self.rows, self.pruner.aim)
+        self.logger.info("\n".join(["", *table, f"report: {self.folder / 'report.html'}"]))
         return log
 
     def check(self) -> None:
@@ -212,10 +213,9 @@ class PruneTrainer(Trainer):
         return now >= base - drop
 
     def _report(self) -> None:
-        if not distributed.is_first():
-            return
-        name, aim = self.config["name"], self.pruner.aim
-        report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, self.target)
+        if distributed.is_first():
+            name, aim = self.config["name"], self.pruner.aim
+            report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, self.target)
 
     def _accuracy(self, network: nn.Module) -> dict[str, float | None]:
         batches, classes = self.valid_data_loader, self.data_loader.classes
@@ -226,22 +226,15 @@ class PruneTrainer(Trainer):
 
     def state_dict(self) -> dict:
         state = super().state_dict()
-        state["trainer"]["pruning"] = {
-            "stage": self.stage,
-            "last_stage": self.last_stage,
-            "epochs": self.epochs,
-            "rows": self.rows,
-            "widths": self.widths,
-            "pruner": self.pruner.state_dict(),
-        }
+        state["trainer"]["pruning"] = {"stage": self.stage, "pruner": self.pruner.state_dict()}
+        state["trainer"]["pruning"] |= {name: getattr(self, name) for name in KEPT}
         return state
 
     def load_state_dict(self, state: dict) -> None:
         pruning = state["trainer"].get("pruning")
         if pruning is None:
             raise CheckpointError("it is no pruning run; -r PATH -c FILE begins one from its weights")
-        self.last_stage, self.epochs, self.closed = pruning["last_stage"], pruning["epochs"], False
-        self.rows, self.widths = pruning["rows"], pruning["widths"]
+        vars(self).update({name: pruning[name] for name in KEPT}, closed=False)
         self.pruner.load_state_dict(pruning["pruner"])
         super().load_state_dict(state)
 

@@ -34,11 +34,9 @@ def add_gradients(network: nn.Module, batches: Iterable, loss: Callable, engine:
 
 def cut(pruner: BasePruner, network: nn.Module, example: Tensor, step: int, original: dict[str, Any]) -> bool:
     """What `pruner.cut` does, on all processes: the first one cuts, as that may depend on what is measured."""
-
-    def made() -> dict[str, Any]:
-        return {"last": pruner.cut(network, example, step, original), "structure": structure_of(network)}
-
-    done = distributed.done_by_first(made)
+    done = distributed.done_by_first(
+        lambda: {"last": pruner.cut(network, example, step, original), "structure": structure_of(network)}
+    )
     if not distributed.is_first():
         resize(network, done["structure"])
     distributed.take_from_first(network.state_dict().values())
