@@ -144,8 +144,7 @@ class BaseDataLoader(DataLoader, ABC):
         """Let data in memory be prepared on the device that trains, where they fit into a quarter of what is free."""
         if device.type != "cuda" or not hasattr(self.samples, "to") or self.num_workers > 0:
             return
-        size = self.samples.pictures.numel()
-        if size < torch.cuda.mem_get_info(device)[0] // 4:
+        if self.samples.pictures.numel() < torch.cuda.mem_get_info(device)[0] // 4:
             self.samples.to(device)
             self.pin_memory = False  # there is nothing to be pinned
 
