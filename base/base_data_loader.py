@@ -1,22 +1,18 @@
-import contextlib
 import functools
-import itertools
 import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from base.samples import EpochSampler, Samples, collate
 from utils import distributed
 from utils.cores import cores
 from utils.errors import UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.randomness import generator_of, seeded, stratified_choice
 
 
 class BaseDataLoader(DataLoader, ABC):
@@ -62,14 +58,14 @@ class BaseDataLoader(DataLoader, ABC):
         self.subset = subset
         training = subset == "train" and self._for_training
         workers = (0 if self.in_memory else spare_cores()) if num_workers == "auto" else num_workers
-        samples = _Samples(self.build_dataset, subset, training, validation_split, seed)
+        samples = Samples(self.build_dataset, subset, training, validation_split, seed)
         own = distributed.share(batch_size)
         if batch_size < distributed.world_size():
             raise UserError(f"batch_size {batch_size} is not one for each of {distributed.world_size()} processes")
         super().__init__(
             samples,
             own.stop - own.start,
-            sampler=_EpochSampler(samples, batch_size, shuffle and training, drop_last and training, seed, training),
+            sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=_leave_interrupts_to_the_parent,
@@ -126,12 +122,9 @@ class BaseDataLoader(DataLoader, ABC):
         1 where the samples are shared equally. 0 where it has none: it is given one all the same to train on, as the
         processes must keep in step.
         """
-        world = distributed.world_size()
-        if world == 1:
-            return 1.0
         size = self.sampler.size(number % len(self))
         own = distributed.share(size)
-        return (own.stop - own.start) * world / size
+        return (own.stop - own.start) * distributed.world_size() / size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""
@@ -151,8 +144,7 @@ class BaseDataLoader(DataLoader, ABC):
         """Let data in memory be prepared on the device that trains, where they fit into a quarter of what is free."""
         if device.type != "cuda" or not hasattr(self.samples, "to") or self.num_workers > 0:
             return
-        size = self.samples.pictures.numel()
-        if size < torch.cuda.mem_get_info(device)[0] // 4:
+        if self.samples.pictures.numel() < torch.cuda.mem_get_info(device)[0] // 4:
             self.samples.to(device)
             self.pin_memory = False  # there is nothing to be pinned
 
@@ -192,140 +184,9 @@ class BaseDataLoader(DataLoader, ABC):
         return {"shape": list(getattr(self.example, "shape", ())), **plain}
 
 
-def collate(batch: Any) -> Any:
-    """torch's default_collate, unless `__getitems__` has already made the batch (then it is a tuple)."""
-    return batch if isinstance(batch, tuple) else default_collate(batch)
-
-
 def spare_cores() -> int:
     """How many processes may prepare batches beside the training: up to 8 with a GPU; without one all cores compute."""
     return min(8, cores() - 1) if torch.cuda.is_available() else 0
-
-
-class _Samples(Dataset):
-    """One subset's samples, each drawn with random numbers of its own.
-
-    An item is named (epoch, position, how often it came in the epoch before): what a worker draws depends on nothing
-    but that and the seed.
-    """
-
-    def __init__(self, build: Any, subset: str, augment: bool, validation_split: int | float, seed: int):
-        self.build, self.subset, self.augment = build, subset, augment
-        self.validation_split, self.seed = validation_split, seed
-
-    @functools.cached_property
-    def whole(self) -> Dataset:
-        cut_from_train = self.subset == "val" and self.validation_split
-        build, self.build = self.build, None  # a method of the loader: in a cycle with it, its workers end late
-        return build("train" if cut_from_train else self.subset, self.augment)
-
-    @functools.cached_property
-    def indices(self) -> np.ndarray:
-        count = len(self.whole)
-        if count == 0:
-            raise UserError(f"there are no samples for {self.subset}")
-        if self.subset == "test" or not self.validation_split:
-            return np.arange(count)
-        size = self.validation_split if isinstance(self.validation_split, int) else round(count * self.validation_split)
-        if not 0 < size < count:
-            raise UserError(f"validation_split {self.validation_split} of {count} samples leaves a part empty")
-        held_out = stratified_choice(getattr(self.whole, "targets", None), count, size, self.seed)
-        return held_out if self.subset == "val" else np.setdiff1d(np.arange(count), held_out)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getstate__(self) -> dict:
-        # Where workers are spawned they get a copy, which should not drag the whole loader along.
-        return {"whole": self.whole, "indices": self.indices, **vars(self)}
-
-    def __getitem__(self, name: tuple[int, int, int]) -> Any:
-        epoch, position, repeat = name
-        index = int(self.indices[position])
-        with self._seeded(epoch, index, repeat):
-            return self.whole[index]
-
-    def __getitems__(self, names: list[tuple[int, int, int]]) -> Any:
-        epochs, positions, repeats = zip(*names, strict=True)
-        indices = self.indices[list(positions)].tolist()
-        whole_batch = getattr(self.whole, "__getitems__", None)
-        draw, together = (getattr(self.whole, name, None) for name in ("draw", "together"))
-        with self._seeded(epochs[0], indices[0], repeats[0]) as seed_anew:
-            if whole_batch:
-                return whole_batch(indices)
-            drawn = []
-            for parts in zip(epochs, indices, repeats, strict=True):
-                seed_anew(*self._seed(*parts))
-                drawn.append((draw or self.whole.__getitem__)(parts[1]))
-        return together(drawn) if together else drawn
-
-    def _seed(self, epoch: int, index: int, repeat: int) -> tuple[int | str, ...]:
-        return self.seed, self.subset, epoch, index, *([repeat] if repeat else [])
-
-    def _seeded(self, *parts: int) -> AbstractContextManager:
-        draws_nothing = getattr(self.whole, "draws_nothing", False)
-        return contextlib.nullcontext(lambda *parts: None) if draws_nothing else seeded(*self._seed(*parts))
-
-
-class _EpochSampler(Sampler):
-    """Names samples (epoch, position) in the `order` of the epoch, without the first `skip` batches.
-
-    Of each batch it names those that are this process's, so that names, and all that follows from them, do not depend
-    on how many processes there are. In training it names one where none is.
-    """
-
-    def __init__(self, samples: _Samples, batch_size: int, shuffle: bool, drop_last: bool, seed: int, training: bool):
-        self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
-        self.drop_last, self.training = drop_last, training
-        self.epoch = self.skip = 0
-
-    def __len__(self) -> int:
-        own = (distributed.share(self.size(number)) for number in range(self.batches()))
-        return sum(max(part.stop - part.start, self.training) for part in own)
-
-    def batches(self) -> int:
-        """Batches in a pass, of all processes together."""
-        return (len(self.samples) if self.drop_last else len(self.samples) + self.batch_size - 1) // self.batch_size
-
-    def size(self, number: int) -> int:
-        """Samples in that batch of a pass, of all processes together."""
-        return min(self.batch_size, len(self.samples) - number * self.batch_size)
-
-    @property
-    def balanced(self) -> bool:
-        return getattr(self.samples.whole, "balanced", False)
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        skip, self.skip = self.skip, 0  # skipping is for one pass only
-        order = self.order(self.epoch)
-        repeats = _earlier(order) if self.balanced else np.zeros_like(order)
-        own = np.concatenate([self._own(number) for number in range(skip, self.batches())] or [order[:0]])
-        return zip(itertools.repeat(self.epoch), order[own].tolist(), repeats[own].tolist())
-
-    def _own(self, number: int) -> np.ndarray:
-        """This process's places of that batch in the order; in training one at least, for what all do together."""
-        size = self.size(number)
-        own = distributed.share(size)
-        stop = max(own.stop, own.start + self.training)
-        return number * self.batch_size + np.arange(own.start, stop).clip(max=size - 1)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
-        count, generator = len(self.samples), generator_of(self.seed, "order", epoch)
-        if self.balanced:
-            labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
-            _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-            return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
-        return generator.permutation(count) if self.shuffle else np.arange(count)
-
-
-def _earlier(order: np.ndarray) -> np.ndarray:
-    """How often each entry has come before."""
-    places = np.argsort(order, kind="stable")
-    _, firsts, sizes = np.unique(order[places], return_index=True, return_counts=True)
-    repeats = np.empty_like(order)
-    repeats[places] = np.arange(len(order)) - np.repeat(firsts, sizes)
-    return repeats
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

@@ -1,4 +1,3 @@
-import functools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -7,20 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.base_data_loader import BaseDataLoader
-from utils import checkpoint, distributed, randomness
+from base.trainer_state import go_on_from, state_of
+from utils import checkpoint, distributed
 from utils.engine import Engine, unwrap
 from utils.errors import Interrupted, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt, Share
 from utils.monitor import Monitor, plain_numbers
-from utils.networks import Freezing, parameter_groups
-from utils.resume import check_continuation
-from utils.schedule import Schedule, check_optimizer, interval_of
+from utils.networks import Freezing
+from utils.optimization import Schedule, average_of, optimizer_of
 from utils.signals import StopSignals
-from utils.structure import structure_of
-from utils.versions import versions
 
 
 class BaseTrainer(ABC):
@@ -75,8 +71,7 @@ class BaseTrainer(ABC):
         ema_decay: Share | None = None,
     ):
         self.config, self.engine, self.recorder = config, engine, recorder
-        self.writer = recorder.writer
-        self.logger = config.get_logger("trainer")
+        self.writer, self.logger = recorder.writer, config.get_logger("trainer")
         self.criterion, self.metrics = engine.to_device(criterion), engine.to_device(metrics)
         self.data_loader, self.valid_data_loader = data_loader, valid_data_loader
         for loader in (data_loader, valid_data_loader):
@@ -84,8 +79,7 @@ class BaseTrainer(ABC):
                 loader.to(engine.device)
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
         self.verbosity, self.ema_decay = verbosity, ema_decay
-        self.monitor = Monitor(monitor, early_stop)
-        self.signals = StopSignals()
+        self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
         self.step = 0  # its batches that are done; 0 again once the epoch is complete
@@ -135,22 +129,9 @@ class BaseTrainer(ABC):
             raise UserError(f"arch: {type(model).__name__} has no parameters to train, or all are frozen")
         self.model = self.engine.prepare(model)
         # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
-        bound = self.config.init_ftn("optimizer")
-        options = self.engine.optimizer_options(bound.func, bound.keywords)
-        self.optimizer = self.config.init_obj("optimizer", params=self._parameter_groups(model), **options)
-        check_optimizer(self.optimizer)
-        interval = interval_of(self.config.get("lr_scheduler"))
-        steps = self.scheduled_epochs * (self.steps_per_epoch() if interval == "step" else 1)
-        length = {} if "steps_per_epoch" in self.config.option("lr_scheduler", "args", {}) else {"total_steps": steps}
-        scheduler = self.config.init_obj("lr_scheduler", optimizer=self.optimizer, **length)
-        self.schedule = Schedule(scheduler, interval, (self.monitor.mode, self.monitor.name))
-        average = get_ema_multi_avg_fn(self.ema_decay) if self.ema_decay else None
-        self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True) if average else None
-
-    def _parameter_groups(self, model: nn.Module) -> list[dict]:
-        option = functools.partial(self.config.option, "optimizer")
-        rate = self.config.init_ftn("optimizer").keywords.get("lr")
-        return parameter_groups(model, rate, option("param_groups"), option("no_decay", False), option("layer_decay"))
+        self.optimizer = optimizer_of(self.config, model, self.engine)
+        self.schedule = Schedule(self.config, self.optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
+        self.ema = average_of(unwrap(self.model), self.ema_decay)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -195,8 +176,7 @@ class BaseTrainer(ABC):
             self.engine.seed_epoch(epoch)
             self.before_epoch(epoch)
             self.engine.seed_share(epoch)
-        if hasattr(self.data_loader, "set_epoch"):  # for a _train_epoch that goes through the loader itself
-            self.data_loader.set_epoch(epoch)
+        self.data_loader.set_epoch(epoch)  # for a _train_epoch that goes through the loader itself
         try:
             log = plain_numbers(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
@@ -205,9 +185,8 @@ class BaseTrainer(ABC):
             log = distributed.from_first(log)  # what is decided by it must be decided by all
         except Interrupted:
             self._save_numbered()
-            self.recorder.stopped(
-                self.config, f"in epoch {epoch} after {self.step} of {self.len_epoch} batches", self.script
-            )
+            where = f"in epoch {epoch} after {self.step} of {self.len_epoch} batches"
+            self.recorder.stopped(self.config, where, self.script)
             raise
         for note in self.engine.take_notes():
             self.logger.warning(note)
@@ -230,71 +209,26 @@ class BaseTrainer(ABC):
 
     def fail_unless_finite(self, name: str, value: float) -> None:
         """Raises RunError for a loss that is no finite number, before anything of this epoch reaches the disk."""
-        if math.isfinite(value):
-            return
-        good = next(checkpoint.of_run(self.config.save_dir), None)
-        rate = self.optimizer.param_groups[0]["lr"]
-        raise RunError(
-            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; "
-            f"{f'the last good state is {good}' if good else 'no epoch was completed before'}. "
-            "A lower learning rate or trainer.clip_grad_norm usually helps."
-        )
+        if not math.isfinite(value):
+            good = next(checkpoint.of_run(self.config.save_dir), None)
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise RunError(
+                f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; "
+                f"{f'the last good state is {good}' if good else 'no epoch was completed before'}. "
+                "A lower learning rate or trainer.clip_grad_norm usually helps."
+            )
 
     def _save_numbered(self) -> None:
         checkpoint.save(self.state_dict(), self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth")
-        if self.keep_last is not None:
-            checkpoint.keep_last(self.config.save_dir, self.keep_last)
+        checkpoint.keep_last(self.config.save_dir, self.keep_last)
 
     def state_dict(self) -> dict:
         """Everything a checkpoint holds, as plain data."""
-        network = unwrap(self.model)
-        return {
-            "arch": type(network).__name__,
-            "epoch": self.epoch,
-            "state_dict": network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "monitor_best": self.monitor.best,
-            "config": self.config.config,
-            "lr_scheduler": self.schedule.state_dict(),
-            "scaler": self.engine.scaler.state_dict() or None,
-            "ema": self.ema and {"n_averaged": int(self.ema.n_averaged), "state_dict": self.ema.module.state_dict()},
-            "trainer": {
-                "step": self.step,
-                "monitor": self.monitor.state_dict(),
-                "processes": distributed.world_size(),
-                # each process's own; what is drawn after an epoch's end follows from the seed
-                "generators": distributed.of_all(self.engine.generator_states() if self.step else None),
-            },
-            "rng": randomness.get_state(),
-            "structure": structure_of(unwrap(self.model)),
-            "classes": self.data_loader.classes,
-            "input": self.data_loader.input,
-            "versions": versions(),
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict) -> None:
         """Become the trainer that `state_dict` was taken from. Raises UserError where this is another one."""
-        check_continuation(state, self.config.config, self.len_epoch)
-        unwrap(self.model).load_state_dict(state["state_dict"])
-        self.engine.load_optimizer(self.optimizer, state["optimizer"])
-        if state.get("scaler"):
-            self.engine.scaler.load_state_dict(state["scaler"])
-        self.schedule.load_state_dict(state["lr_scheduler"])
-        self.monitor.load_state_dict(state["trainer"]["monitor"])
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.module.load_state_dict(state["ema"]["state_dict"])
-            self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
-        self.epoch, self.step = state["epoch"], state["trainer"]["step"]
-        randomness.set_state(state["rng"])
-        before, now = state["trainer"].get("processes", 1), distributed.world_size()
-        if before != now:
-            self.engine.seed_share(self.epoch, self.step)
-            self.logger.warning(
-                f"it was trained by {before} {'process' if before == 1 else 'processes'}, and goes on with {now}: the same "
-                "samples in the same batches, but sums are made in another order, so that last bits may differ"
-            )
-        elif now > 1 and self.step:
-            self.engine.set_generators(state["trainer"]["generators"][distributed.rank()])
+        go_on_from(self, state)
 
     def _resume(self, path: Any) -> None:
         self.load_state_dict(checkpoint.load(path))
@@ -305,15 +239,12 @@ class BaseTrainer(ABC):
         if self.step == 0:
             self.epoch += 1
         self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
-        self.logger.info(
-            f"continuing {path.parent} in epoch {self.epoch}" + (f", batch {self.step + 1}" if self.step else "")
-        )
+        self.logger.info(f"continuing {path.parent} in epoch {self.epoch}{f', batch {self.step + 1}' if self.step else ''}")
         self._say_if_complete()
 
     def _say_if_complete(self) -> None:
         if self.epoch > self.epochs:
             self.logger.warning(f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}")
         elif self.monitor.exhausted:
-            self.logger.warning(
-                f"stopped early, {self.monitor.waited} epochs after its best; for more: -s trainer.early_stop=0"
-            )
+            waited = self.monitor.waited
+            self.logger.warning(f"stopped early, {waited} epochs after its best; for more: -s trainer.early_stop=0")

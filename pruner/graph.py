@@ -16,6 +16,7 @@ from utils.structure import structure_of
 from utils.summary import multiply_adds
 
 ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
+Removals = dict[str, np.ndarray]  # the units that go, of each group by its name
 
 
 @dataclass
@@ -128,20 +129,18 @@ class ChannelGraph:
         built = shapes[f"{name}.weight"][0][axis] if f"{name}.weight" in shapes else width
         return ChannelGroup(name, root, parts, units, built, ", ".join(kind), touched)
 
-    def cut(self, removals: dict[str, np.ndarray]) -> None:
+    def cut(self, removals: Removals) -> None:
         """Cut these units of each group out, wherever they pass."""
         for group in self.groups:
             if group.name in removals:
-                self._remove(group, removals[group.name].tolist())
+                units = removals[group.name].tolist()
+                channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
+                dep = group.root[0].dep
+                self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
         for family in FAMILIES:
             for module in self.network.modules():
                 if isinstance(module, family.types()):
                     family.mend(module)
-
-    def _remove(self, group: ChannelGroup, units: list[int]) -> None:
-        channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
-        dep = group.root[0].dep
-        self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
 
 
 def check_cut(network: nn.Module, example: Tensor, before: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from pruner.graph import ChannelGroup
+from pruner.graph import ChannelGroup, Removals
 
 SQUARE = -1.0  # inputs of a layer whose inputs are its outputs
 
@@ -56,7 +56,7 @@ class Plan:
         for name in self.groups:
             self.scopes.setdefault(scopes[name], []).append(name)
 
-    def removals(self) -> dict[str, np.ndarray]:
+    def removals(self) -> Removals:
         """The numbers of the units that go, of each group that loses some."""
         return {name: self.order[name][:count] for name, count in self.removed.items() if count}
 
@@ -99,40 +99,33 @@ class Plan:
             while self.sparsity(scope) < share - 1e-9 and (name := self.next_in(scope)) is not None:
                 self.removed[name] += self.block(name)
 
-    def remove_until(self, size: Callable[[dict[str, np.ndarray]], float], goal: float, fill: bool = True) -> bool:
+    def remove_until(self, size: Callable[[Removals], float], goal: float, fill: bool = True) -> bool:
         """Let blocks go, of the scope that has lost the least so far, until size(removals) <= goal; whether it came so far.
 
         With `fill` blocks come back then, the largest first that the goal has room for: widths are coarse, and so would be
         the size. Without it a smaller goal takes the same blocks and more.
         """
-        gone: list[tuple[str, str, int]] = []
+        gone: dict[str, list[tuple[str, int]]] = {}  # of each scope the blocks, the latest last
         while size(self.removals()) > goal:
             choices = {scope: name for scope in self.scopes if scope not in self.settled and (name := self.next_in(scope))}
             if not choices:
                 return False
             scope = min(choices, key=self.sparsity)
-            gone.append((scope, choices[scope], self.block(choices[scope])))
-            self.removed[choices[scope]] += gone[-1][2]
-        while fill and gone:
-            latest = {scope: (scope, name, units) for scope, name, units in gone}.values()
-            sizes = {block: self._size_with(block, size) for block in latest}
-            fits = [block for block in sizes if sizes[block] <= goal]
+            name = choices[scope]
+            gone.setdefault(scope, []).append((name, self.block(name)))
+            self.removed[name] += self.block(name)
+        while fill:
+            latest = {scope: blocks[-1] for scope, blocks in gone.items() if blocks}
+            sizes = {
+                scope: size(self.removals() | {name: self.order[name][: self.removed[name] - units]})
+                for scope, (name, units) in latest.items()
+            }
+            fits = [scope for scope in sizes if sizes[scope] <= goal]
             if not fits:
                 break
-            back = max(fits, key=lambda block: sizes[block])
-            self.removed[back[1]] -= back[2]
-            gone.reverse()
-            gone.remove(back)
-            gone.reverse()
+            name, units = gone[max(fits, key=lambda scope: sizes[scope])].pop()
+            self.removed[name] -= units
         return True
-
-    def _size_with(self, block: tuple[str, str, int], size: Callable) -> float:
-        _, name, units = block
-        self.removed[name] -= units
-        try:
-            return size(self.removals())
-        finally:
-            self.removed[name] += units
 
 
 class SizeForecast:
@@ -150,32 +143,31 @@ class SizeForecast:
         self.groups = {group.name: group for group in groups}
         modules = dict(network.named_modules())
         own = {name: [p.numel() for p in module.parameters(recurse=False)] for name, module in modules.items()}
-        touched = {name for group in groups for name, _, _ in group.touched}
+        widths: dict[str, float] = {}
+        for group in groups:
+            for name, _, counts in group.touched:
+                widths[name] = max(widths.get(name, 0.0), float(counts.sum()))
         self.layers = {}  # name -> (outputs, inputs, multiply-adds, weights, weights that have outputs only)
-        for name in touched:
+        for name, width in widths.items():
             layer = modules.get(name)
             if layer is None:  # a parameter that stands alone
-                count = network.get_parameter(name).numel()
-                width = max(float(counts.sum()) for g in groups for n, _, counts in g.touched if n == name)
-                self.layers[name] = (width, width, 0.0, 0.0, float(count))
-                continue
-            weight = getattr(layer, "weight", None)
-            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                self.layers[name] = (width, width, 0.0, 0.0, float(network.get_parameter(name).numel()))
+            elif isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                weight = layer.weight.numel()
                 outputs = float(getattr(layer, "out_channels", 0) or layer.out_features)
                 inputs = float(getattr(layer, "in_channels", 0) or layer.in_features)
                 depthwise = getattr(layer, "groups", 1) == inputs > 1
-                bias = sum(own[name]) - weight.numel()
-                large, small = (0.0, weight.numel() + bias) if depthwise else (float(weight.numel()), float(bias))
+                bias = sum(own[name]) - weight
+                large, small = (0.0, weight + bias) if depthwise else (float(weight), float(bias))
                 self.layers[name] = (outputs, 0.0 if depthwise else inputs, macs.get(name, 0.0), large, small)
             elif isinstance(layer, nn.MultiheadAttention):
                 whole = float(sum(p.numel() for p in layer.parameters()))
                 self.layers[name] = (float(layer.embed_dim), SQUARE, macs.get(name, 0.0), whole, 0.0)
             elif own[name]:
-                width = max(float(counts.sum()) for g in groups for n, _, counts in g.touched if n == name)
                 self.layers[name] = (width, 0.0, macs.get(name, 0.0), 0.0, float(sum(own[name])))
         self.macs, self.params = float(macs[""]), float(sum(p.numel() for p in network.parameters()))
 
-    def __call__(self, removals: dict[str, np.ndarray]) -> dict[str, float]:
+    def __call__(self, removals: Removals) -> dict[str, float]:
         """{"macs", "params"} when these units of each group are gone."""
         outputs: dict[str, float] = {}
         inputs: dict[str, float] = {}

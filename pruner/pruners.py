@@ -1,30 +1,25 @@
 """The pruner that goes by a criterion alone; those that train for sparsity first are in sparse.py."""
 
 import copy
-import functools
 import re
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from base import BasePruner
 from pruner.criteria import build_importance, needs_gradients
-from pruner.graph import ADVICE, ChannelGraph, ChannelGroup, check_cut
-from pruner.latency import meet
+from pruner.graph import ADVICE, ChannelGraph, Removals, check_cut
+from pruner.latency import LatencySearch
 from pruner.plan import Limits, Plan, SizeForecast
 from utils.errors import UserError
 from utils.hints import OpenShare, PositiveInt, Share, Target
-from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
+from utils.latency import onnx_bytes, ratio, side_by_side
 from utils.lookup import did_you_mean
 from utils.networks import output_layers
 from utils.structure import describe, note_cut
 from utils.summary import multiply_adds
 
 AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
-NEAR, ROUGHLY = 0.97, 0.8  # a latency is met from this share of it on: in the last step, and in those before
-SEARCHES = 4  # for a latency, each with other layers held back
-MARGIN = 0.98  # of a latency is aimed at: measured again, in another session, it is a little more or less
 
 
 class MagnitudePruner(BasePruner):
@@ -122,92 +117,63 @@ class MagnitudePruner(BasePruner):
 
     def _choose(
         self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
-    ) -> dict[str, np.ndarray]:
-        """The units that go of each group, once `part` of the way is to be done."""
+    ) -> Removals:
+        """What goes once `part` of the way is to be done."""
         if self.measure in ("channel_sparsity", "max_accuracy_drop"):
             share = self.value if self.measure == "channel_sparsity" else self.limits.max_channel_sparsity
             return self._plan(graph, part, share * part).removals()
         if self.measure in ("macs", "params"):
-            self._smaller(
-                graph, forecast, part, self.measure, self.value * original[self.measure]
-            )  # can it be reached at all?
-            return self._smaller(graph, forecast, part, self.measure, _on_the_way(self.value, part) * original[self.measure])
-        goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
-        return self._faster(graph, forecast, example, part, goal, original)
+            whole = original[self.measure]
+            self._smaller(graph, forecast, part, self.value * whole)  # can it be reached at all?
+            return self._smaller(graph, forecast, part, _on_the_way(self.value, part) * whole)
+        return self._faster(graph, forecast, example, part, original)
 
-    def _smaller(
-        self, graph: ChannelGraph, forecast: SizeForecast, part: float, what: str, goal: float
-    ) -> dict[str, np.ndarray]:
+    def _smaller(self, graph: ChannelGraph, forecast: SizeForecast, part: float, goal: float) -> Removals:
         plan = self._plan(graph, part, 0.0)
-        if not plan.remove_until(lambda removals: forecast(removals)[what], goal):
+        if not plan.remove_until(lambda removals: forecast(removals)[self.measure], goal):
             raise UserError(
-                f"pruner.args.target: {what} cannot come down to {goal:,.0f}, {forecast(plan.removals())[what]:,.0f} is the "
-                f"least. {self._left(graph, plan)}"
+                f"pruner.args.target: {self.measure} cannot come down to {goal:,.0f}, "
+                f"{forecast(plan.removals())[self.measure]:,.0f} is the least. {self._left(graph, plan)}"
             )
         return plan.removals()
 
     def _faster(
-        self,
-        graph: ChannelGraph,
-        forecast: SizeForecast,
-        example: Tensor,
-        part: float,
-        goal: float,
-        original: dict[str, Any],
-    ) -> dict[str, np.ndarray]:
-        batch = example[:1].repeat(self.batch_size, *[1] * (example.ndim - 1)).cpu().numpy()
-        reference = session(original["onnx"], self.threads)
+        self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
+    ) -> Removals:
+        goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
         if goal >= 1:
             raise UserError(
                 f"pruner.args.target: the network takes {original['latency_ms']:.3g} ms already, {self.value} is no aim"
             )
-        most: dict[str, int] = {}
-        tried: dict[tuple, tuple[float, dict[str, np.ndarray]]] = {}  # what goes -> its latency, and which units
+        batch = example[:1].repeat_interleave(self.batch_size, dim=0)
 
-        def latency(share: float) -> float:
+        def macs(removals: Removals) -> float:
+            return forecast(removals)["macs"]
+
+        def choose(share: float, most: dict[str, int]) -> Removals:
             plan = self._plan(graph, part, 0.0)
             plan.most = most
-            plan.remove_until(lambda removals: forecast(removals)["macs"], share * original["macs"], fill=False)
-            key = tuple(plan.removed.values())
-            if key not in tried:
-                network = copy.deepcopy(graph.network)
-                self._graph(network, example).cut(plan.removals())
-                trial = session(onnx_bytes(network, example), self.threads)
-                runs = {
-                    name: functools.partial(each.run, None, {"input": batch})
-                    for name, each in (("original", reference), ("cut", trial))
-                }
-                tried[key] = ratio(interleaved(runs, enough_rounds(runs)), "cut", "original"), plan.removals()
-            return tried[key][0]
+            plan.remove_until(macs, share * original["macs"], fill=False)
+            return plan.removals()
 
-        if part * self.iterative_steps <= 1 and (least := latency(0.0)) > goal:
+        def measure(removals: Removals) -> float:
+            network = copy.deepcopy(graph.network)
+            self._graph(network, example).cut(removals)
+            files = {"original": original["onnx"], "cut": onnx_bytes(network, example)}
+            return ratio(side_by_side(files, batch, self.threads), "cut", "original")
+
+        search = LatencySearch(choose, macs, measure)
+        if part * self.iterative_steps <= 1 and (least := search.latency(0.0)) > goal:
             raise UserError(
                 f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the "
                 "least"
             )
-        wanted, near = MARGIN * _on_the_way(goal, part), NEAR if part == 1.0 else ROUGHLY
-        for _ in range(SEARCHES):
-            share = meet(latency, wanted, near)
-            if share is not None and latency(share) >= near * wanted:
-                break
-            # A block takes the latency from above to below: its group keeps it, and others lose more instead.
-            slow = min(
-                (entry for entry in tried.values() if entry[0] > wanted), key=lambda entry: entry[0], default=(1, {})
-            )[1]
-            fast = max(
-                (entry for entry in tried.values() if entry[0] <= wanted), key=lambda entry: entry[0], default=(0, {})
-            )[1]
-            more = [name for name in fast if len(fast[name]) > len(slow.get(name, ()))]
-            if not more:
-                break
-            name = max(more, key=lambda name: forecast(fast | {name: slow.get(name, fast[name][:0])})["macs"])
-            most[name] = len(slow.get(name, ()))
-        found = max((entry for entry in tried.values() if entry[0] <= wanted), key=lambda entry: entry[0], default=None)
-        if found is None:
+        found = search.find(_on_the_way(goal, part), last=part == 1.0)
+        if not found:
             raise UserError(
                 f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried"
             )
-        return found[1]
+        return found
 
     def _plan(self, graph: ChannelGraph, part: float, share: float) -> Plan:
         """A plan in which each scope has lost `share`, and each layer named in `ratios` what it is to lose by now."""
@@ -222,10 +188,14 @@ class MagnitudePruner(BasePruner):
                 f"pruner.args.importance: nothing in {network} has what {name} goes by; MagnitudeImportance always has"
             )
         groups = [group for group in graph.groups if group.name in worth]
-        own = {g.name: ratio for pattern, ratio in self.ratios.items() for g in groups if _touches(pattern, g)}
-        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups} | {
-            name: name for name in own
+        own = {
+            group.name: ratio
+            for pattern, ratio in self.ratios.items()
+            for group in groups
+            if any(_means(pattern, name) for name, side, _ in group.touched if side == "out")
         }
+        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups}
+        scopes |= {name: name for name in own}
         plan = Plan(groups, worth, self._widths, scopes, self.limits)
         plan.remove_share({scope: own[scope] * part if scope in own else share for scope in plan.scopes})
         plan.settled |= own.keys()
@@ -254,9 +224,9 @@ def _on_the_way(goal: float, part: float) -> float:
 
 
 def _matching(pattern: str, names: list[str], key: str) -> set[str]:
-    """The modules of that name, those inside them, or those that match the regular expression. Raises UserError."""
+    """Those of the modules that the pattern means. Raises UserError."""
     try:
-        found = {name for name in names if name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name)}
+        found = {name for name in names if _means(pattern, name)}
     except re.error as error:
         raise UserError(f'pruner.args.{key}: "{pattern}" is no regular expression: {error}') from None
     if not found:
@@ -264,6 +234,6 @@ def _matching(pattern: str, names: list[str], key: str) -> set[str]:
     return found
 
 
-def _touches(pattern: str, group: ChannelGroup) -> bool:
-    names = [name for name, side, _ in group.touched if side == "out"]
-    return any(name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name) for name in names)
+def _means(pattern: str, name: str) -> bool:
+    """Whether it is the module of that name, one inside it, or matches the regular expression."""
+    return name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name) is not None

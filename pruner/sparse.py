@@ -9,9 +9,22 @@ from utils.hints import NonNegativeFloat, PositiveFloat
 
 
 class _Sparse(MagnitudePruner):
-    """By the regularizer of torch-pruning's class."""
+    """By the regularizer of torch-pruning's class.
+
+    Args:
+        reg: strength of the sparsity gradient
+    """
 
     sparsifies = True
+
+    def __init__(
+        self, *args: Any, importance: str | dict = "GroupMagnitudeImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any
+    ):
+        super().__init__(*args, importance=importance, **kwargs)
+        self.reg = reg
+
+    def options(self) -> dict[str, Any]:
+        return {"reg": self.reg}
 
     def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
         if self._sparse is None:
@@ -24,47 +37,29 @@ class _Sparse(MagnitudePruner):
 
 
 class BNScalePruner(_Sparse):
-    """Network slimming (Liu et al., arXiv:1708.06519): batch norms' scales are drawn to zero, the smallest go.
-
-    Args:
-        reg: strength of the sparsity gradient
-    """
+    """Network slimming (Liu et al., arXiv:1708.06519): batch norms' scales are drawn to zero, the smallest go."""
 
     library = "BNScalePruner"
 
-    def __init__(
-        self, *args: Any, importance: str | dict = "BNScaleImportance", reg: NonNegativeFloat = 1e-4, **kwargs: Any
-    ):
+    def __init__(self, *args: Any, importance: str | dict = "BNScaleImportance", **kwargs: Any):
         super().__init__(*args, importance=importance, **kwargs)
-        self.reg = reg
-
-    def options(self) -> dict[str, Any]:
-        return {"reg": self.reg}
 
 
 class GroupNormPruner(_Sparse):
     """Group sparsity (Fang et al., arXiv:2301.12900): what hangs together is drawn to zero together.
 
     Args:
-        reg: strength of the sparsity gradient
         alpha: how much more the least important group is drawn than the most important, as a power of 2
     """
 
     library = "GroupNormPruner"
 
-    def __init__(
-        self,
-        *args: Any,
-        importance: str | dict = "GroupMagnitudeImportance",
-        reg: NonNegativeFloat = 1e-4,
-        alpha: PositiveFloat = 4.0,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.reg, self.alpha = reg, alpha
+    def __init__(self, *args: Any, alpha: PositiveFloat = 4.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.alpha = alpha
 
     def options(self) -> dict[str, Any]:
-        return {"reg": self.reg, "alpha": self.alpha}
+        return super().options() | {"alpha": self.alpha}
 
     def regularize(self, network: nn.Module) -> None:
         self._sparse.regularize(network, alpha=2**self.alpha)
@@ -80,20 +75,13 @@ class GrowingRegPruner(_Sparse):
 
     library = "GrowingRegPruner"
 
-    def __init__(
-        self,
-        *args: Any,
-        importance: str | dict = "GroupMagnitudeImportance",
-        reg: NonNegativeFloat = 1e-4,
-        delta_reg: NonNegativeFloat = 1e-4,
-        **kwargs: Any,
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.reg, self.delta_reg = reg, delta_reg
+    def __init__(self, *args: Any, delta_reg: NonNegativeFloat = 1e-4, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.delta_reg = delta_reg
         self._strengths: list[Tensor] = []
 
     def options(self) -> dict[str, Any]:
-        return {"reg": self.reg, "delta_reg": self.delta_reg}
+        return super().options() | {"delta_reg": self.delta_reg}
 
     def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
         fresh = self._sparse is None

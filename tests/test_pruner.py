@@ -1,7 +1,6 @@
 """What is cut out of networks, compared with what they compute, torch's own counts and torch-pruning's formulas."""
 
 import copy
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -334,20 +333,13 @@ class TestLatency:
 
     def test_a_cut_takes_the_time_it_should(self, monkeypatch):
         """The time is the length of the file here, which the search does not know."""
-        from pruner import pruners
-
         network, x = build("resnet18"), example("resnet18")
         original = sizes(network, x) | {"onnx": onnx_bytes(network, x)}
-        lengths = []
 
-        def counted(content, threads):
-            lengths.append(len(content))
-            return SimpleNamespace(run=print)
+        def lengths(files, batch, threads):
+            return {name: [len(file)] for name, file in files.items()}
 
-        monkeypatch.setattr(pruners, "session", counted)
-        monkeypatch.setattr(pruners, "enough_rounds", lambda runs: 1)
-        monkeypatch.setattr(pruners, "interleaved", lambda runs, rounds: {})
-        monkeypatch.setattr(pruners, "ratio", lambda times, one, other: lengths[-1] / len(original["onnx"]))
+        monkeypatch.setattr("pruner.pruners.side_by_side", lengths)
         MagnitudePruner(target={"latency": 0.5}).cut(network, x, 1, original)
         assert 0.47 <= len(onnx_bytes(network, x)) / len(original["onnx"]) <= 0.5
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.base_data_loader import collate
+from base.samples import collate
 from utils.engine import Engine
 from utils.networks import head_of, set_training_mode
 from utils.randomness import draws_randomness, seeded
@@ -37,15 +37,11 @@ class FeatureDataLoader(BaseDataLoader):
         return _Features(*self.stored)
 
 
-class _Features(Dataset):
-    def __init__(self, features: Tensor, targets: Tensor):
-        self.features, self.targets = features, targets
+class _Features(TensorDataset):
+    """Served in whole batches."""
 
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.features[indices], self.targets[indices]
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return self[indices]
 
 
 def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) -> str | None:

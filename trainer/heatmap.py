@@ -26,12 +26,8 @@ def heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str = "La
     LayerCAM (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943) is as fine as the layer; Grad-CAM (arXiv:1610.02391)
     weighs whole channels. Raises UserError for a network or a layer without places.
     """
-    return torch.cat(
-        [
-            _heat_maps(unwrap(model), *part, method, layer)
-            for part in zip(data.split(BATCH), classes.split(BATCH), strict=True)
-        ]
-    )
+    parts = zip(data.split(BATCH), classes.split(BATCH), strict=True)
+    return torch.cat([_heat_maps(unwrap(model), *part, method, layer) for part in parts])
 
 
 def _heat_maps(model: nn.Module, data: Tensor, classes: Tensor, method: str, layer: str | None) -> Tensor:
@@ -107,11 +103,8 @@ def find_layer(model: nn.Module, data: Tensor, classes: Tensor, wanted: str | No
         raise UserError(f"heatmap: {type(model).__name__} has no layer whose output has places")
     score = answer.gather(1, classes[:, None]).sum()
     gradients = torch.autograd.grad(score, list(outputs.values()), allow_unused=True)
-    depended_on = [
-        name
-        for name, gradient in zip(outputs, gradients, strict=True)
-        if gradient is not None and as_grid(gradient, aspect).any()
-    ]
+    found = zip(outputs, gradients, strict=True)
+    depended_on = [name for name, gradient in found if gradient is not None and as_grid(gradient, aspect).any()]
     return (depended_on or list(outputs))[-1]
 
 

@@ -95,9 +95,7 @@ def preparation(config: Any, wanted: dict) -> Callable[[Path], Tensor]:
 def plain_preparation(picture: Tensor, wanted: dict) -> Tensor:
     """A picture, uint8 (C, h, w), in `wanted["shape"]`, from 0 to 1, without its mean and divided by its std."""
     data = F.interpolate(picture[None].float(), wanted["shape"][1:], mode="bilinear", antialias=True, align_corners=False)[0]
-    mean, std = (
-        torch.tensor(wanted.get(key) or default).view(-1, 1, 1) for key, default in (("mean", [0.0]), ("std", [1.0]))
-    )
+    mean, std = (torch.tensor(wanted.get(key) or [same]).view(-1, 1, 1) for key, same in (("mean", 0.0), ("std", 1.0)))
     return (data.round() / 255 - mean) / std  # rounded, as a picture that was resized elsewhere is
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torchs_profile
@@ -36,7 +37,7 @@ def profile(trainer: Any, batches: int) -> dict[str, float]:
             (trainer, "_log_progress", "logging"),
             (Meters, "update", "logging"),
         ):
-            stack.enter_context(_labelled(owner, name, part))
+            stack.enter_context(patch.object(owner, name, _ranged(getattr(owner, name), part)))
         rest = trainer._rest_of_epoch
         trainer._rest_of_epoch = lambda epoch: _labelled_batches(rest(epoch))
         trainer._train_epoch(1)
@@ -55,22 +56,9 @@ def profile(trainer: Any, batches: int) -> dict[str, float]:
     return figures
 
 
-@contextlib.contextmanager
-def _labelled(owner: Any, name: str, part: str) -> Iterator[None]:
-    """Within this, each call of owner.name is a range called `part` in the trace."""
-    before = getattr(owner, name)
-    kept = vars(owner).get(name)
-    setattr(owner, name, _ranged(before, part))
-    try:
-        yield
-    finally:
-        if kept is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, kept)
-
-
 def _ranged(function: Callable, part: str) -> Callable:
+    """The function, each call of which is a range called `part` in the trace."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         with record_function(part):
             return function(*args, **kwargs)

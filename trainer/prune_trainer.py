@@ -10,17 +10,18 @@ from torch.optim.swa_utils import update_bn
 
 from base import BasePruner
 from logger import pruning_table, report_pruning
-from trainer.pruning_steps import Measurement, accuracy_of, widths_of
+from trainer.pruning_steps import Measurement, accuracy_of, add_gradients, cut, widths_of
 from trainer.trainer import Trainer
 from utils import checkpoint, distributed
 from utils.engine import unwrap
 from utils.errors import CheckpointError, RunError, UserError
 from utils.hints import NonNegativeInt, PositiveInt
 from utils.monitor import Monitor
-from utils.structure import resize, structure_of
 from utils.weights import read_weights
 
 BATCHES = 20  # of training data, for batch norms' statistics after a cut and for gradients before one
+
+KEPT = ("last_stage", "epochs", "rows", "widths")  # in a checkpoint, to go on from
 
 
 class PruneTrainer(Trainer):
@@ -60,16 +61,22 @@ class PruneTrainer(Trainer):
         if save_onnx and distributed.world_size() > 1:
             raise UserError("trainer.save_onnx: is for one process; export.py -r RUN exports what several have pruned")
         self.pruner, self.exporter, self.save_onnx = pruner, exporter, save_onnx
-        self.stage, self.last_stage, self.closed = 0, False, False
+        self.last_stage = self.closed = False
         self.rows: list[dict[str, Any]] = []  # what each step came to
         self.widths: list[dict[str, int]] = []  # each layer's, after each step
         self.stage_epochs = {"sparse": sparse_epochs, "each": kwargs["epochs"], "last": last_epochs or kwargs["epochs"]}
         super().__init__(*args, **kwargs)
         self.reuse_features = False  # what a cut backbone gives changes from step to step
         self.epochs = sparse_epochs  # the last of the current stage
+        self.target = (self.config.get("inspection") or {}).get("target")
         self.measurement = Measurement(self.folder / "original.onnx", self.example, pruner.threads, pruner.batch_size)
         if pruner.max_accuracy_drop is not None and self.valid_data_loader is None:
             raise UserError("pruner.args.target: max_accuracy_drop needs validation data: data_loader.args.validation_split")
+
+    @property
+    def stage(self) -> int:
+        """The step whose training is in progress, or was the last; 0 before the first cut."""
+        return max(0, len(self.rows) - 1)
 
     @property
     def folder(self) -> Path:
@@ -96,9 +103,8 @@ class PruneTrainer(Trainer):
         log = super().train()
         if self.save_onnx == "end":
             self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
-        self.logger.info(
-            "\n".join(["", *pruning_table(self.rows, self.pruner.aim), f"report: {self.folder / 'report.html'}"])
-        )
+        table = pruning_table(self.rows, self.pruner.aim)
+        self.logger.info("\n".join(["", *table, f"report: {self.folder / 'report.html'}"]))
         return log
 
     def check(self) -> None:
@@ -135,34 +141,21 @@ class PruneTrainer(Trainer):
     def _open_stage(self, network: nn.Module, epoch: int) -> None:
         """Cut the best network of the stage before, and make it ready to recover."""
         if self.pruner.needs_gradients:
-            self._add_gradients(network)
-        self._cut(network)
-        self.stage, self.closed = self.stage + 1, False
+            add_gradients(network, self._some_batches(), self.loss, self.engine)
+        original = self.rows[0] | {"onnx": self.measurement.original}
+        self.last_stage = cut(self.pruner, network, self.example, self.stage + 1, original)
+        self.rows.append({"step": self.stage + 1, "first_epoch": epoch})
+        self.closed = False
         self.monitor = Monitor(f"{self.monitor.mode} {self.monitor.name}".strip(), self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network)
         update_bn((self.engine.to_device(data) for data, _ in self._some_batches()), network)
         self.engine.share_buffers(network)
-        accuracy, recall = self._accuracy(network)
-        self.rows.append({"step": self.stage, "first_epoch": epoch, "accuracy_before": accuracy, "recall_before": recall})
-        said = "" if accuracy is None else f", accuracy {accuracy:.4f} before it recovers"
+        before = self._accuracy(network)
+        self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}
+        said = "" if before["accuracy"] is None else f", accuracy {before['accuracy']:.4f} before it recovers"
         left = self.measurement.size(network)["macs"] / self.rows[0]["macs"]
         self.logger.info(f"step {self.stage}: {left:.1%} of the original's multiply-adds{said}")
-
-    def _cut(self, network: nn.Module) -> None:
-        """The first process cuts; the others follow, as what a cut depends on may be measured."""
-
-        def cut() -> dict[str, Any]:
-            original = self.rows[0] | {"onnx": self.measurement.original}
-            last = self.pruner.cut(network, self.example, self.stage + 1, original)
-            return {"last": last, "structure": structure_of(network)}
-
-        done = distributed.done_by_first(cut)
-        if not distributed.is_first():
-            resize(network, done["structure"])
-        distributed.take_from_first(network.state_dict().values())
-        network.zero_grad(set_to_none=True)
-        self.last_stage = done["last"]
 
     def _close_stage(self, network: nn.Module) -> None:
         """Go back to the stage's best, measure it, and decide whether the run is over."""
@@ -175,7 +168,7 @@ class PruneTrainer(Trainer):
         if self.stage == 0:
             checkpoint.save(self.state_dict() | {"epoch": self.epoch - 1}, self.best_file)
         else:
-            self._measure_step(network)
+            self._measure(network)
         if self._is_good():
             checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         else:
@@ -195,24 +188,17 @@ class PruneTrainer(Trainer):
             distributed.done_by_first(partial(self.measurement.keep_original, network))
         except UserError as error:  # the aim may do without
             self.logger.warning(f"{error}; speed is not measured")
-        accuracy, recall = self._accuracy(network)
-        row = {"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None, "epochs": 0}
-        self.rows = [self._complete(row, network) | {"accuracy": accuracy, "recall": recall}]
+        self.rows = [{"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None}]
+        self._measure(network)
         self.rows[0]["latency"] = self.rows[0]["latency"] and 1.0  # by definition
-        self.widths = [widths_of(network)]
 
-    def _measure_step(self, network: nn.Module) -> None:
-        accuracy, recall = self._accuracy(network)
-        row = self.rows[self.stage]
-        row |= {"epochs": self.epoch - row["first_epoch"], "accuracy": accuracy, "recall": recall}
-        self._complete(row, network)
-        self.widths = [*self.widths[: self.stage], widths_of(network)]
-
-    def _complete(self, row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
-        row |= self.measurement.size(network)
+    def _measure(self, network: nn.Module) -> None:
+        """Note what the stage has come to."""
+        row = self.rows[-1]
+        row |= {"epochs": self.epoch - row["first_epoch"], "checkpoint": f"prune/{self.best_file.name}"}
+        row |= self._accuracy(network) | self.measurement.size(network)
         row |= distributed.done_by_first(partial(self.measurement.speed, network))
-        row["checkpoint"] = f"prune/{self.best_file.name}"
-        return row
+        self.widths = [*self.widths[: self.stage], widths_of(network)]
 
     def _is_good(self) -> bool:
         """Whether the newest step may be kept."""
@@ -227,46 +213,28 @@ class PruneTrainer(Trainer):
         return now >= base - drop
 
     def _report(self) -> None:
-        if not distributed.is_first():
-            return
-        target = (self.config.get("inspection") or {}).get("target")
-        report_pruning(self.folder, self.config["name"], self.rows, self.widths, self.pruner.aim, self.writer, target)
+        if distributed.is_first():
+            name, aim = self.config["name"], self.pruner.aim
+            report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, self.target)
 
-    def _accuracy(self, network: nn.Module) -> tuple[float | None, float | None]:
-        target = (self.config.get("inspection") or {}).get("target")
-        batches = self.valid_data_loader
-        return accuracy_of(network, batches, self.criterion, self.engine, self.data_loader.classes, target)
-
-    def _add_gradients(self, network: nn.Module) -> None:
-        network.eval()
-        network.zero_grad(set_to_none=True)
-        for data, target in map(self.engine.to_device, self._some_batches()):
-            self.loss(self.engine.forward(network, data), target).backward()
-        for parameter in network.parameters():
-            if parameter.grad is not None:
-                parameter.grad = distributed.total(parameter.grad)
+    def _accuracy(self, network: nn.Module) -> dict[str, float | None]:
+        batches, classes = self.valid_data_loader, self.data_loader.classes
+        return accuracy_of(network, batches, self.criterion, self.engine, classes, self.target)
 
     def _some_batches(self) -> Any:
         return islice(self.data_loader.batches((self.epoch - 1) * self.len_epoch), min(BATCHES, self.len_epoch))
 
     def state_dict(self) -> dict:
         state = super().state_dict()
-        state["trainer"]["pruning"] = {
-            "stage": self.stage,
-            "last_stage": self.last_stage,
-            "epochs": self.epochs,
-            "rows": self.rows,
-            "widths": self.widths,
-            "pruner": self.pruner.state_dict(),
-        }
+        state["trainer"]["pruning"] = {"stage": self.stage, "pruner": self.pruner.state_dict()}
+        state["trainer"]["pruning"] |= {name: getattr(self, name) for name in KEPT}
         return state
 
     def load_state_dict(self, state: dict) -> None:
         pruning = state["trainer"].get("pruning")
         if pruning is None:
             raise CheckpointError("it is no pruning run; -r PATH -c FILE begins one from its weights")
-        self.stage, self.last_stage, self.epochs = pruning["stage"], pruning["last_stage"], pruning["epochs"]
-        self.rows, self.widths, self.closed = pruning["rows"], pruning["widths"], False
+        vars(self).update({name: pruning[name] for name in KEPT}, closed=False)
         self.pruner.load_state_dict(pruning["pruner"])
         super().load_state_dict(state)
 

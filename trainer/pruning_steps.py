@@ -1,7 +1,8 @@
-"""What a step of pruning came to: size, speed, accuracy."""
+"""A step of pruning: the cut, and what it came to in size, speed and accuracy."""
 
 import functools
 import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from base import BasePruner
 from trainer.evaluate import evaluate
 from trainer.predictions import Predictions
 from utils import distributed
 from utils.engine import Engine
 from utils.errors import UserError
-from utils.latency import enough_rounds, interleaved, onnx_bytes, ratio, session
+from utils.latency import onnx_bytes, ratio, side_by_side
+from utils.structure import resize, structure_of
 from utils.summary import multiply_adds
+
+
+def add_gradients(network: nn.Module, batches: Iterable, loss: Callable, engine: Engine) -> None:
+    """Leave the gradients of `loss`, a function of (output, target), over these batches in the parameters."""
+    network.eval()
+    network.zero_grad(set_to_none=True)
+    for data, target in map(engine.to_device, batches):
+        loss(engine.forward(network, data), target).backward()
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            parameter.grad = distributed.total(parameter.grad)
+
+
+def cut(pruner: BasePruner, network: nn.Module, example: Tensor, step: int, original: dict[str, Any]) -> bool:
+    """What `pruner.cut` does, on all processes: the first one cuts, as that may depend on what is measured."""
+    done = distributed.done_by_first(
+        lambda: {"last": pruner.cut(network, example, step, original), "structure": structure_of(network)}
+    )
+    if not distributed.is_first():
+        resize(network, done["structure"])
+    distributed.take_from_first(network.state_dict().values())
+    network.zero_grad(set_to_none=True)
+    return done["last"]
 
 
 class Measurement:
@@ -31,7 +57,7 @@ class Measurement:
     def __init__(self, file: Path, example: Tensor, threads: int, batch_size: int):
         self.file, self.threads = file, threads
         self.example = example[:1]
-        self.batch = self.example.repeat(batch_size, *[1] * (example.ndim - 1))
+        self.batch = self.example.repeat_interleave(batch_size, dim=0)
 
     def keep_original(self, network: nn.Module) -> None:
         """Write the network that the others are compared with. Raises UserError where it cannot be written as ONNX."""
@@ -54,16 +80,12 @@ class Measurement:
         """{"size_mb", "latency_ms", "latency", "torch_ms"}: of the file, by onnxruntime, as a share of the original's."""
         if not self.original:
             return dict.fromkeys(("size_mb", "latency_ms", "latency", "torch_ms"))
-        file = onnx_bytes(network, self.example)
-        batch, was_training = self.batch.cpu().numpy(), network.training
-        runs = {
-            name: functools.partial(session(content, self.threads).run, None, {"input": batch})
-            for name, content in (("original", self.original), ("cut", file))
-        }
+        file, was_training = onnx_bytes(network, self.example), network.training
+        files = {"original": self.original, "cut": file}
         try:
             with torch.inference_mode():
                 network.eval()
-                times = interleaved(runs | {"torch": lambda: network(self.batch)}, enough_rounds(runs))
+                times = side_by_side(files, self.batch, self.threads, torch=lambda: network(self.batch))
         finally:
             network.train(was_training)
         return {
@@ -76,23 +98,23 @@ class Measurement:
 
 def accuracy_of(
     network: nn.Module, batches: Any, criterion: Any, engine: Engine, classes: list[str] | None, target: str | None
-) -> tuple[float | None, float | None]:
-    """Accuracy, and recall of the class `target`, or of the class with the lowest where none is named.
+) -> dict[str, float | None]:
+    """{"accuracy", "recall"}: the latter of the class `target`, or of the class with the lowest where none is named.
 
     None where there are no samples, or the network is no classifier. Raises UserError for a target that is no class.
     """
     if batches is None:
-        return None, None
+        return {"accuracy": None, "recall": None}
     predictions = Predictions(classes)
     evaluate(network, batches, criterion, {}, engine, predictions.add)
     if not predictions.is_classification:
-        return None, None
+        return {"accuracy": None, "recall": None}
     confusion = np.sum(distributed.of_all(predictions.confusion().tolist()), axis=0)
     if target is not None and target not in predictions.classes:
         raise UserError(f'inspection.target: "{target}" is none of the classes {", ".join(predictions.classes)}')
     recalls = [row[number] / row.sum() if row.sum() else None for number, row in enumerate(confusion)]
     recall = recalls[predictions.classes.index(target)] if target else min(r for r in recalls if r is not None)
-    return float(confusion.trace() / confusion.sum()), None if recall is None else float(recall)
+    return {"accuracy": float(confusion.trace() / confusion.sum()), "recall": None if recall is None else float(recall)}
 
 
 def widths_of(network: nn.Module) -> dict[str, int]:

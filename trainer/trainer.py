@@ -9,7 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from base import BaseTrainer
-from base.base_data_loader import collate
+from base.samples import collate
 from trainer.evaluate import Meters, evaluate
 from trainer.features import Tail, reusable_tail, with_features
 from utils import distributed

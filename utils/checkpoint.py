@@ -165,14 +165,13 @@ def newest_run(root: Path, name: str | None = None) -> Path:
     return max(runs, key=lambda run: runs[run])
 
 
-def keep_last(run: Path, count: int) -> None:
-    """Delete all but the `count` latest numbered checkpoints."""
+def keep_last(run: Path, count: int | None) -> None:
+    """Delete all but the `count` latest numbered checkpoints; none where that is None."""
     from utils import distributed
 
-    if not distributed.is_first():
-        return
-    for old in itertools.islice(of_run(run), count, None):
-        old.unlink()
+    if count is not None and distributed.is_first():
+        for old in itertools.islice(of_run(run), count, None):
+            old.unlink()
 
 
 def set_aside(run: Path, epoch: int) -> list[Path]:

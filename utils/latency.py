@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import random
@@ -92,6 +93,13 @@ def enough_rounds(functions: Mapping[str, Callable[[], Any]], seconds: float = 3
     for function in functions.values():
         function()
     return max(20, min(200, int(seconds / (time.perf_counter() - begun))))
+
+
+def side_by_side(files: Mapping[str, bytes], batch: Any, threads: int, **others: Callable) -> dict[str, list[float]]:
+    """Milliseconds of one run of each file, by its name, on the same `batch`; of `others` too, in the same rounds."""
+    inputs = {"input": batch.cpu().numpy()}
+    runs = {name: functools.partial(session(file, threads).run, None, inputs) for name, file in files.items()}
+    return interleaved(runs | others, enough_rounds(runs))
 
 
 def onnx_bytes(network: Any, example: Any) -> bytes:
