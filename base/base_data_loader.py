@@ -122,6 +122,8 @@ class BaseDataLoader(DataLoader, ABC):
         1 where the samples are shared equally. 0 where it has none: it is given one all the same to train on, as the
         processes must keep in step.
         """
+        if distributed.world_size() == 1:  # asked before each batch
+            return 1.0
         size = self.sampler.size(number % len(self))
         own = distributed.share(size)
         return (own.stop - own.start) * distributed.world_size() / size

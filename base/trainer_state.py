@@ -30,7 +30,7 @@ def state_of(trainer: Any) -> dict:
             "monitor": trainer.monitor.state_dict(),
             "processes": distributed.world_size(),
             # each process's own; what is drawn after an epoch's end follows from the seed
-            "generators": distributed.of_all(trainer.engine.generator_states() if trainer.step else None),
+            "generators": distributed.of_all(randomness.torchs_state(trainer.engine.device) if trainer.step else None),
         },
         "rng": randomness.get_state(),
         "structure": structure_of(network),
@@ -62,7 +62,7 @@ def go_on_from(trainer: Any, state: dict) -> None:
             "samples in the same batches, but sums are made in another order, so that last bits may differ"
         )
     elif now > 1 and trainer.step:
-        trainer.engine.set_generators(state["trainer"]["generators"][distributed.rank()])
+        randomness.set_torchs_state(state["trainer"]["generators"][distributed.rank()], trainer.engine.device)
 
 
 def _check(state: dict, config: dict, len_epoch: int) -> None:

@@ -58,7 +58,7 @@ class Engine:
         torch.backends.cudnn.benchmark = not deterministic
         if self.device.type == "cpu":
             keep_freed_memory()
-        if self.device.type == "cuda":
+        else:
             torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
             if deterministic:  # cuBLAS reads it when it is first used
@@ -209,19 +209,6 @@ class Engine:
         """Let each process draw its own numbers from here on (dropout); the first goes on with the epoch's."""
         if distributed.rank():
             randomness.seed_everything(self.seed, "epoch", epoch, step, distributed.rank())
-
-    def generator_states(self) -> list[list[int]]:
-        """How torch's generators stand in this process, as plain numbers."""
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        return [state.tolist() for state in states]
-
-    def set_generators(self, states: list[list[int]]) -> None:
-        """Go on from what `generator_states` gave, as far as there are such generators."""
-        torch.set_rng_state(torch.tensor(states[0], dtype=torch.uint8))
-        if self.device.type == "cuda" and len(states) > 1:
-            torch.cuda.set_rng_state(torch.tensor(states[1], dtype=torch.uint8), self.device)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

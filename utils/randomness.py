@@ -112,3 +112,18 @@ def set_state(state: dict) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def torchs_state(device: torch.device) -> list[list[int]]:
+    """How torch's generators stand in this process, that of the CPU and that of the device, as plain numbers."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return [state.tolist() for state in states]
+
+
+def set_torchs_state(states: list[list[int]], device: torch.device) -> None:
+    """Go on from what `torchs_state` gave, as far as there are such generators."""
+    torch.set_rng_state(torch.tensor(states[0], dtype=torch.uint8))
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(torch.tensor(states[1], dtype=torch.uint8), device)
