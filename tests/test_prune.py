@@ -254,6 +254,12 @@ def test_mistakes_are_plain_sentences(prune, pruning, capsys, changes, said):
     assert "Traceback" not in error
 
 
+def test_what_cannot_be_cut_is_not_the_newest_run(prune, pruning, trained, tmp_path):
+    run = prune(pruning({"pruner.args.target": {"macs": 0.001}}), code=2)
+    assert not list(run.glob("*.pth"))
+    assert checkpoint.newest_run(tmp_path / "saved") == trained
+
+
 def test_a_frozen_network_is_refused(prune, pruning, own_code, capsys):
     own_code(
         "frozen",

@@ -137,6 +137,8 @@ class PruneTrainer(Trainer):
         if self.pruner.needs_gradients:
             self._add_gradients(network)
         self._cut(network)
+        if self.stage == 0:  # only now: what cannot be cut leaves no checkpoint, and is not the newest run
+            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         self.stage, self.closed = self.stage + 1, False
         self.monitor = Monitor(f"{self.monitor.mode} {self.monitor.name}".strip(), self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
@@ -176,10 +178,10 @@ class PruneTrainer(Trainer):
             checkpoint.save(self.state_dict() | {"epoch": self.epoch - 1}, self.best_file)
         else:
             self._measure_step(network)
-        if self._is_good():
-            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
-        else:
+        if not self._is_good():
             self.last_stage = True
+        elif self.stage:
+            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         if self.save_onnx == "step" and self.stage:
             self._export(self.best_file, self.best_file.with_suffix(""))
         self._report()
