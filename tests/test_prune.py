@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+import export as export_script
 import prune as script
 import test as test_script
 import train as train_script
@@ -135,6 +136,15 @@ def test_a_pruned_checkpoint_is_an_ordinary_one(prune, pruning, digits, tmp_path
     tuned = next(r for r in runs(tmp_path) if not (r / "prune").exists() and (r / "checkpoint-epoch1.pth").exists()
                  and checkpoint.load(r / "checkpoint-epoch1.pth")["structure"])  # fmt: skip
     assert checkpoint.load(tuned / "checkpoint-epoch1.pth")["structure"] == state["structure"]
+
+    steps = [run / "prune" / f"step{step}.pth" for step in (1, 2)]
+    for step in steps:
+        assert (
+            test_script.main(["-r", str(step)]) == export_script.main(["-r", str(step), "-s", "exporter.args.opset=13"]) == 0
+        )
+        assert json.loads((step.with_suffix("") / "export.json").read_text())["checkpoint"] == step.name
+        assert json.loads((step.with_suffix("") / "test" / "result.json").read_text())["checkpoint"] == step.name
+        assert (step.with_suffix("") / "model.onnx").exists()
 
     further = prune(pruning({"pruner.args.target": {"params": 0.6}}), path=run)
     assert rows(further)[0]["params"] == rows(run)[2]["params"]
