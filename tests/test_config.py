@@ -179,6 +179,9 @@ def test_eight_faults_in_one_answer_before_any_data_is_touched(digits, train, tm
         ("trainer.monitor", "val_accuracy", "trainer.monitor: "),
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
         ("trainer.verbosity", 3, "trainer.verbosity: 3 should be one of 0, 1, 2"),
+        ("optimizer", "LeNett", 'optimizer: there is no "LeNett" (there are Ada'),
+        ("arch", "Xyzzy", "(model has LeNet, "),
+        ("trainer.type", "Judgr", 'trainer.type: there is no "Judgr" (trainer has PruneTrainer, Trainer)'),
         ("trainer.type", "Trainr", 'trainer.type: there is no "Trainr"; did you mean "Trainer"?'),
     ],
 )
