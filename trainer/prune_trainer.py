@@ -232,7 +232,8 @@ class PruneTrainer(Trainer):
         if not distributed.is_first():
             return
         target = (self.config.get("inspection") or {}).get("target")
-        report_pruning(self.folder, self.config["name"], self.rows, self.widths, self.pruner.aim, self.writer, target)
+        name, aim = self.config["name"], self.pruner.aim
+        report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, target, self.last_stage)
 
     def _accuracy(self, network: nn.Module) -> tuple[float | None, float | None]:
         target = (self.config.get("inspection") or {}).get("target")
