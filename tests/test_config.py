@@ -175,6 +175,11 @@ def test_eight_faults_in_one_answer_before_any_data_is_touched(digits, train, tm
             {"type": "SequentialLR", "args": {"schedulers": [{"type": "LinearLR", "args": {"star": 1}}], "milestones": [1]}},
             'lr_scheduler.args.schedulers.0.args.star: LinearLR takes no "star"',
         ),
+        (
+            "lr_scheduler",
+            {"type": "ChainedScheduler", "args": {"schedulers": [{"type": "StepLR", "interval": "epoch", "args": {}}]}},
+            "lr_scheduler.args.schedulers.0.interval: is for the outermost alone, lr_scheduler.interval",
+        ),
         ("trainer.monitor", "max val_acuracy", 'nothing is called "val_acuracy"; did you mean "val_accuracy"?'),
         ("trainer.monitor", "val_accuracy", "trainer.monitor: "),
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
