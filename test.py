@@ -10,6 +10,7 @@ import time
 from itertools import islice
 
 from parse_config import command
+from utils.errors import UserError
 
 
 def add_arguments(parser):
@@ -35,6 +36,8 @@ def main(config):
     if config.arguments.images:
         predict_images(config)
         return
+    if config.arguments.heatmap:
+        raise UserError("--heatmap: say --images PATH too; without them report.html shows heat maps of mistakes by itself")
     engine, data_loader = start_test(config)
     model = engine.prepare(build_trained_network(config))
     criterion, metrics = engine.to_device(config.init_obj("loss")), engine.to_device(config.init_obj("metrics"))

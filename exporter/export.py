@@ -14,7 +14,7 @@ from torch import nn
 from base import BaseExporter
 from exporter.proof import in_sizes, prove
 from logger import aligned, threads_in_words, write_text
-from utils import onnx_file
+from utils import checkpoint, onnx_file
 from utils.errors import RunError, UserError
 from utils.exported import Deployed, ExportedNetwork, describe_preprocessing
 from utils.latency import enough_rounds, interleaved, ratio, spread
@@ -136,7 +136,7 @@ class Export:
             self.config.temporary = tempfile.TemporaryDirectory(prefix="kata-check-")
             return Path(self.config.temporary.name) / f"model{suffix}"
         if asked is None or Path(asked).is_dir():
-            return Path(asked or self.config.resume.parent) / f"model{suffix}"
+            return Path(asked or checkpoint.place_of(self.config.resume)) / f"model{suffix}"
         if Path(asked).suffix != suffix:
             raise UserError(f"-o {asked}: {type(self.exporter).__name__} writes files that end in {suffix}")
         return Path(asked)

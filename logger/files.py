@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from utils.checkpoint import place_of
+
 
 def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Write `text` so that `path` holds the old file or the whole new one."""
@@ -37,8 +39,8 @@ def threads_in_words(count: int) -> str:
 
 
 def test_folder(tested: Path) -> Path:
-    """Where tests of a checkpoint leave what they found: test/ beside it; for an exported file a folder of its own there."""
-    return tested.parent / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
+    """Where tests of a checkpoint leave what they found: test/ in its place; for an exported file a folder of its own."""
+    return place_of(tested) / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
 
 
 def probability_columns(classes: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ def report_pruning(
     aim: dict,
     writer: TensorboardWriter,
     target_class: str | None = None,
+    finished: bool = True,
 ) -> Path:
     """Write steps.csv and report.html anew, and the newest row to TensorBoard, by step; returns the page's path.
 
@@ -43,6 +44,7 @@ def report_pruning(
         aim: what the pruner aims at: its name, and the value
         writer: the run's
         target_class: whose recall the rows have; None where it is the worst class's
+        finished: no step will follow
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "steps.csv", list(COLUMNS), ([row[column] for column in COLUMNS] for row in rows))
@@ -50,6 +52,8 @@ def report_pruning(
     shown, best = [row | {"of": _of_each_aim(row, rows[0])} for row in rows], recommended(rows, aim)
     accuracy, drop = rows[0]["accuracy"], aim.get("max_accuracy_drop")
     least = None if accuracy is None or drop is None else accuracy - drop
+    original = rows[0]["latency_ms"]
+    goals = {"latency": value / original} if key == "latency_ms" and original else aim
     axes = {share: [row["of"][share] for row in shown] for share in ("macs", "latency")}
     checkpoint = rows[best]["checkpoint"]
     write_html(
@@ -57,6 +61,7 @@ def report_pruning(
         "prune_report.html",
         name=name,
         run=folder.parent.name,
+        finished=finished,
         rows=shown,
         best=best,
         checkpoint=checkpoint and folder.parent / checkpoint,
@@ -66,7 +71,7 @@ def report_pruning(
         slow=no_faster(rows),
         recall=f"recall of {target_class}" if target_class else "recall of the worst class",
         charts={
-            share: tradeoff_chart(rows, axis, WHOLES[share], best, aim.get(share), least)
+            share: tradeoff_chart(rows, axis, WHOLES[share], best, goals.get(share), least)
             for share, axis in axes.items()
             if any(None not in (x, row["accuracy"]) for x, row in zip(axis, rows, strict=True))
         },

@@ -6,15 +6,14 @@ from typing import Any
 from utils.errors import UserError
 from utils.lookup import Source
 
-SOURCE = Source(
-    "torch_pruning.pruner.importance.Importance", "pruner", libraries=("torch_pruning.pruner.importance",), functions=False
-)
 REFUSED = {
     "OBDCImportance": "torch-pruning 1.6 cannot prepare it for networks with residual connections",
     "GroupHessianImportance": "in torch-pruning 1.6 only the last sample counts",
     "HessianImportance": "in torch-pruning 1.6 only the last sample counts",
     "ActivationImportance": "in torch-pruning 1.6 it removes nothing, without a word",
 }
+SOURCE = Source("torch_pruning.pruner.importance.Importance", "pruner", libraries=("torch_pruning.pruner.importance",),
+                pattern=f"^(?!({'|'.join(REFUSED)})$).*Importance$", functions=False)  # fmt: skip
 INSTEAD = "MagnitudeImportance, TaylorImportance, BNScaleImportance, FPGMImportance, LAMPImportance, RandomImportance"
 
 

@@ -175,10 +175,18 @@ def test_eight_faults_in_one_answer_before_any_data_is_touched(digits, train, tm
             {"type": "SequentialLR", "args": {"schedulers": [{"type": "LinearLR", "args": {"star": 1}}], "milestones": [1]}},
             'lr_scheduler.args.schedulers.0.args.star: LinearLR takes no "star"',
         ),
+        (
+            "lr_scheduler",
+            {"type": "ChainedScheduler", "args": {"schedulers": [{"type": "StepLR", "interval": "epoch", "args": {}}]}},
+            "lr_scheduler.args.schedulers.0.interval: is for the outermost alone, lr_scheduler.interval",
+        ),
         ("trainer.monitor", "max val_acuracy", 'nothing is called "val_acuracy"; did you mean "val_accuracy"?'),
         ("trainer.monitor", "val_accuracy", "trainer.monitor: "),
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
         ("trainer.verbosity", 3, "trainer.verbosity: 3 should be one of 0, 1, 2"),
+        ("optimizer", "LeNett", 'optimizer: there is no "LeNett" (there are Ada'),
+        ("arch", "Xyzzy", "(model has LeNet, "),
+        ("trainer.type", "Judgr", 'trainer.type: there is no "Judgr" (trainer has PruneTrainer, Trainer)'),
         ("trainer.type", "Trainr", 'trainer.type: there is no "Trainr"; did you mean "Trainer"?'),
     ],
 )

@@ -490,10 +490,18 @@ def children(process):
     return [int(pid) for pid in found.split()]
 
 
-def test_the_command_starts_processes(plain, train, tmp_path):
+def test_the_command_starts_processes(plain, train, own_code, tmp_path):
+    own_code(
+        "meeting",
+        "import os\nfrom trainer import Trainer\n"
+        "class Meeting(Trainer):\n"
+        "    def before_epoch(self, epoch):\n"
+        "        print('met at', os.environ['MASTER_ADDR'])\n",
+    )
     whole = train(plain())
-    code, out = launched(tmp_path, plain())
+    code, out = launched(tmp_path, plain({"trainer.type": "meeting.Meeting"}))
     assert code == 0, out
+    assert "met at localhost" in out  # the machine's own name need not resolve
     assert "Traceback" not in out
     assert out.count("epoch 3/3") == 1
     assert_near(whole, runs(tmp_path)[-1])

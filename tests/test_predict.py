@@ -89,6 +89,12 @@ def test_a_file_a_size_and_a_colour_of_its_own(run, tmp_path, data_dir):
     assert table(run)[0]["predicted"] == str(answers(run, [tmp_path / "same.png"]).argmax().item())
 
 
+def test_heat_maps_are_of_pictures(run, capsys):
+    assert script.main(["-r", str(run), "--heatmap"]) == 2
+    assert "say --images PATH too" in capsys.readouterr().err
+    assert not (run / "test").exists()
+
+
 @pytest.mark.parametrize(("place", "said"), [("nowhere.png", "there is no"), ("empty", "no pictures in")])
 def test_places_without_pictures(run, tmp_path, capsys, place, said):
     (tmp_path / "empty").mkdir()

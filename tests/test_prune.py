@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 
+import export as export_script
 import prune as script
 import test as test_script
 import train as train_script
@@ -97,7 +98,7 @@ def test_a_run_cuts_in_steps_and_says_what_each_came_to(prune, pruning, trained)
     assert int(table[2]["macs"]) == 576 * 25 * c1 + 64 * 25 * c1 * c2 + 16 * c2 * f1 + f1 * 10
     assert int(table[2]["params"]) == sum(p.numel() for p in rebuilt(state).parameters())
     assert all(float(row["latency_ms"]) > 0 and 0.01 < float(row["size_mb"]) < 0.1 for row in table)
-    assert (run / "prune" / "report.html").exists()
+    assert "so far" not in (run / "prune" / "report.html").read_text(encoding="utf-8")
     assert [p.name for p in sorted((run / "prune").glob("*.pth"))] == ["step0.pth", "step1.pth", "step2.pth"]
     first = checkpoint.load(run / "prune" / "step0.pth")["state_dict"]
     assert_same(dict(first), dict(checkpoint.load(trained / "model_best.pth")["state_dict"]))
@@ -135,6 +136,15 @@ def test_a_pruned_checkpoint_is_an_ordinary_one(prune, pruning, digits, tmp_path
     tuned = next(r for r in runs(tmp_path) if not (r / "prune").exists() and (r / "checkpoint-epoch1.pth").exists()
                  and checkpoint.load(r / "checkpoint-epoch1.pth")["structure"])  # fmt: skip
     assert checkpoint.load(tuned / "checkpoint-epoch1.pth")["structure"] == state["structure"]
+
+    steps = [run / "prune" / f"step{step}.pth" for step in (1, 2)]
+    for step in steps:
+        assert (
+            test_script.main(["-r", str(step)]) == export_script.main(["-r", str(step), "-s", "exporter.args.opset=13"]) == 0
+        )
+        assert json.loads((step.with_suffix("") / "export.json").read_text())["checkpoint"] == step.name
+        assert json.loads((step.with_suffix("") / "test" / "result.json").read_text())["checkpoint"] == step.name
+        assert (step.with_suffix("") / "model.onnx").exists()
 
     further = prune(pruning({"pruner.args.target": {"params": 0.6}}), path=run)
     assert rows(further)[0]["params"] == rows(run)[2]["params"]
@@ -239,7 +249,8 @@ def test_onnx_files_say_what_their_checkpoints_say(prune, pruning, when):
         ({"pruner.args.importance": "HessianImportance"}, "only the last sample counts"),
         ({"pruner.args.importance": "BNScaleImportance"}, "nothing in LeNet has what BNScaleImportance goes by"),
         ({"pruner.args.target": {"latency_ms": 1000.0}}, "1000.0 is no aim"),
-        ({"pruner.args.importance": "MagnitudImportance"}, "did you mean"),
+        ({"pruner.args.importance": "Magnitude"}, 'did you mean "MagnitudeImportance"?'),
+        ({"pruner.args.importance": "xyz"}, "FPGMImportance"),
         ({"pruner.args.importance": {"type": "MagnitudeImportance", "args": {"q": 1}}}, 'takes no "q"'),
         ({"trainer.sparse_epochs": 1}, "knows no sparse training"),
         ({"arch": {"type": "LeNet", "args": {"num_classes": 12}}}, "does not fit LeNet"),
@@ -252,6 +263,12 @@ def test_mistakes_are_plain_sentences(prune, pruning, capsys, changes, said):
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+def test_what_cannot_be_cut_is_not_the_newest_run(prune, pruning, trained, tmp_path):
+    run = prune(pruning({"pruner.args.target": {"macs": 0.001}}), code=2)
+    assert not list(run.glob("*.pth"))
+    assert checkpoint.newest_run(tmp_path / "saved") == trained
 
 
 def test_a_frozen_network_is_refused(prune, pruning, own_code, capsys):

@@ -61,9 +61,10 @@ class Page(html.parser.HTMLParser):
 def report(tmp_path):
     """A function that reports into a run's folder, and gives its files: page and rows of steps.csv."""
 
-    def run(rows, aim=MACS, widths=WIDTHS, name="NEU", target_class=None, writer=SILENT):
+    def run(rows, aim=MACS, widths=WIDTHS, name="NEU", target_class=None, writer=SILENT, finished=True):
         folder = tmp_path / "1123_101512" / "prune"
-        assert report_pruning(folder, name, rows, widths[: len(rows)], aim, writer, target_class) == folder / "report.html"
+        made = report_pruning(folder, name, rows, widths[: len(rows)], aim, writer, target_class, finished)
+        assert made == folder / "report.html"
         with open(folder / "steps.csv", encoding="utf-8-sig", newline="") as file:
             table = list(csv.reader(file))
         assert sorted(path.name for path in folder.iterdir()) == ["report.html", "steps.csv"]
@@ -172,6 +173,19 @@ def test_each_aim_is_said(report, aim, said, reached):
     page, _ = report(steps([0.97, 0.98, 0.985]), aim)
     assert said in page.words
     assert f"Step 2, the newest: {reached}" in page.words
+
+
+def test_so_far_is_said_of_a_run_that_goes_on(report):
+    assert "in 2 steps so far" in report(ROWS[:3], finished=False)[0].words
+    assert "so far" not in report(ROWS[:3])[0].words
+
+
+def test_an_aim_in_milliseconds_is_a_line_at_its_share(report):
+    """The same picture as of that share of the original's latency, which takes 6 ms."""
+    (page, _), (same, _), (without, _) = (
+        report(ROWS, aim) for aim in ({"latency_ms": 3}, {"latency": 0.5}, {"params": 0.5})
+    )
+    assert page.fetched[1:] == same.fetched[1:] != without.fetched[1:]
 
 
 def test_names_are_text(report):

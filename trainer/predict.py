@@ -14,6 +14,7 @@ from logger import as_picture, file_names, overlay, probability_columns, rounded
 from trainer.heatmap import heat_maps
 from trainer.predictions import class_names
 from trainer.start import build_trained_network, keep_normalisation, machine, trained_state
+from utils import onnx_file
 from utils.errors import RunError, UserError
 
 LIKELIEST = 3
@@ -27,6 +28,8 @@ def predict_images(config: Any) -> Path:
     """
     setup_logging()
     logger = config.get_logger("test")
+    if config.arguments.heatmap and config.resume.suffix == onnx_file.SUFFIX:
+        raise UserError(f"--heatmap: {config.resume} has no layers to look at; name the checkpoint it was made from")
     files = list(find_pictures(config.arguments.images))
     state = trained_state(config)
     channels, *size = state["input"]["shape"]

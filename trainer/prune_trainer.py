@@ -144,6 +144,8 @@ class PruneTrainer(Trainer):
             add_gradients(network, self._some_batches(), self.loss, self.engine)
         original = self.rows[0] | {"onnx": self.measurement.original}
         self.last_stage = cut(self.pruner, network, self.example, self.stage + 1, original)
+        if self.stage == 0:  # only now: what cannot be cut leaves no checkpoint, and is not the newest run
+            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         self.rows.append({"step": self.stage + 1, "first_epoch": epoch})
         self.closed = False
         self.monitor = Monitor(f"{self.monitor.mode} {self.monitor.name}".strip(), self.monitor.patience)
@@ -169,10 +171,10 @@ class PruneTrainer(Trainer):
             checkpoint.save(self.state_dict() | {"epoch": self.epoch - 1}, self.best_file)
         else:
             self._measure(network)
-        if self._is_good():
-            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
-        else:
+        if not self._is_good():
             self.last_stage = True
+        elif self.stage:
+            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         if self.save_onnx == "step" and self.stage:
             self._export(self.best_file, self.best_file.with_suffix(""))
         self._report()
@@ -215,7 +217,7 @@ class PruneTrainer(Trainer):
     def _report(self) -> None:
         if distributed.is_first():
             name, aim = self.config["name"], self.pruner.aim
-            report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, self.target)
+            report_pruning(self.folder, name, self.rows, self.widths, aim, self.writer, self.target, self.last_stage)
 
     def _accuracy(self, network: nn.Module) -> dict[str, float | None]:
         batches, classes = self.valid_data_loader, self.data_loader.classes

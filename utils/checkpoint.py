@@ -16,6 +16,7 @@ from utils import onnx_file
 from utils.errors import CheckpointError, RunError, UserError
 
 BEST = "model_best.pth"
+NUMBERED = r"checkpoint-epoch(\d+)\.pth"
 _KEYS = ("arch", "epoch", "state_dict", "config")
 
 
@@ -150,8 +151,15 @@ def find(path: Path, best: bool = False) -> tuple[Path, dict]:
 
 def of_run(run: Path) -> Iterator[Path]:
     """A run's numbered checkpoints, the latest epoch first."""
-    numbered = {int(m[1]): p for p in Path(run).iterdir() if (m := re.fullmatch(r"checkpoint-epoch(\d+)\.pth", p.name))}
+    numbered = {int(m[1]): p for p in Path(run).iterdir() if (m := re.fullmatch(NUMBERED, p.name))}
     return (numbered[epoch] for epoch in sorted(numbered, reverse=True))
+
+
+def place_of(path: Path) -> Path:
+    """The folder for what is made of a file: that where it is; for a checkpoint of another name than a run's numbered ones
+    and its best, a step of pruning say, one of its own there: prune/step2/ for prune/step2.pth."""
+    others = path.suffix in (".pth", ".pt") and path.name != BEST and not re.fullmatch(NUMBERED, path.name)
+    return path.with_suffix("") if others else path.parent
 
 
 def newest_run(root: Path, name: str | None = None) -> Path:

@@ -91,6 +91,8 @@ class Faults(list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
             if isinstance(value, list):
                 self._spec(section, f"{path}.{key}", part)
+                own = [name for name in self.sources[section].keys if isinstance(part, dict) and part.get(name) is not None]
+                self.extend(f"{path}.{key}.{name}: is for the outermost alone, {section}.{name}" for name in own)
             else:
                 self._nested(section, f"{path}.{key}", part)
 

@@ -98,8 +98,8 @@ def processes_to_start(arguments: Any, n_gpu: int) -> int:
 def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
     """Run `script` in `count` processes on this machine until all have ended; the exit code.
 
-    It is `torchrun --standalone --nproc-per-node COUNT --max-restarts N SCRIPT ARGV`, with the cores shared out among
-    the processes. A signal is handed on to them; a second one ends this process, and they follow it.
+    It is `torchrun --standalone --local-addr localhost --nproc-per-node COUNT --max-restarts N SCRIPT ARGV`, with the cores
+    shared out among the processes. A signal is handed on to them; a second one ends this process, and they follow it.
     """
     import logging
 
@@ -109,7 +109,9 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // count)))
-    options = ["--standalone", "--nproc-per-node", str(count), "--max-restarts", str(max_restarts)]
+    # the machine's own name, which the processes would meet at, may not resolve: in containers, say
+    options = ["--standalone", "--local-addr", "localhost", "--nproc-per-node", str(count)]
+    options += ["--max-restarts", str(max_restarts)]
     arguments = run.parse_args([*options, script, *argv])
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, *HANGUPS)}
     logging.disable(logging.CRITICAL)  # what the processes say is enough

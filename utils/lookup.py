@@ -2,11 +2,13 @@
 
 A name is looked for among what the section's folder defines, then in the section's libraries; a dotted
 path ("timm.create_model") reaches everything else. The folders' files are listed by parsing them, and only
-the one that defines the name is imported: a file that is broken, or slow to import, stays out of the way.
+the one that defines the name is imported: a file that is broken, or slow to import, stays out of the way. Where none
+does, all are, to say what there is instead.
 """
 
 import ast
 import collections.abc
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -67,12 +69,14 @@ class Source:
                 return found
         if "." in name:
             return self._checked(self._find_dotted(name), name)
-        known = [*own, *self.library_names()]
+        meant, others = self.named(self.own_names()), self.library_names()
         broken = [problem for file in self._files() if (problem := _parse(file)[1])]
-        listing = f"{self.own} has {', '.join(own) or 'nothing'}" + (
-            f"; {' and '.join(self.libraries)} are searched too" if self.libraries else ""
-        )
-        raise LookupError("; ".join([f'there is no "{name}"{did_you_mean(name, known) or f" ({listing})"}', *broken]))
+        listing = f"there are {', '.join(others)}"
+        if meant or not others:
+            libraries = f"; searched too: {', '.join(self.libraries)}" if self.libraries else ""
+            listing = f"{self.own} has {', '.join(meant) or 'nothing'}{libraries}"
+        near = did_you_mean(name, [*meant, *others]) or f" ({listing})"
+        raise LookupError("; ".join([f'there is no "{name}"{near}', *broken]))
 
     def own_names(self) -> dict[str, str]:
         """The public classes and functions our files define: name -> module."""
@@ -83,6 +87,14 @@ class Source:
             for node in _parse(file)[0].body
             if isinstance(node, kinds) and not node.name.startswith("_")
         }
+
+    def named(self, names: collections.abc.Iterable[str]) -> dict[str, Callable]:
+        """Those of the names that the section can name; a folder has helpers, and other sections' classes, too."""
+        found = {}
+        for name in names:
+            with contextlib.suppress(LookupError):
+                found[name] = self.find(name)
+        return found
 
     def _files(self) -> list[Path]:
         place = ROOT / self.own

@@ -89,16 +89,8 @@ def _flat_spec(source: Source) -> dict:
 
 def known(source: Source) -> dict[str, Callable]:
     """Our own classes and functions that can be named, and those of torch. Other libraries' take seconds to import."""
-    names = list(source.own_names())
-    if all(library.startswith("torch.") for library in source.libraries):
-        names += source.library_names()
-    found = {}
-    for name in names:
-        try:
-            found[name] = source.find(name)
-        except LookupError:  # a helper beside the classes that are meant
-            continue
-    return found
+    light = all(library.startswith("torch.") for library in source.libraries)
+    return source.named([*source.own_names(), *(source.library_names() if light else ())])
 
 
 def _arguments(source: Source, found: Callable) -> dict:
