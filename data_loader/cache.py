@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VERSION = 1  # of what is read and of how it is written; another makes kept files stale
+VERSION = 2  # of what is read and of how it is written; another makes kept files stale
 SHARE = 4  # of the free memory "auto" takes no more than the fourth part
 Cache = Literal["ram", "disk", "auto"] | None
 

@@ -86,7 +86,8 @@ class Pipeline:
             if picture.dtype != torch.uint8:  # of the user's making
                 picture = functional.to_dtype(picture, torch.float32, scale=True) * 255
             # picture by picture, as one fits into the processor's cache
-            place.copy_(picture.permute(1, 2, 0)).view(self.size[0], -1).mul_(self.scale).add_(self.shift)
+            values = place.copy_(picture.permute(1, 2, 0)).view(self.size[0], -1)
+            torch.addcmul(self.shift, values, self.scale, out=values)
         return batch.permute(0, 3, 1, 2)
 
 

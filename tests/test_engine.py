@@ -197,7 +197,7 @@ def test_mistakes_in_the_section_are_said(digits, train, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="other C libraries do otherwise")
-def test_what_a_step_frees_is_there_for_the_next_on_the_cpu():
+def test_what_a_step_frees_is_there_for_the_next():
     import resource
 
     Engine("cpu")

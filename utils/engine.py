@@ -56,9 +56,8 @@ class Engine:
     def _set_switches(self, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        else:
+        keep_freed_memory()
+        if self.device.type == "cuda":
             torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
             if deterministic:  # cuBLAS reads it when it is first used

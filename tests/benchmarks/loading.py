@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from data_loader.image_folder import ImageFolderDataLoader
 from tests.benchmarks.measure import in_turn
 from tests.conftest import ROOT
+from utils.memory import keep_freed_memory
 
 SIDE = 224
 BASELINE = "import torch; torch.optim.Adam(torch.nn.Linear(1, 1).parameters())"
@@ -33,6 +34,7 @@ train.main(["-c", sys.argv[1], "-s", "trainer.save_dir=" + sys.argv[2], "data_lo
 
 def folder_loading(data_dir: Path, rounds: int) -> dict[str, float]:
     """Training pictures of `data_dir`, RandomResizedCrop to 224, flip, normalised, on one core; batches of 32."""
+    keep_freed_memory()  # as every engine does; for both ways
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
