@@ -10,6 +10,7 @@ from torchmetrics import AUROC, F1Score
 from model.metric import accuracy
 from tests.conftest import assert_same
 from trainer import Meters, evaluate
+from trainer.evaluate import MOST_NUMBERS_WAITING
 from utils.engine import Engine
 from utils.errors import UserError
 
@@ -59,6 +60,20 @@ def test_sums_go_on_where_they_were_saved():
     for output, target in outputs[2:]:
         second.update(output, target, F.cross_entropy(output, target))
     assert_same(second.result(), whole.result())
+
+
+def test_outputs_wait_to_be_counted_only_while_they_are_small():
+    counted = []
+    small, large = torch.zeros(4, 3), torch.zeros(4, MOST_NUMBERS_WAITING)
+    meters = Meters({"seen": lambda output, target: counted.append(output) or 0.5}, torch.device("cpu"))
+    loss = torch.tensor(1.0, requires_grad=True)
+    meters.update(small, torch.zeros(4), loss * 2)
+    assert counted == []
+    meters.update(large, torch.zeros(4), loss)
+    assert [len(output[0]) for output in counted] == [3, MOST_NUMBERS_WAITING]
+    meters.update(small, torch.zeros(8), loss * 4)
+    assert meters.result() == {"loss": (4 * 2 + 4 * 1 + 8 * 4) / 16, "seen": 0.5}
+    assert len(counted) == 3
 
 
 def test_what_is_no_number_is_refused():
