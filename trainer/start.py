@@ -13,8 +13,8 @@ from utils.config_file import assign
 from utils.engine import Engine
 from utils.errors import UserError
 from utils.exported import ExportedNetwork
-from utils.lookup import signature_of
 from utils.networks import take_channels
+from utils.signature import signature_of
 from utils.structure import resize
 from utils.versions import versions
 from utils.weights import load_weights, read_weights, torchvision_weights
