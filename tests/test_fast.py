@@ -4,7 +4,6 @@ import gc
 import json
 import pickle  # the format that the data set comes in
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from data_loader.datasets import Flip, PicturesInMemory, Shift
 from parse_config import ConfigParser
 from tests.conftest import ROOT, assert_same, build, last_checkpoint
 from utils import checkpoint, command_line, config_file
+from utils.errors import UserError
 from utils.randomness import seeded
 
 BATCH = torch.arange(6 * 2 * 8 * 9, dtype=torch.int64).remainder(251).to(torch.uint8).view(6, 2, 8, 9)
@@ -150,15 +150,10 @@ def test_as_many_workers_as_the_machine_has_use_for(digits, pictures, tmp_path, 
     assert ConfigParser(digits({"data_loader.args.num_workers": "auto"})).init_obj("data_loader").num_workers == 0
 
 
-def test_what_was_loaded_at_the_start_is_spared_the_garbage_collector(monkeypatch):
+def test_while_modules_are_loaded_the_garbage_collector_rests():
     with command_line._loading():
-        assert gc.isenabled()  # torch is there already: what is here now may become garbage
-    assert gc.get_freeze_count() == 0
-    monkeypatch.delitem(sys.modules, "torch")
-    try:
-        with command_line._loading():
-            assert not gc.isenabled()
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(UserError), command_line._loading():
+        raise UserError("a fault")
+    assert gc.isenabled()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logger import Recorder, setup_logging
 from utils import checkpoint, config_file, distributed, onnx_file
 from utils.config_file import assign
 from utils.engine import Engine
@@ -22,12 +21,16 @@ from utils.weights import load_weights, read_weights, torchvision_weights
 LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
 
 
-def start(config: Any, same_network: bool = False) -> tuple[Engine, Recorder]:
+def start(config: Any, same_network: bool = False) -> tuple[Engine, Any]:
     """Begin a run: its folders, the log, the config as used, the machine, the seed. On all processes; the first writes.
+
+    Returns the engine and the logger's Recorder.
 
     With --check the folders are temporary. `same_network` says that a new run goes on with the checkpoint's network, so
     that pictures have to be normalised as they were.
     """
+    from logger import Recorder, setup_logging  # what a faulty config is answered without
+
     settings = config["trainer"]
     if config.arguments.check:
         # kept on the config, which outlives the run: the folder goes when it does
@@ -77,6 +80,8 @@ def _argument(config: Any, section: str, name: str) -> Any:
 
 def start_test(config: Any) -> tuple[Engine, Any]:
     """Prepare a test: the machine, and the loader of the split that --split names. Makes no run folder."""
+    from logger import setup_logging
+
     setup_logging()
     trained = trained_state(config)
     keep_normalisation(config, trained["input"])

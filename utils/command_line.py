@@ -3,6 +3,7 @@ import contextlib
 import functools
 import gc
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -119,20 +120,14 @@ def command(
 
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
-    """Within it modules are loaded. They stay until the end, so that the garbage collector need not go through them.
-
-    It would do so while they come, in each of its passes over everything, and once more at the end: a quarter of the
-    time that importing torch and ending takes.
-    """
-    first = "torch" not in sys.modules  # else what is frozen may be garbage by now
-    if first:
-        gc.disable()
+    """Within it modules are loaded, and stay: the garbage collector need not look through them while they come."""
+    # pydantic would look for some among all packages that are installed
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()
     try:
         yield
     finally:
-        if first:
-            gc.freeze()
-            gc.enable()
+        gc.enable()
 
 
 def _processes(arguments: argparse.Namespace) -> contextlib.AbstractContextManager:

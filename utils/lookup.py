@@ -10,6 +10,7 @@ import ast
 import collections.abc
 import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -188,6 +189,11 @@ def _not_pythons_own(found: Any, name: str) -> Any:
 
 def _parse(file: Path) -> tuple[ast.Module, str]:
     """What a file says, and what is wrong with it: then it says nothing, and does not stop what others say."""
+    return _parsed(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _parsed(file: Path, changed: int) -> tuple[ast.Module, str]:
     try:
         return ast.parse(file.read_text(encoding="utf-8")), ""
     except (SyntaxError, ValueError) as error:
