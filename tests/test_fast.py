@@ -153,7 +153,11 @@ def test_as_many_workers_as_the_machine_has_use_for(digits, pictures, tmp_path, 
 def test_while_modules_are_loaded_the_garbage_collector_rests():
     with command_line._loading():
         assert not gc.isenabled()
+        came = [[] for _ in range(2000)]
     assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    old = {id(one) for one in gc.get_objects(generation=2)}
+    assert all(id(one) in old for one in came)
     with pytest.raises(UserError), command_line._loading():
         raise UserError("a fault")
     assert gc.isenabled()

@@ -127,6 +127,8 @@ def _loading() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # and at once all that came is old, which one pass over it would find, too
+        gc.unfreeze()
         gc.enable()
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import json5
+
 from utils.errors import UserError
 
 
@@ -46,8 +48,6 @@ def override(config: dict, assignment: str) -> None:
         raise UserError("-s extends: a file says what it extends; name another file with -c")
     if not equals or not path:
         raise UserError(f"-s {assignment}: write it as key=value, for example -s trainer.epochs=5")
-    import json5
-
     try:
         value = json5.loads(text)
     except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def _parse(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     try:
-        config = _loads(text)
+        config = _joined(json5.loads(text, allow_duplicate_keys=False))
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
     except ValueError as error:
@@ -97,21 +97,6 @@ def _parse(path: Path) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"{path} should hold one JSON object, {{...}}")
     return config
-
-
-def _loads(text: str) -> Any:
-    try:
-        return _joined(json.loads(text, object_pairs_hook=_each_once))
-    except ValueError:  # plain JSON is read without json5, which takes longer than all other checks
-        import json5
-
-        return _joined(json5.loads(text, allow_duplicate_keys=False))
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("json5 says which key is there twice")
-    return dict(pairs)
 
 
 def _joined(value: Any) -> Any:

@@ -19,7 +19,7 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator_of(*parts: int | str) -> np.random.Generator:
+def generator_of(*parts: int | str) -> "np.random.Generator":  # in quotes, as numpy loads that part when it is named
     """Numpy's generator, started from `parts`."""
     return np.random.Generator(np.random.PCG64(seed_of(*parts)))
 
