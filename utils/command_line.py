@@ -121,7 +121,7 @@ def command(
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
     """Within it modules are loaded, and stay: the garbage collector need not look through them while they come."""
-    # pydantic would look for some among all packages that are installed
+    # pydantic would look for plugins among all packages that are installed
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()
     try:
