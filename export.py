@@ -1,41 +1,57 @@
 """Export a trained network:  python export.py -r saved/models/<name>/<run>
 
--r PATH            a checkpoint, or a run's folder, of which the best checkpoint is taken; writes model.onnx beside it,
-                   proves that it says what the network says, and keeps the proof in export.json
-  --int8             writes model.int8.onnx too, in 8-bit integers
+-r PATH            a checkpoint, or a run's folder (its best checkpoint is exported); writes
+                   model.onnx beside it, proves that it gives what the network gives, and keeps
+                   the proof in export.json
+  --int8             also writes model.int8.onnx, in 8-bit integers
 --compare A B ...  size, accuracy and latency of checkpoints, runs and exported files, side by side
 """
 
+import argparse
 import sys
+from pathlib import Path
 
 from parse_config import command
 
 
+class Compare(argparse.Action):
+    """--compare A B: the first also takes the place of -r."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.compare, namespace.resume = values, namespace.resume or values[0]
+
+
 def add_arguments(parser):
-    parser.add_argument("-o", "--output", metavar="FILE", help="where to write (default: model.onnx beside the checkpoint)")
-    parser.add_argument("--int8", action="store_true", help="write it in 8-bit integers too, calibrated on training data")
-    parser.add_argument("--compare", nargs="+", metavar="PATH", help="compare these, the first with each other")
-    parser.add_argument("--threads", type=int, default=1, metavar="N",
-                        help="how many compute when latency is measured; 0 for all (default: 1)")  # fmt: skip
-    parser.set_defaults(best=True, device="cpu", defaults={"exporter": "OnnxExporter"})
+    add = parser.add_argument
+    add("-o", "--output", metavar="FILE", type=Path,
+        help="where to write (default: model.onnx beside the checkpoint)")  # fmt: skip
+    add("--int8", action="store_true",
+        help="also write it in 8-bit integers, calibrated on training data")  # fmt: skip
+    add("--compare", nargs="+", metavar="PATH", action=Compare,
+        help="compare these, each with the first")  # fmt: skip
+    add("--threads", type=int, default=1, metavar="N",
+        help="threads for the latency measurement; 0 for all (default: 1)")  # fmt: skip
+    parser.set_defaults(device="cpu")
 
 
-@command(__doc__, add_arguments=add_arguments)
-def main(config):
-    from exporter import Export, compare  # these import torch, which --help can do without
+@command(__doc__, add_arguments=add_arguments, trains=False, defaults={"exporter": "OnnxExporter"})
+def main(config, arguments):
+    # imported lazily: --help must not load torch
+    from exporter.compare import compare
+    from exporter.evaluator import Evaluator
+    from exporter.export import Export
     from logger import setup_logging
-    from trainer import build_trained_network
-    from trainer.judge import Judge
 
     setup_logging()
     exporter = config.init_obj("exporter")
-    if config.arguments.compare:
-        compare(config, exporter, build_trained_network, Judge)
+    evaluator = Evaluator(config, arguments.device, arguments.check, arguments.threads)
+    if arguments.compare:
+        compare(evaluator, exporter, arguments.compare)
         return
-    export = Export(config, exporter, build_trained_network(config), Judge(config))
+    export = Export(exporter, evaluator, arguments.output)
     export.write()
     export.prove()
-    if config.arguments.int8:
+    if arguments.int8:
         export.quantize()
     export.measure()
     export.finish()

@@ -1,22 +1,38 @@
 """Start a project of your own:  python new_project.py ../MyProject
 
-Copies the template into a new folder, without git, caches, data and what runs left behind. With --from RUN
-the project starts from a finished run: its configuration becomes config.json, and its best weights come along.
+Copies the template into a new folder, without git, caches, data and what runs left behind. With
+--from RUN the project starts from a finished run: its configuration becomes config.json, and its
+best weights come along. With --without VERB ... the project does not have those verbs: no file,
+section or requirement of theirs is left.
 """
 
 import argparse
+import importlib
 import json
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
-from utils import config_file
+from utils.config import config_file
 from utils.errors import UserError
+from utils.files import safe_name
 
 TEMPLATE = Path(__file__).resolve().parent
-LEFT_OUT = (".*", "__pycache__", "*.pyc", "data", "saved", "venv", "docs", "README*", "node_modules")
+LEFT_OUT = (
+    ".*",
+    "__pycache__",
+    "*.pyc",
+    "data",
+    "saved",
+    "venv",
+    "docs",
+    "README*",
+    "node_modules",
+)
+LEFT_OUT += ("benchmarks", "examples", "template")  # tests of the template itself
 README = """# {name}
 
 Made from Kata, a PyTorch project template.
@@ -24,80 +40,155 @@ Made from Kata, a PyTorch project template.
     pip install -r requirements.txt && {train}
     pip install -r requirements-dev.txt && python -m pytest
 
-Write your loader in `data_loader/`, your network, loss and metrics in `model/`, and name them in `config.json`.
+Write your loader in `data_loader/`, your network, loss and metrics in `model/`, and name them in
+`config.json`.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dest", metavar="DEST", type=Path, help="the new folder; its name becomes the project's")
-    parser.add_argument("--from", dest="run", metavar="RUN", type=Path, help="a run's folder or checkpoint to start from")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("dest", metavar="DEST", type=Path, help="the new folder; its name becomes the project's")
+    add(
+        "--from",
+        dest="run",
+        metavar="RUN",
+        type=Path,
+        help="a run's folder or checkpoint to start from",
+    )
+    add("--without", metavar="VERB", nargs="+", default=[], choices=sorted(optional_verbs()),
+        help=f"leave out: {', '.join(sorted(optional_verbs()))}")  # fmt: skip
     arguments = parser.parse_args(argv)
+    dest, folders = arguments.dest, {folder_of(verb) for verb in arguments.without}
     try:
+        check_folders(folders)
         found = find_run(arguments.run) if arguments.run else None  # before anything is written
-        copy_template(arguments.dest)
-        weights = copy_run(*found, arguments.dest) if found else None
+        copy_template(dest, arguments.without)
+        weights = copy_run(*found, dest, sections_of(folders)) if found else None
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    command = "python train.py -c config.json" + (f" -r {shlex.quote(weights.as_posix())}" if weights else "")
-    name = arguments.dest.resolve().name
-    (arguments.dest / "README.md").write_text(README.format(name=name, train=command), encoding="utf-8")
-    print(f"{arguments.dest} is ready:\n  cd {shlex.quote(str(arguments.dest))} && {command}")
+    start = f" -r {shlex.quote(weights.as_posix())}" if weights else ""
+    command = f"python train.py -c config.json{start}"
+    readme = README.format(name=dest.resolve().name, train=command)
+    (dest / "README.md").write_text(readme, encoding="utf-8")
+    print(f"{dest} is ready:\n  cd {shlex.quote(str(dest))} && {command}")
     return 0
 
 
-def copy_template(dest: Path) -> None:
-    """Copy the template to `dest`. Raises UserError where that would mix it with something else."""
+def folder_of(verb: str) -> str:
+    """The folder of a verb: its name with -er."""
+    return verb + ("r" if verb.endswith("e") else "er")
+
+
+def optional_verbs() -> set[str]:
+    """The scripts that have such a folder, but for the one that trains."""
+    return {p.stem for p in TEMPLATE.glob("*.py") if (TEMPLATE / folder_of(p.stem)).is_dir()} - {
+        "train"
+    }
+
+
+def sections_of(folders: Collection[str]) -> set[str]:
+    """The sections of a config that these folders declare."""
+    names: set[str] = set()
+    for folder in folders:
+        module = importlib.import_module(f"{folder}.sections")
+        names |= {*getattr(module, "SECTIONS", {}), *getattr(module, "PLAIN", {})}
+    return names
+
+
+def check_folders(folders: Collection[str]) -> None:
+    """Raises UserError if a verb that stays uses the folder of one that is left out."""
+    for verb in sorted(optional_verbs()):
+        if folder_of(verb) in folders:
+            continue
+        for file in [TEMPLATE / f"{verb}.py", *(TEMPLATE / folder_of(verb)).glob("*.py")]:
+            imported = re.findall(
+                r"^ *(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.M
+            )
+            if used := sorted(folders & set(imported)):
+                raise UserError(f"--without: {verb} uses {used[0]}/; leave out {verb}, too")
+
+
+def copy_template(dest: Path, without: Collection[str] = ()) -> None:
+    """Copy the template, without some verbs, to `dest`. Raises UserError if that is not empty."""
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} is not empty; name a folder that does not exist yet")
     if dest.resolve().is_relative_to(TEMPLATE):
-        raise UserError(f"{dest} is inside the template; name a folder beside it, like ../{dest.name}")
-    shutil.copytree(TEMPLATE, dest, ignore=shutil.ignore_patterns(*LEFT_OUT), dirs_exist_ok=True)
-    for kept in (".gitignore", ".ci/run", "docs/config.schema.json"):
+        raise UserError(
+            f"{dest} is inside the template; name a folder beside it, like ../{dest.name}"
+        )
+    folders = {folder_of(verb) for verb in without}
+    sections = sections_of(folders)
+    left_out = (*LEFT_OUT, *folders, *(f"{verb}.py" for verb in without))
+    left_out += tuple(
+        file.name for file in TEMPLATE.glob("configs/*.json") if _uses(file, sections)
+    )
+    shutil.copytree(TEMPLATE, dest, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
+    for kept in (".gitignore", ".ci/run"):
         (dest / kept).parent.mkdir(exist_ok=True)
         shutil.copy2(TEMPLATE / kept, dest / kept)
     (dest / "saved").mkdir()
     (dest / "saved" / ".gitkeep").touch()
-    config = dest / "config.json"
-    named = re.sub(
-        r'("name":\s*)"[^"]*"', lambda m: m[1] + json.dumps(_name(dest)), config.read_text(encoding="utf-8"), count=1
-    )
-    config.write_text(named, encoding="utf-8")
-
-
-OF_PRUNING = ("type", "last_epochs", "sparse_epochs", "save_onnx")  # keys of a trainer section
+    schema = json.loads((TEMPLATE / "docs" / "config.schema.json").read_text(encoding="utf-8"))
+    for section in sections:
+        schema["properties"].pop(section, None)
+    (dest / "docs").mkdir()
+    text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    (dest / "docs" / "config.schema.json").write_text(text, encoding="utf-8")
+    config, requirements = dest / "config.json", dest / "requirements.txt"
+    name = json.dumps(_name(dest))
+    text = config.read_text(encoding="utf-8")
+    text = re.sub(r'("name":\s*)"[^"]*"', lambda match: match[1] + name, text, count=1)
+    config.write_text(text, encoding="utf-8")
+    # a requirement of one folder only names that in a comment
+    lines = requirements.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [line for line in lines if line.partition("# ")[2].strip() not in folders]
+    requirements.write_text("".join(lines), encoding="utf-8")
 
 
 def find_run(run: Path) -> tuple[Path, dict]:
-    """The best checkpoint of a run, and what it holds. Raises UserError."""
+    """The best checkpoint of a run, and its content. Raises UserError."""
     from utils import checkpoint
 
     return checkpoint.find(run, best=True)
 
 
-def copy_run(path: Path, state: dict, dest: Path) -> Path:
+def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ()) -> Path:
     """Bring a run's configuration and best weights along; returns the weights' path within `dest`.
 
-    What a run has pruned is trained on from there, so the configuration becomes one of training.
+    The new project trains: another verb's trainer and the sections of its folder stay behind, like
+    the sections `without`.
     """
-    config = {key: value for key, value in state["config"].items() if key not in ("versions", "pruner")}
-    if config["trainer"].get("type") == "PruneTrainer":
-        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in OF_PRUNING}
+    from utils.config.sections import SOURCES
+
+    config = {key: value for key, value in state["config"].items() if key != "versions"}
+    source, settings = SOURCES["trainer"], config["trainer"]
+    folder = source.find(source.split(settings)[0]).__module__.partition(".")[0]
+    if folder in map(folder_of, optional_verbs()):
+        accepted = source.signature(source.find(source.default)).parameters
+        config["trainer"] = {key: value for key, value in settings.items() if key in accepted}
+        without = {*without, *sections_of([folder])}
+    config = {key: value for key, value in config.items() if key not in without}
     config_file.write(config | {"name": _name(dest)}, dest / "config.json")
-    weights = Path("saved") / "models" / _folder(str(config["name"])) / _folder(path.absolute().parent.name) / path.name
-    (dest / weights).parent.mkdir(parents=True)
-    shutil.copy2(path, dest / weights)
-    return weights
+    run = path.absolute().parent.name
+    folder = Path(
+        "saved", "models", safe_name(str(config["name"])) or "run", safe_name(run) or "run"
+    )
+    (dest / folder).mkdir(parents=True)
+    shutil.copy2(path, dest / folder / path.name)
+    return folder / path.name
+
+
+def _uses(file: Path, sections: Collection[str]) -> bool:
+    """Whether an example configuration, or one that it extends, has one of the sections."""
+    return not config_file.read(file).keys().isdisjoint(sections)
 
 
 def _name(dest: Path) -> str:
-    return _folder(dest.resolve().name)
-
-
-def _folder(name: str) -> str:
-    """`name` as one folder can have it, on any system."""
-    return re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name)[:100].strip(" .") or "run"
+    return safe_name(dest.resolve().name)[:100] or "run"
 
 
 if __name__ == "__main__":

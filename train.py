@@ -1,16 +1,18 @@
 """Train a network:  python train.py -c config.json
 
 -c FILE            start a new run
--r PATH            continue a run, in its own folders, as if it had never stopped
-  -r                 continue the newest run; with -c FILE the newest of that configuration's name
+-r PATH            resume a run, in its own folders, as if it had never stopped
+  -r                 resume the newest run; with -c FILE the newest of that configuration's name
 -r PATH -c FILE    start a new run from another run's weights
 """
 
 import sys
+from functools import partial
 
 from parse_config import CustomArgs, command
 
-# Flags that set one key of the config each; add yours here. Every key can also be set by -s a.b.c=value.
+# Flags that set one key of the config each; add yours here. Any key can also be set by -s
+# a.b.c=value.
 options = [
     CustomArgs(["--lr", "--learning_rate"], type=float, target=("optimizer", "args", "lr")),
     CustomArgs(["--bs", "--batch_size"], type=int, target=("data_loader", "args", "batch_size")),
@@ -19,36 +21,54 @@ options = [
 
 
 def add_arguments(parser):
-    parser.add_argument("--profile", type=int, metavar="N", help="train N batches, say where the time went, and stop")
+    parser.add_argument(
+        "--profile",
+        type=int,
+        metavar="N",
+        help="train N batches, show where the time went, and stop",
+    )
 
 
-@command(__doc__, options, add_arguments)
-def main(config):
-    # these import torch, which --help can do without
-    from trainer import build_loader, build_network, check_data, class_weights, load_pretrained, start
-    from trainer.profile import profile
+def build_trainer(config, device, new_head=True, **supplied):
+    """Everything that a run is made of, in order. `supplied` are further parts that the trainer
+    takes.
+    """
+    # imported lazily: --help must not load torch
+    from base.schedule import Schedule
+    from model.freezing import Freezing
+    from trainer.build import build_loaders, build_model, class_weights, start
+    from trainer.optimization import build_optimizer
 
-    engine, recorder = start(config)
-    data_loader = config.init_obj("data_loader")
-    valid_data_loader = build_loader(config, "valid_data_loader", "val") or data_loader.split_validation()
-    check_data(config, data_loader, valid_data_loader)
-    model = build_network(config, data_loader.classes, data_loader.input["shape"])
-    load_pretrained(config, model)
-    trainer = config.init_obj(
+    engine, recorder = start(config, device)
+    data_loader, valid_data_loader = build_loaders(config)
+    model = build_model(config, engine, data_loader, new_head)
+    freezing = Freezing(config.option("arch", "freeze"), config.option("arch", "unfreeze_at"))
+    return config.init_obj(
         "trainer",
         model=model,
         criterion=config.init_obj("loss", **class_weights(data_loader)),
         metrics=config.init_obj("metrics"),
+        optimizer=build_optimizer(config, engine, model),
+        lr_scheduler=Schedule(config.get("lr_scheduler"), partial(config.init_obj, "lr_scheduler")),
         config=config,
         engine=engine,
         recorder=recorder,
         data_loader=data_loader,
         valid_data_loader=valid_data_loader,
+        freeze=freezing.apply,
+        **supplied,
     )
-    if config.arguments.check:
+
+
+@command(__doc__, options, add_arguments)
+def main(config, arguments):
+    trainer = build_trainer(config, arguments.device)
+    if arguments.check:
         trainer.check()
-    elif config.arguments.profile is not None:
-        profile(trainer, config.arguments.profile)
+    elif arguments.profile is not None:
+        from trainer.profile import profile
+
+        profile(trainer, arguments.profile)
     else:
         trainer.train()
 

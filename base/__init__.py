@@ -1,9 +1,8 @@
-"""The contracts: what a model, a data loader, a trainer, a pruner and an exporter of ours must define."""
+"""The contracts: what a model, a data loader and a trainer must define."""
 
 from base.base_data_loader import BaseDataLoader
-from base.base_exporter import BaseExporter
 from base.base_model import BaseModel
-from base.base_pruner import BasePruner
 from base.base_trainer import BaseTrainer
+from base.samples import BaseDataset
 
-__all__ = ["BaseDataLoader", "BaseExporter", "BaseModel", "BasePruner", "BaseTrainer"]
+__all__ = ["BaseDataLoader", "BaseDataset", "BaseModel", "BaseTrainer"]

@@ -3,38 +3,38 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from base.samples import EpochSampler, Samples, collate
-from utils import distributed
-from utils.cores import cores
+from base.samples import Batch, EpochSampler, Sample, Samples, collate
+from utils.config.hints import NonNegativeInt, PositiveInt, Share
+from utils.engine import distributed
+from utils.engine.launch import cores
 from utils.errors import UserError
-from utils.hints import NonNegativeInt, PositiveInt, Share
 
 
 class BaseDataLoader(DataLoader, ABC):
     """Batches of one subset of some data: write `build_dataset`.
 
-    A subclass's constructor stores what it needs (`self.data_dir = data_dir`), then hands the rest on with
-    `super().__init__(**kwargs)`; each keyword it adds is a key in the config. Nothing is read before the
-    first sample is needed.
+    A subclass's constructor stores its own arguments (`self.data_dir = data_dir`), then passes the
+    rest on with `super().__init__(**kwargs)`; each keyword it adds is a key in the config. Nothing
+    is read before the first sample is needed.
 
     Args:
-        batch_size: samples in a batch, which all processes of a run share out among themselves
-        shuffle: draw the training samples in another order in each epoch, which follows from (seed, epoch)
-        validation_split: what `split_validation` sets apart from the training samples: a share (0.1) or a number (100)
-        num_workers: processes that prepare batches; 0 prepares them in the training process, with the same result; "auto"
-            takes as many as the machine has use for: none where a CPU trains, or the data are in memory as they are served
+        batch_size: samples in a batch, of all processes of a run together
+        shuffle: another order of the training samples in each epoch; follows from (seed, epoch)
+        validation_split: training samples to validate with instead: a share (0.1) or a number (100)
+        num_workers: processes that prepare batches; the result is the same for any number. 0 uses
+            the training process; "auto" spare cores if a GPU trains, unless the data is in memory
         drop_last: leave out the last training batch if it is not full
-        seed: what the order, the split and the augmentation follow from; the config's own seed where not given
+        seed: determines order, split and augmentation; by default the config's seed
         subset: the samples to serve: "train", "val" or "test"
     """
 
     _for_training = True
-    in_memory = False  # True for data that are there in whole batches, and need no workers
+    in_memory = False  # True if whole batches are ready in memory, so that workers are of no use
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class BaseDataLoader(DataLoader, ABC):
         subset: Literal["train", "val", "test"] = "train",
     ):
         before = set(vars(self))
-        self.settings = {
+        self.settings: dict[str, int | float | str] = {
             "batch_size": batch_size,
             "shuffle": shuffle,
             "validation_split": validation_split,
@@ -57,58 +57,56 @@ class BaseDataLoader(DataLoader, ABC):
         }
         self.subset = subset
         training = subset == "train" and self._for_training
-        workers = (0 if self.in_memory else spare_cores()) if num_workers == "auto" else num_workers
+        if num_workers == "auto":  # without a GPU all cores are busy with the training
+            workers_help = torch.cuda.is_available() and not self.in_memory
+            num_workers = min(8, cores() - 1) if workers_help else 0
+        processes = distributed.world_size()
+        if batch_size < processes:
+            raise UserError(f"batch_size {batch_size} is too small for {processes} processes")
         samples = Samples(self.build_dataset, subset, training, validation_split, seed)
-        own = distributed.share(batch_size)
-        if batch_size < distributed.world_size():
-            raise UserError(f"batch_size {batch_size} is not one for each of {distributed.world_size()} processes")
         super().__init__(
             samples,
-            own.stop - own.start,
+            len(range(batch_size)[distributed.rank_slice(batch_size)]),
             sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
-            num_workers=workers,
+            num_workers=num_workers,
             collate_fn=collate,
-            worker_init_fn=_leave_interrupts_to_the_parent,
-            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # so that starting an epoch draws nothing from the global one
+            generator=torch.Generator(),  # to start an epoch without drawing from the global one
         )
-        self._ours = {*vars(self), "_for_training", "classes", "input", "example"} - before
+        self._not_copied = {*vars(self), "_for_training", "classes", "input", "example"} - before
 
     @abstractmethod
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
 
-        `augment` is True for training only: a validation part cut from "train" is built with False. A dataset
-        with `targets` (one label per sample) is split with equal shares of each class, and, where it says that
-        it is to be `balanced`, drawn from with replacement so that all classes come equally often; its `classes`
-        (names), `mean` and `std` go into the checkpoint. If it defines `__getitems__(indices)`, that is called once
-        per batch, and may return the finished batch, a tuple of tensors. If it defines `draw(index)` and
-        `together(drawn)`, samples are drawn one by one, each with random numbers of its own, and made a batch together.
-        One that says that it `draws_nothing` is spared the seeding.
+        `augment` is True for training only: a validation part cut from "train" is built with False.
+        The dataset may offer more, see `base.samples.BaseDataset`.
         """
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are validation samples: `validation_split` is not 0, or the data bring their own."""
+        """Whether there are validation samples: by `validation_split`, or the data's own."""
         return bool(self.settings["validation_split"])
 
     def check(self) -> list[str]:
-        """What someone should know of the data before training, in lines. Raises UserError where they will not do."""
+        """Lines to log before training. Raises UserError if the data cannot be used."""
         return []
 
     def split_validation(self) -> "BaseDataLoader | None":
-        """A loader of the validation samples, never augmented; None where `has_validation` is False.
+        """A loader of the validation samples, never augmented; None if `has_validation` is False.
 
-        This loader never serves those, whether or not the method is called.
+        This loader never serves them, whether or not the method is called.
         """
-        return self.of_subset("val") if self.has_validation else None
+        return self.for_subset("val") if self.has_validation else None
 
-    def of_subset(self, subset: str) -> "BaseDataLoader":
-        """A loader like this one for another subset of the same data, neither shuffled nor augmented."""
+    def for_subset(self, subset: str) -> "BaseDataLoader":
+        """A loader like this one for a subset of the same data, neither shuffled nor augmented."""
         sibling = object.__new__(type(self))
-        # What is not the base's is the subclass's, which its build_dataset needs there too.
-        vars(sibling).update({k: v for k, v in vars(self).items() if k not in self._ours}, _for_training=False)
+        # What the subclass stored in this loader, its build_dataset needs in the sibling, too.
+        vars(sibling).update({k: v for k, v in vars(self).items() if k not in self._not_copied})
+        sibling._for_training = False
         BaseDataLoader.__init__(sibling, **self.settings, subset=subset)
         return sibling
 
@@ -116,23 +114,22 @@ class BaseDataLoader(DataLoader, ABC):
         """Batches in a pass, of all processes together."""
         return self.sampler.batches()
 
-    def share_of(self, number: int) -> float:
-        """What this process's mean over its samples of batch `number`, counted as in `batches`, weighs in the whole batch's.
+    def batch_weight(self, number: int) -> float:
+        """Weight of this process's mean over a batch in the mean over all processes.
 
-        1 where the samples are shared equally. 0 where it has none: it is given one all the same to train on, as the
-        processes must keep in step.
+        `number` counts as in `batches`. 1 if the processes' shares are equal. 0 if this one has
+        none: it trains on a sample all the same, as the processes must keep in step.
         """
-        if distributed.world_size() == 1:  # asked before each batch
+        if distributed.world_size() == 1:  # called before each batch
             return 1.0
         size = self.sampler.size(number % len(self))
-        own = distributed.share(size)
-        return (own.stop - own.start) * distributed.world_size() / size
+        return len(range(size)[distributed.rank_slice(size)]) * distributed.world_size() / size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation that the next pass over this loader uses; epochs count from 1."""
+        """Choose order and augmentation of the next pass over this loader; epochs count from 1."""
         self.sampler.epoch = epoch - 1
 
-    def batches(self, first: int = 0) -> Iterator[Any]:
+    def batches(self, first: int = 0) -> Iterator[Batch]:
         """Batches without end, from number `first` on, pass after pass over the data.
 
         Each pass has its own order, so the batch with a given number is always the same one.
@@ -143,12 +140,9 @@ class BaseDataLoader(DataLoader, ABC):
             yield from self
 
     def to(self, device: torch.device) -> None:
-        """Let data in memory be prepared on the device that trains, where they fit into a quarter of what is free."""
-        if device.type != "cuda" or not hasattr(self.samples, "to") or self.num_workers > 0:
-            return
-        if self.samples.pictures.numel() < torch.cuda.mem_get_info(device)[0] // 4:
-            self.samples.to(device)
-            self.pin_memory = False  # there is nothing to be pinned
+        """Prepare data in memory on the GPU that trains, if they fit there."""
+        if device.type == "cuda" and self.num_workers == 0 and self.dataset.offers.to(device):
+            self.pin_memory = False  # the batches are on the GPU already
 
     @property
     def samples(self) -> Dataset:
@@ -157,43 +151,39 @@ class BaseDataLoader(DataLoader, ABC):
 
     @functools.cached_property
     def classes(self) -> list[str] | None:
-        """The classes' names, where the dataset knows them."""
-        classes = getattr(self.samples, "classes", None)
+        """Names of the classes, if the dataset knows them."""
+        classes = self.dataset.offers.classes
         return None if classes is None else [str(name) for name in classes]
 
     @property
     def paths(self) -> list[str] | None:
-        """The samples' files in the order they are served when not shuffled, where the dataset knows them."""
-        paths = getattr(self.samples, "paths", None)
+        """File of each sample in unshuffled order, if the dataset knows them."""
+        paths = self.dataset.offers.paths
         return None if paths is None else [str(paths[index]) for index in self.dataset.indices]
 
     @property
     def class_weights(self) -> list[float] | None:
-        """What a loss should weight each class with; None where all count the same."""
+        """Weight of each class in the loss; None if all count the same."""
         return None
 
     @functools.cached_property
-    def example(self) -> Any:
-        """What a network is given for the first sample, without the batch axis."""
+    def example(self) -> Sample:
+        """The network's input for the first sample, without the batch axis."""
         sample = self.dataset[(0, 0, 0)]
         return sample[0] if isinstance(sample, tuple | list) else sample
 
     @functools.cached_property
-    def input(self) -> dict:
-        """What a network must be fed: shape without the batch axis, and the mean and std that were taken out."""
-        numbers = {k: getattr(self.samples, k, None) for k in ("mean", "std")}
-        plain = {k: None if v is None else torch.as_tensor(v).flatten().tolist() for k, v in numbers.items()}
-        return {"shape": list(getattr(self.example, "shape", ())), **plain}
+    def input(self) -> dict[str, list[int] | list[float] | None]:
+        """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation."""
+        result = {"shape": list(getattr(self.example, "shape", ()))}
+        for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
+            result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()
+        return result
 
 
-def spare_cores() -> int:
-    """How many processes may prepare batches beside the training: up to 8 with a GPU; without one all cores compute."""
-    return min(8, cores() - 1) if torch.cuda.is_available() else 0
-
-
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    # Ctrl-C, and a batch system's SIGTERM, reach the whole process group: a worker that dies of it would cost the
-    # epoch that the trainer wants to save. In a group of its own it ends when the trainer lets it.
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C, and a batch system's SIGTERM, reach the whole process group. A worker that dies of
+    # it would cost the epoch that the trainer wants to save. In its own group it lives on.
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     else:

@@ -1,63 +1,79 @@
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.base_data_loader import BaseDataLoader
-from base.trainer_state import go_on_from, state_of
-from utils import checkpoint, distributed
-from utils.engine import Engine, unwrap
-from utils.errors import Interrupted, RunError, UserError
-from utils.hints import NonNegativeInt, PositiveInt, Share
-from utils.monitor import Monitor, plain_numbers
-from utils.networks import Freezing
-from utils.optimization import Schedule, average_of, optimizer_of
-from utils.signals import StopSignals
+from base.monitor import Monitor
+from base.schedule import Schedule
+from utils import checkpoint
+from utils.config.config import ConfigParser
+from utils.config.hints import NonNegativeInt, PositiveInt, Share
+from utils.engine import distributed, randomness
+from utils.engine.engine import Engine, unwrap
+from utils.engine.signals import StopSignals
+from utils.errors import CheckpointError, Interrupted, RunError, UserError
+from utils.versions import versions
+
+FIXED = ("arch", "optimizer", "lr_scheduler")  # sections that may not change when a run is resumed
 
 
 class BaseTrainer(ABC):
-    """Epochs, monitor, early stop, checkpoints, resuming: write `_train_epoch`, and `_valid_epoch` if you validate.
+    """Epochs, monitor, early stop, checkpoints, resuming: write `_train_epoch` and `_valid_epoch`.
 
-    A subclass that adds a keyword to its constructor (`def __init__(self, *args, alpha: float = 0.2, **kwargs)`)
-    has thereby added a key to the config's trainer section.
+    A subclass that adds a keyword to its constructor (`def __init__(self, *args, alpha: float =
+    0.2, **kwargs)`) thereby adds a key to the config's trainer section.
 
     Args:
         model: the network, as built
         criterion: function of (output, target) that gives the loss, one number
-        metrics: name -> function of (output, target) giving the batch's mean, or a torchmetrics object
+        metrics: name -> function of (output, target) giving the batch's mean, or a torchmetrics
+            object
+        optimizer: of the model's parameters
+        lr_scheduler: the schedule of its learning rate, not started yet
         config: the ConfigParser of the run
-        engine: the machine
-        recorder: shows and keeps what is logged
+        engine: device, precision, processes, seeds
+        recorder: logger.Recorder, which shows and keeps what is logged
         data_loader: training batches
         valid_data_loader: validation batches, or None
+        freeze: function of (model, epoch) that chooses the parameters to train; True if that
+            changed
         epochs: how often to go through the training data
-        save_dir: folder that models/ and log/ are made in
-        save_freq: epochs between checkpoints; the last one and the best are kept in any case
-        keep_last: how many numbered checkpoints to keep; all where not given
-        verbosity: what the screen shows: 0 warnings, 1 a line per epoch, 2 the progress within an epoch too
+        save_dir: folder in which models/ and log/ are created
+        save_freq: epochs between checkpoints; the last one and the best are always kept
+        keep_last: number of checkpoints to keep beside the best; all by default
+        verbosity: what the screen shows: 0 warnings, 1 a line per epoch, 2 progress within an epoch
+            too
         monitor: what makes a model the best: "min val_loss", "max val_accuracy", "off"
         early_stop: epochs without improvement after which to stop; 0 for never
         tensorboard: write TensorBoard files
-        len_epoch: training batches in an epoch, however large the data set; one pass where not given
-        ema_decay: keep a moving average of the weights with this decay (0.999, say); it is what is evaluated
+        len_epoch: training batches in an epoch; one pass through the data by default
+        ema_decay: keep a moving average of the weights with this decay (say 0.999); it is what is
+            evaluated
     """
 
-    script = "train.py"  # continues a run
+    script = "train.py"  # the one that resumes such a run
 
     def __init__(
         self,
         model: nn.Module,
-        criterion: Any,
-        metrics: dict[str, Any],
-        config: Any,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        metrics: dict[str, Callable],
+        optimizer: Optimizer,
+        lr_scheduler: Schedule,
+        config: ConfigParser,
         engine: Engine,
         recorder: Any,
-        data_loader: Any,
-        valid_data_loader: Any = None,
+        data_loader: BaseDataLoader,
+        valid_data_loader: BaseDataLoader | None = None,
+        freeze: Callable[[nn.Module, int], bool] | None = None,
         *,
         epochs: PositiveInt,
         save_dir: str = "saved/",
@@ -78,30 +94,31 @@ class BaseTrainer(ABC):
             if isinstance(loader, BaseDataLoader):
                 loader.to(engine.device)
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
-        self.verbosity, self.ema_decay = verbosity, ema_decay
+        self.verbosity, self.ema_decay, self.freeze = verbosity, ema_decay, freeze
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
+        self.schedule = lr_scheduler
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
-        self.step = 0  # its batches that are done; 0 again once the epoch is complete
+        self.step = 0  # batches of that epoch already trained; 0 again once it is complete
         if self.len_epoch == 0:
-            raise UserError("data_loader: there is not one full batch; make batch_size smaller, or drop_last false")
+            raise UserError("data_loader: not one full batch; lower batch_size, or drop_last false")
         if self.monitor.name.startswith("val_") and valid_data_loader is None:
             raise UserError(
-                f'trainer.monitor: "{monitor}" needs validation data: set data_loader.args.validation_split, '
-                "or add a valid_data_loader"
+                f'trainer.monitor: "{monitor}" needs validation data: set '
+                "data_loader.args.validation_split, or add a valid_data_loader"
             )
-        self.set_model(model)
+        self.set_model(model, optimizer)
 
     @abstractmethod
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """Train through `len_epoch` batches; return what to log, "loss" among it. Whatever is added is logged too."""
+        """Train `len_epoch` batches. Returns what to log: "loss" and whatever you like."""
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
-        """Evaluate; what is returned is logged with val_ before each name. By default there is nothing."""
+        """Evaluate. What it returns is logged with val_ before each name; nothing by default."""
         return {}
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before an epoch's first batch. Meant to be empty."""
+        """Hook before an epoch's first batch; does nothing by default."""
 
     def finished(self) -> bool:
         """Whether the run is over; asked before each epoch."""
@@ -109,7 +126,7 @@ class BaseTrainer(ABC):
 
     @property
     def best_file(self) -> Path:
-        """The best checkpoint's place."""
+        """Path of the best checkpoint."""
         return self.config.save_dir / checkpoint.BEST
 
     def steps_per_epoch(self) -> int:
@@ -121,130 +138,222 @@ class BaseTrainer(ABC):
         """Epochs that a schedule spans."""
         return self.epochs
 
-    def set_model(self, model: nn.Module) -> None:
-        """Make `model` the one that trains: move it, and give it an optimizer, a schedule and an average of its own."""
-        self.freezing = Freezing(self.config.option("arch", "freeze"), self.config.option("arch", "unfreeze_at"))
-        self.freezing.apply(model, self.epoch)
+    def set_model(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Train this model with this optimizer from now on, with a new schedule and average."""
+        if self.freeze is not None:
+            self.freeze(model, self.epoch)
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError(f"arch: {type(model).__name__} has no parameters to train, or all are frozen")
-        self.model = self.engine.prepare(model)
-        # What is frozen is in it too: without gradients it stays as it is, and can be thawed at any time.
-        self.optimizer = optimizer_of(self.config, model, self.engine)
-        self.schedule = Schedule(self.config, self.optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
-        self.ema = average_of(unwrap(self.model), self.ema_decay)
+            raise UserError(f"arch: all parameters of {type(model).__name__} are frozen")
+        self.model, self.optimizer = self.engine.prepare(model), optimizer
+        self.schedule.start(optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
+        self.ema: AveragedModel | None = None
+        if self.ema_decay:
+            average = get_ema_multi_avg_fn(self.ema_decay)
+            self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """What validation, the best checkpoint and the export are about: the averaged network, where there is one."""
+        """What is validated, kept as the best and exported: the averaged model if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def train(self) -> dict[str, float]:
-        """Train until the last epoch or the early stop; returns the last epoch's log.
+        """Train until the last epoch or the early stop. Returns the last epoch's log.
 
-        Raises RunError when the loss is no longer a number, Interrupted after a signal, with the state saved.
+        Raises RunError if the loss is not finite, Interrupted after a signal, with the state saved.
         """
-        begun, log = time.perf_counter(), {}
+        start_time, log = time.perf_counter(), {}
         if self.config.continued:
             self._resume(self.config.resume)
         else:
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
-            self.recorder.begin(self.config, logged)
+            self.recorder.begin(self.config.save_dir, self.config.config, logged)
         with self.signals:
             while not self.finished():
                 log = self._run_epoch(self.epoch)
                 self.epoch += 1
-        self.recorder.end(self.config, self.monitor, time.perf_counter() - begun)
+        self.recorder.end(self.config.save_dir, self.monitor, time.perf_counter() - start_time)
         return log
 
     def check(self) -> None:
-        """A batch of training and one of validation, a checkpoint written and read back. Raises what goes wrong."""
+        """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
         if self.config.continued:
             self.load_state_dict(checkpoint.load(self.config.resume))
         self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         self._run_epoch(self.epoch)
-        distributed.barrier()  # the first process has written it
-        self.load_state_dict(checkpoint.load(next(checkpoint.of_run(self.config.save_dir))))
+        distributed.barrier()  # rank zero has written it
+        self.load_state_dict(
+            checkpoint.load(next(checkpoint.numbered_checkpoints(self.config.save_dir)))
+        )
         self.logger.info("check passed")
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
-        begun = time.perf_counter()
-        if self.freezing.apply(unwrap(self.model), epoch):
-            self.model = self.engine.prepare(unwrap(self.model))  # what is exchanged, or compiled, depends on it
+        start_time = time.perf_counter()
+        if self.freeze is not None and self.freeze(unwrap(self.model), epoch):
+            # what processes exchange, and what is compiled, depends on what trains
+            self.model = self.engine.prepare(unwrap(self.model))
         if self.step == 0:
             self.engine.seed_epoch(epoch)
             self.before_epoch(epoch)
-            self.engine.seed_share(epoch)
-        self.data_loader.set_epoch(epoch)  # for a _train_epoch that goes through the loader itself
+            self.engine.seed_rank(epoch)
+        self.data_loader.set_epoch(epoch)  # for a _train_epoch that iterates over the loader itself
         try:
-            log = plain_numbers(self._train_epoch(epoch))
+            log = _as_floats(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
-            self.engine.share_buffers(unwrap(self.model), self.ema)
-            log |= {f"val_{name}": value for name, value in plain_numbers(self._valid_epoch(epoch)).items()}
-            log = distributed.from_first(log)  # what is decided by it must be decided by all
+            self.engine.broadcast_buffers(unwrap(self.model), self.ema)
+            validation = _as_floats(self._valid_epoch(epoch))
+            log |= {f"val_{name}": value for name, value in validation.items()}
+            log = distributed.broadcast(log)  # all processes must decide alike
         except Interrupted:
             self._save_numbered()
             where = f"in epoch {epoch} after {self.step} of {self.len_epoch} batches"
-            self.recorder.stopped(self.config, where, self.script)
+            self.recorder.stopped(self.config.save_dir, where, self.script)
             raise
-        for note in self.engine.take_notes():
-            self.logger.warning(note)
+        for message in self.engine.pop_warnings():
+            self.logger.warning(message)
         for name in ("loss", "val_loss"):
             self.fail_unless_finite(name, log.get(name, 0.0))
-        best = self.monitor.update(epoch, log)
+        is_best = self.monitor.update(epoch, log)
         self.schedule.after_epoch(log)
         self.step = 0
-        if best:
+        if is_best:
             checkpoint.save(self.state_dict(), self.best_file)
         stop = self.signals.arrived()
         if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
             self._save_numbered()
-        log |= {"lr": float(rate), "seconds": time.perf_counter() - begun}
-        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, best, unwrap(self.evaluated_model))
+        log |= {"lr": float(rate), "seconds": time.perf_counter() - start_time}
+        network = unwrap(self.evaluated_model)
+        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, is_best, network)
         if stop and epoch < self.epochs:
-            self.recorder.stopped(self.config, f"after epoch {epoch}", self.script)
+            self.recorder.stopped(self.config.save_dir, f"after epoch {epoch}", self.script)
             self.signals.check()
         return log
 
     def fail_unless_finite(self, name: str, value: float) -> None:
-        """Raises RunError for a loss that is no finite number, before anything of this epoch reaches the disk."""
-        if not math.isfinite(value):
-            good = next(checkpoint.of_run(self.config.save_dir), None)
-            rate = self.optimizer.param_groups[0]["lr"]
-            raise RunError(
-                f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; "
-                f"{f'the last good state is {good}' if good else 'no epoch was completed before'}. "
-                "A lower learning rate or trainer.clip_grad_norm usually helps."
-            )
+        """Raises RunError for an infinite or NaN loss, before this epoch is written to disk."""
+        if math.isfinite(value):
+            return
+        last_good = next(checkpoint.numbered_checkpoints(self.config.save_dir), None)
+        state = (
+            f"the last good state is {last_good}" if last_good else "no epoch was completed before"
+        )
+        rate = self.optimizer.param_groups[0]["lr"]
+        raise RunError(
+            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; {state}. "
+            "A lower learning rate or trainer.clip_grad_norm usually helps."
+        )
 
     def _save_numbered(self) -> None:
-        checkpoint.save(self.state_dict(), self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth")
+        checkpoint.save(
+            self.state_dict(), self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth"
+        )
         checkpoint.keep_last(self.config.save_dir, self.keep_last)
 
     def state_dict(self) -> dict:
-        """Everything a checkpoint holds, as plain data."""
-        return state_of(self)
+        """Everything needed to resume, and to rebuild the network elsewhere, as plain data."""
+        network, ema = unwrap(self.model), self.ema
+        return {
+            "arch": type(network).__name__,
+            "epoch": self.epoch,
+            "state_dict": network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor_best": self.monitor.best,
+            "config": self.config.config,
+            "lr_scheduler": self.schedule.state_dict(),
+            "scaler": self.engine.scaler.state_dict() or None,
+            "ema": ema
+            and {"n_averaged": int(ema.n_averaged), "state_dict": ema.module.state_dict()},
+            "trainer": {
+                "step": self.step,
+                "monitor": self.monitor.state_dict(),
+                "processes": distributed.world_size(),
+                # each process has its own; after an epoch's end they follow from the seed
+                "generators": distributed.all_gather(
+                    randomness.torch_rng_state(self.engine.device) if self.step else None
+                ),
+            },
+            "rng": randomness.get_state(),
+            "structure": getattr(network, "pruned_structure", None),
+            "classes": self.data_loader.classes,
+            "input": self.data_loader.input,
+            "versions": versions(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Become the trainer that `state_dict` was taken from. Raises UserError where this is another one."""
-        go_on_from(self, state)
+        """Become the trainer whose `state_dict` this is. Raises UserError if that cannot be."""
+        self._check_resumable(state)
+        unwrap(self.model).load_state_dict(state["state_dict"])
+        self.engine.load_optimizer(self.optimizer, state["optimizer"])
+        if state.get("scaler"):
+            self.engine.scaler.load_state_dict(state["scaler"])
+        self.schedule.load_state_dict(state["lr_scheduler"])
+        self.monitor.load_state_dict(state["trainer"]["monitor"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.module.load_state_dict(state["ema"]["state_dict"])
+            self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
+        self.epoch, self.step = state["epoch"], state["trainer"]["step"]
+        randomness.set_state(state["rng"])
+        before, now = state["trainer"].get("processes", 1), distributed.world_size()
+        if before != now:
+            self.engine.seed_rank(self.epoch, self.step)
+            self.logger.warning(
+                f"trained by {before} process(es) so far, now by {now}: the same batches, but "
+                "summed in another order, so the last bits may differ"
+            )
+        elif now > 1 and self.step:
+            generators = state["trainer"]["generators"][distributed.rank()]
+            randomness.set_torch_rng_state(generators, self.engine.device)
 
-    def _resume(self, path: Any) -> None:
+    def _check_resumable(self, state: dict) -> None:
+        for section in FIXED:
+            if state["config"].get(section) != self.config.get(section):
+                raise UserError(
+                    f"{section}: is fixed for a run; for another {section} start a new run "
+                    "from its weights: -r PATH -c FILE"
+                )
+        if missing := {"optimizer", "lr_scheduler", "trainer", "rng"} - state.keys():
+            raise CheckpointError(
+                f"the checkpoint lacks {', '.join(sorted(missing))} and cannot be resumed; "
+                "-r PATH -c FILE starts a new run from its weights"
+            )
+        if state["trainer"]["step"] > self.len_epoch:
+            raise UserError(
+                f"the run stopped after batch {state['trainer']['step']} of an epoch that now has "
+                f"{self.len_epoch}: resume with the batch size and the data it had"
+            )
+
+    def _resume(self, path: Path) -> None:
         self.load_state_dict(checkpoint.load(path))
         for moved in checkpoint.set_aside(path.parent, self.epoch):
             self.logger.warning(f"{moved.name} is later than {path.name}: moved to {moved.parent}")
-        if self.monitor.best_epoch == self.epoch and self.step == 0 and not self.best_file.exists():
+        is_best = self.monitor.best_epoch == self.epoch and self.step == 0
+        if is_best and not self.best_file.exists():
             checkpoint.save(self.state_dict(), self.best_file)
         if self.step == 0:
             self.epoch += 1
         self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
-        self.logger.info(f"continuing {path.parent} in epoch {self.epoch}{f', batch {self.step + 1}' if self.step else ''}")
-        self._say_if_complete()
+        batch = f", batch {self.step + 1}" if self.step else ""
+        self.logger.info(f"continuing {path.parent} in epoch {self.epoch}{batch}")
+        self._warn_if_complete()
 
-    def _say_if_complete(self) -> None:
+    def _warn_if_complete(self) -> None:
         if self.epoch > self.epochs:
-            self.logger.warning(f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}")
+            self.logger.warning(
+                f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}"
+            )
         elif self.monitor.exhausted:
-            waited = self.monitor.waited
-            self.logger.warning(f"stopped early, {waited} epochs after its best; for more: -s trainer.early_stop=0")
+            self.logger.warning(
+                f"stopped early, {self.monitor.waited} epochs after its best; for more: "
+                "-s trainer.early_stop=0"
+            )
+
+
+def _as_floats(log: dict[str, Tensor | float]) -> dict[str, float]:
+    """A log as floats, which any file can hold. Raises UserError for what is not a number."""
+    try:
+        return {name: float(value) for name, value in log.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"_train_epoch and _valid_epoch should log one number for each name: {error}"
+        ) from error

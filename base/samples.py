@@ -3,142 +3,191 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from utils import distributed
+from utils.engine import distributed
+from utils.engine.randomness import make_generator, seeded, stratified_choice
 from utils.errors import UserError
-from utils.randomness import generator_of, seeded, stratified_choice
+
+Sample = Any  # what a dataset returns and the task understands: (input, target), a dict, ...
+Batch = Any  # the same for several samples: a tuple of tensors, a dict of tensors, ...
+Key = tuple[int, int, int]  # (epoch, position, how often the sample came in the epoch before)
 
 
-class Samples(Dataset):
-    """One subset's samples, each drawn with random numbers of its own.
+class BaseDataset(Dataset):
+    """A dataset that offers the loader more than its samples. Everything is optional.
 
-    An item is named (epoch, position, how often it came in the epoch before): what a worker draws depends on nothing
-    but that and the seed.
+    The loader uses the attributes of every dataset that has them (torchvision's have `classes` and
+    `targets`), but the methods only of datasets derived from this class.
+
+    Attributes:
+        classes: names of the classes
+        targets: one label per sample; the validation split then has equal class proportions
+        mean: what was subtracted from each channel; saved in the checkpoint
+        std: what each channel was divided by; saved in the checkpoint
+        paths: file of each sample
+        balanced: draw training samples with replacement, so that all classes come equally often
+        deterministic: samples draw no random numbers, so the loader need not seed any
+        __getitems__: function of a list of indices, called once per batch; returns the samples, or
+            the finished batch as a tuple of tensors
     """
 
-    def __init__(self, build: Callable, subset: str, training: bool, validation_split: int | float, seed: int):
-        self.build, self.subset, self.training = build, subset, training
-        self.validation_split, self.seed = validation_split, seed
+    classes: Sequence[str] | None = None
+    targets: Sequence[int] | np.ndarray | Tensor | None = None
+    mean: Sequence[float] | Tensor | None = None
+    std: Sequence[float] | Tensor | None = None
+    paths: Sequence[str] | None = None
+    balanced: bool = False
+    deterministic: bool = False
+    __getitems__: Callable[[list[int]], list[Sample] | Batch] | None = None
+
+    def transform(self, index: int) -> Sample:
+        """One sample as `collate` takes it, drawn with random numbers of its own."""
+        return self[index]
+
+    def collate(self, samples: list[Sample]) -> list[Sample] | Batch:
+        """The batch as a tuple of tensors; a list goes through torch's default_collate."""
+        return samples
+
+    def to(self, device: torch.device) -> bool:
+        """Move the data to `device` if they fit there; return whether they are there now."""
+        return False
+
+
+@dataclass(eq=False)
+class Samples(Dataset):
+    """The samples of one subset, by Key: what a sample draws follows from its key and the seed."""
+
+    build: Callable[[str, bool], Dataset] | None  # the loader's build_dataset
+    subset: str
+    training: bool
+    validation_split: int | float
+    seed: int
 
     @functools.cached_property
     def whole(self) -> Dataset:
-        cut_from_train = self.subset == "val" and self.validation_split
-        build, self.build = self.build, None  # a method of the loader: in a cycle with it, its workers end late
-        return build("train" if cut_from_train else self.subset, self.training)
+        """What `build_dataset` returned."""
+        subset = "train" if self.subset == "val" and self.validation_split else self.subset
+        # `build` is the loader's method: in a reference cycle with it, its workers end late.
+        dataset, self.build = self.build(subset, self.training), None
+        return dataset
+
+    @functools.cached_property
+    def offers(self) -> BaseDataset:
+        """`whole`, with defaults for what it lacks."""
+        if isinstance(self.whole, BaseDataset):
+            return self.whole
+        offers, names = BaseDataset(), BaseDataset.__annotations__
+        attributes = {k: getattr(self.whole, k) for k in names if hasattr(self.whole, k)}
+        vars(offers).update(attributes, transform=self.whole.__getitem__)
+        return offers
 
     @functools.cached_property
     def indices(self) -> np.ndarray:
-        count = len(self.whole)
+        """Position in this subset -> index in `whole`. Raises UserError if the subset is empty."""
+        count, split = len(self.whole), self.validation_split
         if count == 0:
             raise UserError(f"there are no samples for {self.subset}")
-        if self.subset == "test" or not self.validation_split:
+        if self.subset == "test" or not split:
             return np.arange(count)
-        size = self.validation_split if isinstance(self.validation_split, int) else round(count * self.validation_split)
+        size = split if isinstance(split, int) else round(count * split)
         if not 0 < size < count:
-            raise UserError(f"validation_split {self.validation_split} of {count} samples leaves a part empty")
-        held_out = stratified_choice(getattr(self.whole, "targets", None), count, size, self.seed)
+            raise UserError(f"validation_split {split} of {count} samples leaves a part empty")
+        held_out = stratified_choice(self.offers.targets, count, size, self.seed)
         return held_out if self.subset == "val" else np.setdiff1d(np.arange(count), held_out)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getstate__(self) -> dict:
-        # Where workers are spawned they get a copy, which should not drag the whole loader along.
+    def __getstate__(self) -> dict[str, object]:
+        # A spawned worker gets the built dataset, not the loader that builds it.
         return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
-    def __getitem__(self, name: tuple[int, int, int]) -> Any:
-        epoch, position, repeat = name
-        index = int(self.indices[position])
-        with self._seeded(epoch, index, repeat):
+    def __getitem__(self, key: Key) -> Sample:
+        index = int(self.indices[key[1]])
+        with self._seeded((key[0], index, key[2])):
             return self.whole[index]
 
-    def __getitems__(self, names: list[tuple[int, int, int]]) -> Any:
-        epochs, positions, repeats = zip(*names, strict=True)
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | Batch:
+        epochs, positions, repeats = zip(*keys, strict=True)
         indices = self.indices[list(positions)].tolist()
-        whole_batch = getattr(self.whole, "__getitems__", None)
-        draw, together = (getattr(self.whole, name, None) for name in ("draw", "together"))
-        with self._seeded(epochs[0], indices[0], repeats[0]) as seed_anew:
-            if whole_batch:
-                return whole_batch(indices)
-            drawn = []
-            for parts in zip(epochs, indices, repeats, strict=True):
-                seed_anew(*self._seed(*parts))
-                drawn.append((draw or self.whole.__getitem__)(parts[1]))
-        return together(drawn) if together else drawn
+        seeds = list(zip(epochs, indices, repeats, strict=True))
+        with self._seeded(seeds[0]) as reseed:
+            if self.offers.__getitems__:
+                return self.offers.__getitems__(indices)
+            samples = []
+            for parts in seeds:
+                reseed(*self._seed(parts))
+                samples.append(self.offers.transform(parts[1]))
+            return self.offers.collate(samples)
 
-    def _seed(self, epoch: int, index: int, repeat: int) -> tuple[int | str, ...]:
-        return self.seed, self.subset, epoch, index, *([repeat] if repeat else [])
+    def _seeded(self, parts: Key) -> contextlib.AbstractContextManager[Callable]:
+        if self.offers.deterministic:
+            return contextlib.nullcontext(lambda *parts: None)
+        return seeded(*self._seed(parts))
 
-    def _seeded(self, *parts: int) -> AbstractContextManager:
-        draws_nothing = getattr(self.whole, "draws_nothing", False)
-        return contextlib.nullcontext(lambda *parts: None) if draws_nothing else seeded(*self._seed(*parts))
+    def _seed(self, parts: Key) -> tuple[int | str, ...]:
+        return self.seed, self.subset, *(parts if parts[2] else parts[:2])
 
 
 class EpochSampler(Sampler):
-    """Names samples (epoch, position) in the `order` of the epoch, without the first `skip` batches.
+    """The keys of an epoch's samples in their order, without the first `skip` batches.
 
-    Of each batch it names those that are this process's, so that names, and all that follows from them, do not depend
-    on how many processes there are. In training it names one where none is.
+    Of each batch only this process's share. The keys, and so the samples, do not depend on the
+    number of processes. In training a process without a share of a batch gets one sample of it.
     """
 
     def __init__(self, samples: Samples, batch_size: int, shuffle: bool, drop_last: bool):
-        self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
+        self.samples, self.batch_size = samples, batch_size
+        self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        return sum(len(self._own(number)) for number in range(self.batches()))
+        return sum(len(self._share(number)) for number in range(self.batches()))
 
     def batches(self) -> int:
         """Batches in a pass, of all processes together."""
-        return (len(self.samples) if self.drop_last else len(self.samples) + self.batch_size - 1) // self.batch_size
+        count = len(self.samples)
+        return (count if self.drop_last else count + self.batch_size - 1) // self.batch_size
 
     def size(self, number: int) -> int:
-        """Samples in that batch of a pass, of all processes together."""
+        """Samples in batch `number` of a pass, of all processes together."""
         return min(self.batch_size, len(self.samples) - number * self.batch_size)
 
-    @property
-    def balanced(self) -> bool:
-        return getattr(self.samples.whole, "balanced", False)
-
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        skip, self.skip = self.skip, 0  # skipping is for one pass only
+    def __iter__(self) -> Iterator[Key]:
+        skip, self.skip = self.skip, 0  # only this pass skips
         order = self.order(self.epoch)
-        repeats = _earlier(order) if self.balanced else np.zeros_like(order)
-        own = np.concatenate([self._own(number) for number in range(skip, self.batches())] or [order[:0]])
-        return zip(itertools.repeat(self.epoch), order[own].tolist(), repeats[own].tolist())
+        repeats = np.zeros_like(order)
+        if self.samples.offers.balanced:  # count how often each sample has come before
+            places = np.argsort(order, kind="stable")
+            repeats[places] = np.arange(len(order)) - np.searchsorted(order[places], order[places])
+        share = np.concatenate([order[:0], *map(self._share, range(skip, self.batches()))])
+        return zip(itertools.repeat(self.epoch), order[share].tolist(), repeats[share].tolist())
 
-    def _own(self, number: int) -> np.ndarray:
-        """This process's places of that batch in the order; in training one at least, for what all do together."""
+    def _share(self, number: int) -> np.ndarray:
+        """Places in the order of this process's part of batch `number`."""
         size = self.size(number)
-        own = distributed.share(size)
-        stop = max(own.stop, own.start + self.samples.training)
-        return number * self.batch_size + np.arange(own.start, stop).clip(max=size - 1)
+        share = distributed.rank_slice(size)
+        stop = max(share.stop, share.start + self.samples.training)
+        return number * self.batch_size + np.arange(share.start, stop).clip(max=size - 1)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions of the samples in the order in which `epoch` sees them: it follows from (seed, epoch)."""
-        count, generator = len(self.samples), generator_of(self.samples.seed, "order", epoch)
-        if self.balanced:
-            labels = np.asarray(self.samples.whole.targets)[self.samples.indices]
+        """Positions of the samples in the order of `epoch`, which follows from (seed, epoch)."""
+        count, generator = len(self.samples), make_generator(self.samples.seed, "order", epoch)
+        if self.samples.offers.balanced:
+            labels = np.asarray(self.samples.offers.targets)[self.samples.indices]
             _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
             return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
         return generator.permutation(count) if self.shuffle else np.arange(count)
 
 
-def _earlier(order: np.ndarray) -> np.ndarray:
-    """How often each entry has come before."""
-    places = np.argsort(order, kind="stable")
-    _, firsts, sizes = np.unique(order[places], return_index=True, return_counts=True)
-    repeats = np.empty_like(order)
-    repeats[places] = np.arange(len(order)) - np.repeat(firsts, sizes)
-    return repeats
-
-
-def collate(batch: Any) -> Any:
-    """torch's default_collate, unless `__getitems__` has already made the batch (then it is a tuple)."""
+def collate(batch: list[Sample] | Batch) -> Batch:
+    """torch's default_collate, unless `__getitems__` has made the batch already (a tuple)."""
     return batch if isinstance(batch, tuple) else default_collate(batch)

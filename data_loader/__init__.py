@@ -1,1 +1,1 @@
-"""Where samples come from. Write your loader in any file here; its class name is what the config says."""
+"""Where samples come from. Write your loader in any file here; the config names its class."""

@@ -1,143 +1,250 @@
-"""Decoded pictures, kept for the epochs to come: in memory, or in a file that later runs find again."""
+"""The images of a folder: decoded once, in threads, and kept for later epochs.
 
+They are kept in memory, or in a file that later runs use, too.
+"""
+
+import contextlib
 import functools
 import hashlib
+import itertools
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-VERSION = 2  # of what is read and of how it is written; another makes kept files stale
-SHARE = 4  # of the free memory "auto" takes no more than the fourth part
+from data_loader.images import BadImage, image_suffixes
+from utils.engine.launch import cores
+from utils.errors import UserError
+from utils.files import atomic_write, write_text
+
+VERSION = 2  # of how images are read and stored; a change makes old cache files stale
+SHARE = 4  # "auto" takes at most a quarter of the free memory
 Cache = Literal["ram", "disk", "auto"] | None
+File = tuple[str, int]  # path and class number
+Reader = functools.partial[Tensor]  # of read_image
 
 
-class PictureFile(Sequence):
-    """Pictures, uint8 (C, H, W), in a file of nothing but their bytes; read where they are needed.
+@dataclass
+class Contents:
+    """The readable images of one folder, and what is wrong with the other files.
+
+    Attributes:
+        paths: the files
+        targets: their class numbers
+        digests: one per image, equal for equal pixels
+        counts: how often each of the 256 values occurs in each channel (C, 256)
+        images: the decoded images, uint8 (C, H, W), if they are kept
+        read: reads a file, for images that are not kept
+        bad: a line per file that cannot be read
+        ignored: files whose names are not those of images
+        note: where the decoded images are kept, if the user should know
+    """
+
+    paths: list[str]
+    targets: list[int]
+    digests: list[str]
+    counts: np.ndarray
+    images: Sequence[Tensor] | None
+    read: Reader
+    bad: list[str]
+    ignored: list[str]
+    note: str
+
+    def image(self, index: int) -> Tensor:
+        """An image, uint8 (C, H, W)."""
+        return self.read(self.paths[index]) if self.images is None else self.images[index]
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Of each channel, over all pixels scaled to 0..1; std is 1 for a constant channel."""
+        if not self.paths:
+            raise UserError('there are no training images for normalize "data"')
+        values, shares = np.arange(256) / 255, self.counts / self.counts.sum(axis=1, keepdims=True)
+        mean = shares @ values
+        std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+        return mean.tolist(), np.where(std > 0, std, 1).tolist()
+
+
+def read_all(files: list[File], read: Reader, cache: Cache, folder: Path, subset: str) -> Contents:
+    """Decode the image files of a subset in threads, or take them from the cache.
+
+    Args:
+        files: all files of the subset
+        read: decodes a file to uint8 (C, H, W); raises BadImage
+        cache: where the decoded images are kept, see `cache.keep`
+        folder: of all subsets; the cache is beside it
+        subset: "train", "val" or "test"
+    """
+    suffixes = image_suffixes()
+    ignored = [path for path, _ in files if os.path.splitext(path)[1].lower() not in suffixes]
+    files = [file for file in files if os.path.splitext(file[0])[1].lower() in suffixes]
+    stem = cache_stem(folder, subset, files, *read.keywords.values())
+    if cache in ("disk", "auto") and (stored := load(stem)):
+        (images, index), note = stored, ""
+    else:
+        # files by number, as the folder may be moved
+        index = {"files": [], "digests": [], "counts": 0, "bad": []}
+        images, note = keep(_decode(files, read, index), cache, stem, index)
+    paths, targets = ([files[number][part] for number in index["files"]] for part in (0, 1))
+    digests, counts, bad = index["digests"], np.asarray(index["counts"]), index["bad"]
+    return Contents(paths, targets, digests, counts, images, read, bad, ignored, note)
+
+
+def _decode(files: list[File], read: Reader, index: dict) -> Iterator[Tensor]:
+    """The images of `files` in order; fills `index`, which the cache stores."""
+
+    def examine(file: File) -> tuple[Tensor, str, np.ndarray] | BadImage:
+        try:
+            image = read(file[0])
+        except BadImage as error:
+            return error
+        pixels = image.permute(1, 2, 0).numpy()
+        # nothing counts faster than Pillow, which takes grey images without a channel axis
+        histogram = Image.fromarray(pixels if len(image) == 3 else pixels[:, :, 0]).histogram()
+        counts = np.array(histogram).reshape(len(image), 256)
+        # of all values and some rows of pixels: a flipped image has the same values, other rows
+        digest = hashlib.blake2b(counts, digest_size=16, key=repr(tuple(image.shape)).encode())
+        digest.update(np.ascontiguousarray(pixels[:: 1 + len(pixels) // 32]))
+        return image, digest.hexdigest(), counts
+
+    with ThreadPoolExecutor(cores()) as threads:
+        results = threads.map(examine, files)
+        progress = tqdm(results, "reading images", len(files), leave=False, disable=None)
+        for number, result in enumerate(progress):
+            if isinstance(result, BadImage):
+                index["bad"].append(str(result))
+                continue
+            image, digest, counts = result
+            index["files"].append(number)
+            index["digests"].append(digest)
+            index["counts"] = index["counts"] + counts
+            yield image
+
+
+class ImageFile(Sequence):
+    """uint8 images (C, H, W) in a file that holds only their bytes; read when needed.
 
     Args:
         path: the file
-        shapes: (channels, height, width) of each picture
+        shapes: (channels, height, width) of each image
     """
 
     def __init__(self, path: Path, shapes: list[list[int]]):
         self.path, self.shapes = path, shapes
-        self.ends = np.cumsum([channels * height * width for channels, height, width in shapes], dtype=np.int64)
+        self.offsets = np.cumsum([0, *map(math.prod, shapes)], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, index: int) -> Tensor:
         channels, height, width = self.shapes[index]
-        end = self.ends[index]
-        part = self._bytes[end - channels * height * width : end]
-        return torch.from_numpy(part.reshape(height, width, channels)).permute(2, 0, 1)
+        image = self._bytes[self.offsets[index] : self.offsets[index + 1]]
+        return torch.from_numpy(image.reshape(height, width, channels)).permute(2, 0, 1)
 
     @functools.cached_property
     def _bytes(self) -> np.ndarray:
-        return np.memmap(self.path, np.uint8, mode="c")  # nothing that is written into a picture reaches the file
+        return np.memmap(self.path, np.uint8, mode="c")  # writing to an image leaves the file alone
 
-    def __getstate__(self) -> dict:
-        return {key: value for key, value in vars(self).items() if key != "_bytes"}  # a worker opens it anew
+    def __reduce__(self) -> tuple[type, tuple]:
+        return ImageFile, (self.path, self.shapes)  # a worker opens the file itself
 
 
-class Keeper:
-    """Takes the pictures of one subset as they are decoded, and says what has become of them.
+def keep(
+    images: Iterator[Tensor], cache: Cache, stem: Path, index: dict
+) -> tuple[Sequence[Tensor] | None, str]:
+    """Exhaust `images`, keep them as `cache` says, and return them with a note for the user.
+
+    Returns a list for "ram", an ImageFile for "disk", None without a cache. "auto" starts in
+    memory, moves to a file when that gets full, and keeps nothing if no file can be written.
+    Images are uint8 (C, H, W), the channels of a pixel together in memory.
 
     Args:
-        cache: "ram", "disk", None to keep nothing; "auto" begins in memory, and goes on in a file once that gets full
-        stem: the file's path without its ending
+        images: the images as they are decoded
+        cache: see above
+        stem: path of the file without suffix
+        index: plain data to store with a file; complete once `images` is exhausted
     """
-
-    def __init__(self, cache: Cache, stem: Path):
-        self.cache, self.stem = cache, stem
-        self.limit = free_memory() // SHARE if cache == "auto" else None
-        self.size = 0
-        self.kept: list[Tensor] | None = None if cache is None else []
-        self.shapes: list[list[int]] = []
-        self.note = ""
-        self._file: Any = None
-        if cache == "disk":
-            self._to_disk()
-
-    def add(self, picture: Tensor) -> None:
-        """The next picture, its channels together in memory."""
-        self.size += picture.numel()
-        self.shapes.append(list(picture.shape))
-        if self._file is not None:
-            self._write(picture)
-        elif self.kept is not None:
-            self.kept.append(picture)
-            if self.limit is not None and self.size > self.limit:
-                self._to_disk()
-
-    def finish(self, about: dict) -> Sequence[Tensor] | None:
-        """The pictures, in the order they came; None where they are not kept. `about` is stored beside a file."""
-        if self._file is None:
-            return self.kept
-        path = self.stem.with_suffix(".bin")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        # The index comes last: where it is, the pictures are, too. Another process may write the same at the same time.
-        os.replace(self._temporary(".bin"), path)
-        self._temporary(".json").write_text(json.dumps(about | {"shapes": self.shapes}), encoding="utf-8")
-        os.replace(self._temporary(".json"), self.stem.with_suffix(".json"))
-        self.note = f"the decoded pictures are kept in {path} ({self.size / 2**20:,.0f} MB)"
-        return PictureFile(path, self.shapes)
-
-    def _to_disk(self) -> None:
+    note = ""
+    if cache in ("ram", "auto"):
+        kept, size = [], 0
+        limit = free_memory() // SHARE if cache == "auto" else math.inf
+        for image in images:
+            kept.append(image)
+            size += image.numel()
+            if size > limit:
+                break
+        else:
+            return kept, note
+        images = itertools.chain(kept, images)
+        del kept  # so that the memory is free once these are written
+    if cache is not None:
         try:
-            self.stem.parent.mkdir(exist_ok=True)
-            for old in self.stem.parent.glob(f"{self.stem.name.rpartition('-')[0]}-*"):
-                old.unlink(missing_ok=True)  # made of other files or settings: stale
-            self._file = open(self._temporary(".bin"), "wb")  # noqa: SIM115 (closed by finish)
-            for picture in self.kept or []:
-                self._write(picture)
+            return _write(images, stem, index)
         except OSError as error:
-            if self.cache == "disk":
+            if cache == "disk":
                 raise
-            self._file = None
-            self.note = f"the pictures are decoded in each epoch: memory is short, and {error.filename}: {error.strerror}"
-        self.kept = None
-
-    def _write(self, picture: Tensor) -> None:
-        self._file.write(picture.permute(1, 2, 0).contiguous().numpy())
-
-    def _temporary(self, suffix: str) -> Path:
-        return self.stem.with_name(f".{self.stem.name}.{os.getpid()}{suffix}")
+            reason = f"memory is short, and {error.filename}: {error.strerror}"
+            note = f"the images are decoded in each epoch: {reason}"
+    for _ in images:
+        pass
+    return None, note
 
 
-def stored(stem: Path) -> tuple[PictureFile, dict] | None:
-    """The pictures in the file `stem` names, and what is stored beside them; None where that is not there or not whole."""
-    try:
-        about = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        pictures = PictureFile(stem.with_suffix(".bin"), about.pop("shapes"))
-        whole = pictures.path.stat().st_size == (pictures.ends[-1] if len(pictures) else 0)
-    except (OSError, ValueError, KeyError):
-        return None
-    return (pictures, about) if whole else None
+def _write(images: Iterator[Tensor], stem: Path, index: dict) -> tuple[ImageFile, str]:
+    path, shapes = stem.with_suffix(".bin"), []
+    stem.parent.mkdir(exist_ok=True)
+    for stale in stem.parent.glob(f"{stem.name.rpartition('-')[0]}-*"):
+        stale.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        for image in images:
+            file.write(image.permute(1, 2, 0).contiguous().numpy())
+            shapes.append(list(image.shape))
+        size = file.tell()
+    # The index comes last: where it is, the images are complete.
+    content = json.dumps(index | {"shapes": shapes}, default=np.ndarray.tolist)
+    write_text(stem.with_suffix(".json"), content)
+    note = f"the decoded images are kept in {path} ({size / 2**20:,.0f} MB)"
+    return ImageFile(path, shapes), note
 
 
-def digest(files: Sequence[tuple[str, int]], root: Path, *settings: Any) -> str:
-    """Of the names, sizes and times of `files`, and of the settings they are read with: another where one has changed."""
-    found = hashlib.blake2b(repr((VERSION, settings)).encode(), digest_size=8)
+def load(stem: Path) -> tuple[ImageFile, dict] | None:
+    """The stored images and index of `keep`; None if they are missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        index = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+        images = ImageFile(stem.with_suffix(".bin"), index.pop("shapes"))
+        if images.path.stat().st_size == images.offsets[-1]:
+            return images, index
+    return None
+
+
+def cache_stem(folder: Path, subset: str, files: list[File], *settings: int | None) -> Path:
+    """Path without suffix at which the decoded `files` of a subset are stored.
+
+    Its name changes with the names, sizes and times of the files, and with the settings of reading.
+    """
+    digest = hashlib.blake2b(repr((VERSION, settings)).encode(), digest_size=8)
     for path, target in files:
-        state = os.stat(path)
-        found.update(repr((os.path.relpath(path, root), target, state.st_size, state.st_mtime_ns)).encode())
-    return found.hexdigest()
+        stat = os.stat(path)
+        row = os.path.relpath(path, folder), target, stat.st_size, stat.st_mtime_ns
+        digest.update(repr(row).encode())
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.cache") / f"{subset}-{digest.hexdigest()}"
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping; 2 GiB where the system does not say."""
+    """Bytes of memory available without swapping; 2 GiB if the system does not say."""
     try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":") for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+        meminfo = Path("/proc/meminfo").read_text()
+        return int(re.search(r"MemAvailable: +(\d+) kB", meminfo)[1]) * 1024
+    except (OSError, TypeError):
         return 2**31

@@ -1,85 +1,93 @@
-"""Several networks, or versions of one, side by side: what each costs and what it gives."""
+"""Size, accuracy and latency of several networks, or versions of one, side by side."""
 
+import itertools
+import logging
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from base import BaseExporter
-from exporter.export import describe, network_of
-from logger import aligned, threads_in_words, write_csv, write_text
-from logger.charts import comparison_chart
-from utils import onnx_file
+from exporter.base_exporter import BaseExporter
+from exporter.deployed import ExportedNetwork
+from exporter.evaluator import Evaluator
+from exporter.export import export_network
+from exporter.latency import interleaved, spreads
+from logger.charts import BLUE, new_figure, svg_text
+from logger.files import aligned, threads_in_words, write_csv
 from utils.errors import UserError
-from utils.exported import Deployed
-from utils.latency import enough_rounds, interleaved, ratio, spread
-from utils.summary import count
-
-COLUMNS = ("file", "megabytes", "macs", "parameters", "samples", "accuracy", "p50_ms", "p95_ms", "times_the_first")
+from utils.files import write_text
 
 
-def compare(config: Any, exporter: BaseExporter, build_trained_network: Callable, judge_of: Callable) -> Path:
-    """Compare what --compare names, as files in which they would ship; checkpoints are exported for it, and not kept.
+def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> Path:
+    """Compare checkpoints, runs and exported files, as they would be deployed.
 
-    Each is put to its own config's samples, of the size it wants, and all answer in turn for their latency.
-    Written are compare.csv and compare.svg into compare/ beside the first; returns that folder.
+    Checkpoints are exported into a temporary folder. Each network is evaluated on its own config's
+    samples, in its own image size; for the latency they take turns. Writes compare.csv and
+    compare.svg to compare/ beside the evaluator's checkpoint and returns that folder.
 
     Args:
-        config: the ConfigParser of the first
-        exporter: writes those that are checkpoints
-        build_trained_network: gives a ConfigParser's network
-        judge_of: gives a ConfigParser's `trainer.Judge`
+        evaluator: of the run that the result is written to; for files without a config, its config
+            names the data
+        exporter: exports the checkpoints
+        paths: what to compare; the first is the reference for the latency
 
-    Raises UserError for what cannot be read.
+    Raises UserError if one cannot be read, or is named twice.
     """
-    logger, rows, runs = config.get_logger("export"), [], {}
-    threads, names = config.arguments.threads, _names(config.arguments.compare)
+    rows, runs = [], {}
     with tempfile.TemporaryDirectory(prefix="kata-compare-") as folder:
-        for number, (name, place) in enumerate(names.items()):
-            own = config.of(Path(place))
-            judge, path = judge_of(own), own.resume
-            network = build_trained_network(own)
-            sizes = {key: judge.state.get(key) for key in ("macs", "parameters")}
-            if path.suffix != onnx_file.SUFFIX:
-                path = Path(folder) / f"{number}{exporter.suffix}"
-                example = torch.stack([judge.loader.example] * 2)
-                sizes = count(network, example)
-                deployed = Deployed(network, judge.state["input"], exporter.preprocess, exporter.softmax)
-                network = network_of(exporter, path, judge.state, threads)
-                raw = torch.from_numpy(network.raw(example))
-                exporter.export(deployed, raw, path, describe(own, exporter, judge, sizes))
-            judgement = judge(network)
-            runs[name] = partial(network.opened(judge.engine.device), network.raw(judge.loader.example[None]))
-            found = {"samples": len(judgement.outputs), "accuracy": judgement.accuracy}
-            rows.append({"file": name, "megabytes": path.stat().st_size / 1e6, **sizes, **found})
-        times = interleaved(runs, enough_rounds(runs))
+        for number, (name, path) in enumerate(short_names(paths).items()):
+            own = evaluator.for_run(Path(path))
+            file, metadata, network = own.config.resume, own.state, own.network
+            if not isinstance(network, ExportedNetwork):
+                file = Path(folder) / f"{number}{exporter.suffix}"
+                network, metadata = export_network(exporter, own, file)
+            evaluation = own(network)
+            example = network.raw(own.loader.example[None])
+            runs[name] = partial(network.opened(own.engine.device), example)
+            sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
+            results = {"samples": len(evaluation.outputs), "accuracy": evaluation.accuracy}
+            rows.append({"file": name, "megabytes": file.stat().st_size / 1e6, **sizes, **results})
+        latency = spreads(interleaved(runs))
     for row in rows:
-        each = spread(times[row["file"]])
-        row |= {"p50_ms": each["p50"], "p95_ms": each["p95"], "times_the_first": ratio(times, row["file"], rows[0]["file"])}
-    place = config.resume.parent / "compare"
-    place.mkdir(exist_ok=True)
-    write_csv(place / "compare.csv", list(COLUMNS), ([row[column] for column in COLUMNS] for row in rows))
-    write_text(place / "compare.svg", comparison_chart(rows))
-    table = aligned([list(COLUMNS), *([_cell(row[column]) for column in COLUMNS] for row in rows)])
-    logger.info("\n".join([*table, f"{threads_in_words(threads)}, one sample, each in turn", f"written: {place}"]))
-    return place
+        times = latency[row["file"]]
+        row |= {"p50_ms": times["p50"], "p95_ms": times["p95"], "times_the_first": times["ratio"]}
+    folder = evaluator.config.resume.parent / "compare"
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / "compare.csv", list(rows[0]), (row.values() for row in rows))
+    write_text(folder / "compare.svg", comparison_chart(rows))
+    table = aligned([list(rows[0]), *(list(map(shown, row.values())) for row in rows)])
+    note = f"{threads_in_words(evaluator.threads)}, one sample, each in turn"
+    logging.getLogger("export").info("\n".join([*table, note, f"written: {folder}"]))
+    return folder
 
 
-def _names(places: list[str]) -> dict[str, str]:
-    """What to call each: the end of its path, as much of it as tells them apart."""
-    if len(set(places)) != len(places):
-        raise UserError("--compare: the same is named twice")
-    for depth in range(1, max(len(Path(place).parts) for place in places) + 1):
-        names = ["/".join(Path(place).parts[-depth:]) for place in places]
-        if len(set(names)) == len(names):
-            break
-    return dict(zip(names, places, strict=True))
+def short_names(paths: list[str]) -> dict[str, str]:
+    """Return name -> path; a name is as much of the path's end as makes it unique.
+
+    Raises UserError if a path is given twice.
+    """
+    if len(set(map(Path, paths))) != len(paths):
+        raise UserError("--compare: the same path is named twice")
+    parts = {path: Path(path).parts for path in paths}
+    by_depth = ({"/".join(p[-n:]): path for path, p in parts.items()} for n in itertools.count(1))
+    return next(names for names in by_depth if len(names) == len(paths))
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+def shown(value: str | float | None) -> str:
+    """Return a cell of the table on the screen."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else value or ""
+
+
+def comparison_chart(rows: list[dict]) -> str:
+    """Return an SVG chart of each file's latency, size and accuracy; `rows` as in compare.csv."""
+    panels = {"p50_ms": "ms, one sample", "megabytes": "MB", "accuracy": "accuracy"}
+    figure = new_figure(9, 1.2 + 0.45 * len(rows))
+    subplots = figure.subplots(1, len(panels), sharey=True)
+    for axes, (key, label) in zip(subplots, panels.items(), strict=True):
+        bars = axes.barh([row["file"] for row in rows], [row[key] or 0 for row in rows], color=BLUE)
+        axes.bar_label(bars, [shown(row[key]) for row in rows], padding=3)
+        axes.margins(x=0.25)
+        axes.set_xlabel(label)
+    axes.invert_yaxis()  # the first on top
+    return svg_text(figure)

@@ -1,5 +1,6 @@
-"""8-bit integers in onnxruntime: static quantization with QuantizeLinear and DequantizeLinear (Jacob et al.,
-arXiv:1712.05877), activations U8, weights S8 by channel: of the combinations the one that is fast without VNNI.
+"""Static int8 quantization in onnxruntime with QuantizeLinear and DequantizeLinear (Jacob et al.,
+arXiv:1712.05877): activations U8, weights S8 per channel, the combination that is fast without
+VNNI.
 """
 
 import tempfile
@@ -7,18 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-PIECE = 8  # samples whose activations are held at once
+STRIDE = 8  # samples whose activations are held in memory at once
+METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
-def quantize_static(source: Path, given: str, samples: list[np.ndarray], target: Path, method: str) -> None:
-    """Write `source` in 8 bits to `target`.
+def quantize_static(
+    source: Path, input_name: str, samples: list[np.ndarray], target: Path, method: str
+) -> None:
+    """Write the .onnx file `source` as int8 to `target`.
 
     Args:
         source: the .onnx file
-        given: its input's name
-        samples: what it may be given, batches of 1
+        input_name: name of its input
+        samples: calibration data, batches of 1
         target: the file to write
-        method: "minmax", "entropy" or "percentile"
+        method: one of METHODS, to choose the range of each activation
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -32,32 +36,27 @@ def quantize_static(source: Path, given: str, samples: list[np.ndarray], target:
             self.rest = iter(samples[start_index:end_index])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            sample = next(self.rest, None)
-            return None if sample is None else {given: sample}
+            return next(({input_name: sample} for sample in self.rest), None)
 
-    methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+    # the strides must all have one size
+    stride = next(n for n in range(min(STRIDE, len(samples)), 0, -1) if len(samples) % n == 0)
+    options = {"OpTypesToExcludeOutputQuantization": ["Gemm"], "CalibStridedMinMax": stride}
     with tempfile.TemporaryDirectory(prefix="kata-int8-") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)  # onnx infers what is needed; that fails on some
+        # onnx infers the shapes that are needed; symbolic inference fails on some networks
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
         ort.quantize_static(
             prepared,
             target,
             Samples(),
             per_channel=True,
-            # 7 bits: without VNNI the sum of two products of 8 bits each overflows, on some machines only
+            # 7 bits: without VNNI the sum of two 8-bit products overflows, on some machines only
             reduce_range=True,
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            calibrate_method=ort.CalibrationMethod[methods[method]],
-            # 256 steps are too few for a threshold of 0.999: logits and probabilities stay what they are
-            nodes_to_exclude=[n.name for n in onnx.load(prepared).graph.node if n.op_type in ("Softmax", "LogSoftmax")],
-            extra_options={
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],
-                "CalibStridedMinMax": _largest_piece(len(samples)),
-            },
+            calibrate_method=ort.CalibrationMethod[METHODS[method]],
+            # 256 steps are too few for a threshold of 0.999: logits and probabilities stay float
+            nodes_to_exclude=[n.name for n in nodes if n.op_type in ("Softmax", "LogSoftmax")],
+            extra_options=options,
         )
-
-
-def _largest_piece(count: int) -> int:
-    """The pieces must all be of one size."""
-    return next(size for size in range(min(PIECE, count), 0, -1) if count % size == 0)

@@ -1,3 +1,5 @@
+"""Sets up Python's logging: the console and info.log."""
+
 import json
 import logging
 import logging.config
@@ -9,7 +11,8 @@ COLORS = {logging.WARNING: "\033[33m", logging.ERROR: "\033[31m"}
 
 
 class ConsoleFormatter(logging.Formatter):
-    """The bare message; warnings yellow and errors red on a terminal, unless NO_COLOR is set (no-color.org)."""
+    """The bare message; on a terminal warnings are yellow and errors red, unless NO_COLOR is set
+    (no-color.org)."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -21,16 +24,18 @@ class ConsoleFormatter(logging.Formatter):
 
 
 def setup_logging(log_dir: Path | None = None, verbosity: int = 2) -> None:
-    """Log to the console, and to info.log in `log_dir` if one is given, as logger_config.json says.
+    """Log to the console and, if `log_dir` is given, to info.log there; see logger_config.json.
 
-    The console shows warnings only (verbosity 0), a line per epoch too (1), or all (2); the file is the same for each.
+    The console shows warnings (verbosity 0), also a line per epoch (1), or everything (2); the file
+    is the same for each verbosity.
     """
     config = json.loads(Path(__file__).with_name("logger_config.json").read_text(encoding="utf-8"))
-    config["handlers"]["console"]["level"] = ("WARNING", "INFO", "DEBUG")[verbosity]
+    handlers = config["handlers"]
+    handlers["console"]["level"] = ("WARNING", "INFO", "DEBUG")[verbosity]
     if log_dir is None:
-        config["handlers"].pop("info_file")
+        del handlers["info_file"]
         config["root"]["handlers"].remove("info_file")
     else:
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-        config["handlers"]["info_file"]["filename"] = str(Path(log_dir) / config["handlers"]["info_file"]["filename"])
+        log_dir.mkdir(parents=True, exist_ok=True)
+        handlers["info_file"]["filename"] = str(log_dir / handlers["info_file"]["filename"])
     logging.config.dictConfig(config)

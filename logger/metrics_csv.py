@@ -1,6 +1,9 @@
+"""Writes metrics.csv."""
+
 import csv
-import os
 from pathlib import Path
+
+from utils.files import atomic_write
 
 
 class MetricsFile:
@@ -8,30 +11,27 @@ class MetricsFile:
 
     Args:
         path: the file
-        enabled: False keeps nothing
+        enabled: False writes nothing
     """
 
     def __init__(self, path: Path, enabled: bool = True):
-        self.path, self.enabled = Path(path), enabled
-        self.rows: list[dict[str, str]] = []
+        self.path, self.enabled = path, enabled
+        self.rows: list[dict[str, object]] = []
 
     def resume(self, epoch: int) -> None:
-        """Take up the file as it was after `epoch`; later rows are dropped."""
+        """Continue the file as it was after `epoch`; later rows are dropped."""
         if self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
-                self.rows = [
-                    row for row in csv.DictReader(file) if (row.get("epoch") or "").isdigit() and int(row["epoch"]) <= epoch
-                ]
+                rows = [row for row in csv.DictReader(file) if (row.get("epoch") or "").isdigit()]
+            self.rows = [row for row in rows if int(row["epoch"]) <= epoch]
 
-    def add(self, row: dict) -> None:
-        """Append a row. A column that is new is added to the earlier rows too, empty."""
+    def add(self, row: dict[str, int | float]) -> None:
+        """Append a row. A new column is added to the earlier rows too, empty."""
         if not self.enabled:
             return
-        self.rows.append({name: repr(value) if isinstance(value, float) else str(value) for name, value in row.items()})
+        self.rows.append(row)
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_write(self.path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(temporary, self.path)

@@ -1,46 +1,60 @@
+"""Brings together everything that records a run."""
+
 import logging
+import re
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from base.monitor import Monitor
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
 from utils import checkpoint
+from utils.files import ROOT
+
+Log = dict[str, float]  # what an epoch measured
+OFFER = re.compile(r"python \S+\.py -r (?=saved/models/<name>/<run>$)")
 
 
 class Recorder:
-    """Shows what a run logs, and keeps it: screen and info.log, metrics.csv, TensorBoard.
+    """Shows and records what a run logs: console and info.log, metrics.csv, TensorBoard.
 
     Args:
         log_dir: the run's log folder
-        tensorboard: False leaves TensorBoard out
-        keep: False writes no files at all, as the processes beside a run's first
+        tensorboard: False turns TensorBoard off
+        keep: False writes no files at all; for all processes of a run but the main one
     """
 
     def __init__(self, log_dir: Path, tensorboard: bool = True, keep: bool = True):
+        self.log_dir = log_dir
         self.logger = logging.getLogger("trainer")
         self.writer = TensorboardWriter(log_dir, tensorboard and keep)
-        self.metrics = MetricsFile(Path(log_dir) / "metrics.csv", keep)
+        self.metrics = MetricsFile(log_dir / "metrics.csv", keep)
         self._training_seconds = 0.0
 
-    def begin(self, config: Any, logged: list[str]) -> None:
-        """A new run starts; `logged` are the names it will log."""
-        self.logger.info(f"run {config.save_dir}")
-        self.writer.add_hyperparameters(_flat(config.config), [_tag(name) for name in logged])
+    def begin(self, run: Path, config: dict, logged: list[str]) -> None:
+        """A new run starts in the folder `run`; it will log the names in `logged`."""
+        self.logger.info(f"run {run}")
+        self.writer.add_hyperparameters(_flat(config), [_tag(name) for name in logged])
 
     def resume(self, epoch: int, step: int) -> None:
-        """An old run goes on in `epoch`, having trained `step` batches: forget what it recorded later."""
+        """A run continues in `epoch`, after `step` trained batches: drop later records."""
         self.metrics.resume(epoch - 1)
         self.writer.purge_from(step + 1)
 
-    def epoch(self, epoch: int, epochs: int, len_epoch: int, log: dict[str, float], best: bool, model: nn.Module) -> None:
-        """An epoch is done: a line, a row, a point on each curve, and the parameters as histograms."""
-        values = "  ".join(f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}" for name, value in log.items())
-        self.logger.info(f"epoch {epoch:{len(str(epochs))}}/{epochs}  {values}{'  * best' if best else ''}")
+    def epoch(
+        self, epoch: int, epochs: int, len_epoch: int, log: Log, best: bool, model: nn.Module
+    ) -> None:
+        """An epoch is done: one line, one row, a point on each curve, histograms of parameters."""
+        values = "  ".join(
+            f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}"
+            for name, value in log.items()
+        )
+        number = f"{epoch:{len(str(epochs))}}/{epochs}"
+        self.logger.info(f"epoch {number}  {values}{'  * best' if best else ''}")
         self.metrics.add({"epoch": epoch, "step": epoch * len_epoch, **log})
         for name, value in log.items():
-            if name != "loss":  # loss/train has been written all along
+            if name != "loss":  # the trainer writes loss/train after each batch
                 tag, _, mode = _tag(name).rpartition("/")
                 self.writer.set_step(epoch * len_epoch, mode)
                 self.writer.add_scalar(tag, value)
@@ -48,25 +62,39 @@ class Recorder:
         self.writer.set_step(epoch * len_epoch)
         self.writer.add_parameters(model, self._training_seconds)
 
-    def stopped(self, config: Any, where: str, script: str) -> None:
+    def stopped(self, run: Path, where: str, script: str) -> None:
         """A signal ended the run; its state is saved, and `script` continues it."""
-        self.logger.warning(f"stopped {where}; everything is saved. Go on with:\n  python {script} -r {config.save_dir}")
+        command = f"python {script} -r {run}"
+        self.logger.warning(f"stopped {where}; everything is saved. Continue with:\n  {command}")
         self.writer.close()
 
-    def end(self, config: Any, monitor: Any, seconds: float) -> None:
-        """The run is complete: say what came of it, where it is, and what can be done next."""
+    def end(self, run: Path, monitor: Monitor, seconds: float) -> None:
+        """The run is complete: show its result, where its files are, and what to do next."""
         self.writer.close()
-        best = config.save_dir / checkpoint.BEST
-        model = best if best.exists() else next(checkpoint.of_run(config.save_dir), config.save_dir)
+        candidates = [run / checkpoint.BEST, *checkpoint.numbered_checkpoints(run), run]
         lines = [""]
         if monitor.best is not None:
-            lines.append(f"best {monitor.name} {monitor.best:.4f} in epoch {monitor.best_epoch}; {seconds:.0f} s")
+            best = f"best {monitor.name} {monitor.best:.4f} in epoch {monitor.best_epoch}"
+            lines.append(f"{best}; {seconds:.0f} s")
         if monitor.exhausted:
             lines.append(f"stopped early, after {monitor.waited} epochs without a better one")
-        lines += [f"  model  {model}", f"  log    {config.log_dir}", "next:", f"  python test.py -r {config.save_dir}"]
+        lines.append(f"  model  {next(path for path in candidates if path.exists())}")
+        lines += [f"  log    {self.log_dir}", "next:", *(f"  {c}" for c in next_commands(run))]
         if self.writer.enabled:
-            lines.append(f"  tensorboard --logdir {config.log_dir.parent.parent}")
+            lines.append(f"  tensorboard --logdir {self.log_dir.parent.parent}")
         self.logger.info("\n".join(lines))
+
+
+def next_commands(run: Path) -> list[str]:
+    """The commands that the project's scripts offer for a trained network, with its folder put in.
+
+    A script offers one whose first line, its docstring's, ends with
+    `python <script> -r saved/models/<name>/<run>`.
+    """
+    scripts = sorted(ROOT.glob("*.py"), reverse=True)  # this happens to be the usual order of work
+    first_lines = (path.read_text("utf-8", "replace").partition("\n")[0] for path in scripts)
+    offers = (OFFER.search(line) for line in first_lines)
+    return [f"{offer[0]}{run}" for offer in offers if offer]
 
 
 def _tag(name: str) -> str:
@@ -74,9 +102,11 @@ def _tag(name: str) -> str:
     return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
 
 
-def _flat(config: Any, path: str = "") -> dict[str, Any]:
+def _flat(config: dict, prefix: str = "") -> dict[str, object]:
     """{"optimizer": {"args": {"lr": 0.1}}} -> {"optimizer.args.lr": 0.1}."""
-    if not isinstance(config, dict):
-        return {path: config}
-    parts = ((f"{path}.{key}".lstrip("."), value) for key, value in config.items() if key not in ("$schema", "versions"))
-    return {k: v for key, value in parts for k, v in _flat(value, key).items()}
+    flat: dict[str, object] = {}
+    for key, value in config.items():
+        if key not in ("$schema", "versions"):
+            name = f"{prefix}{key}"
+            flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

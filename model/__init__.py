@@ -1,1 +1,1 @@
-"""Networks, losses and metrics: what the config's arch, loss and metrics name. Write yours in any file here."""
+"""Networks, losses and metrics that a config can name. Add yours in any file of this folder."""

@@ -1,27 +1,30 @@
-"""The residual networks for pictures of 32 x 32 (He et al., arXiv:1512.03385, section 4.2)."""
+"""Example networks: residual networks for small images (He et al., arXiv:1512.03385)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base import BaseModel
-from utils.hints import PositiveInt
+from utils.config.hints import PositiveInt
 
 
 class CifarResNet(BaseModel):
-    """Three stages of 16, 32 and 64 channels; 56 layers have 0.86 million parameters.
+    """The paper's networks for CIFAR-10 (section 4.2); with 56 layers 0.86 million parameters.
 
-    Where the width changes, the shortcut is a convolution (the paper's option B).
+    Three stages of 16, 32 and 64 channels. Where the width changes, the shortcut is a convolution
+    (the paper's option B).
 
     Args:
-        num_classes: what to tell apart
-        depth: layers with weights: 20, 32, 44, 56 or 110 in the paper, 6 n + 2
-        in_channels: 1 for grey pictures, 3 for colour
+        num_classes: number of classes
+        depth: number of layers with weights, 6 n + 2: 20, 32, 44, 56 or 110 in the paper
+        in_channels: 1 for grey images, 3 for colour
     """
 
-    def __init__(self, num_classes: PositiveInt = 10, depth: PositiveInt = 56, in_channels: PositiveInt = 3):
+    def __init__(
+        self, num_classes: PositiveInt = 10, depth: PositiveInt = 56, in_channels: PositiveInt = 3
+    ):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth {depth} should be 6 n + 2: 20, 32, 44, 56, 110")
+            raise ValueError(f"depth {depth} must be 6 n + 2: 20, 32, 44, 56, 110")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -41,12 +44,12 @@ class CifarResNet(BaseModel):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions beside a shortcut.
+    """Two convolutions with a shortcut around them.
 
     Args:
-        in_channels: of what comes in
-        out_channels: of both convolutions
-        stride: of the first; 2 halves height and width
+        in_channels: channels of the input
+        out_channels: channels of both convolutions
+        stride: stride of the first convolution; 2 halves height and width
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
@@ -57,9 +60,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            self.shortcut.append(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -70,3 +72,49 @@ class BasicBlock(nn.Module):
 def _stage(in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.Sequential:
     others = (BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
     return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *others)
+
+
+class SmallResNet(BaseModel):
+    """Three stages that each halve height and width; fast on CIFAR-10.
+
+    The first block is that of ResNet-9 (Page, "How to train your ResNet", 2018).
+
+    Args:
+        num_classes: number of classes
+        in_channels: 1 for grey images, 3 for colour
+        width: channels of the first convolution; the stages have 2, 4 and 8 times as many
+    """
+
+    def __init__(
+        self, num_classes: PositiveInt = 10, in_channels: PositiveInt = 3, width: PositiveInt = 64
+    ):
+        super().__init__()
+        self.start = _convolution(in_channels, width)
+        self.stages = nn.Sequential(
+            _Stage(width, 2 * width, residual=True),
+            _Stage(2 * width, 4 * width, residual=False),
+            _Stage(4 * width, 8 * width, residual=True),
+        )
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W), at least 8 x 8 pixels, to logits (N, num_classes)."""
+        features = self.stages(self.start(x)).amax((2, 3))  # the maximum, as in ResNet-9
+        return self.fc(features / 8)  # so that the first logits are small
+
+
+class _Stage(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, residual: bool):
+        super().__init__()
+        self.main = nn.Sequential(_convolution(in_channels, out_channels), nn.MaxPool2d(2))
+        blocks = [_convolution(out_channels, out_channels) for _ in range(2 if residual else 0)]
+        self.residual = nn.Sequential(*blocks) if residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.main(x)
+        return x if self.residual is None else x + self.residual(x)
+
+
+def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))

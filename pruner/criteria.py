@@ -1,45 +1,51 @@
-"""What a channel is worth: torch-pruning's criteria, by their names there, or one of your own in this folder."""
+"""How important a channel is: torch-pruning's criteria by name, or your own class in pruner/."""
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
+from utils.config.lookup import Source
 from utils.errors import UserError
-from utils.lookup import Source
 
+if TYPE_CHECKING:
+    from torch_pruning.pruner.importance import Importance
+
+PATH, LIBRARY = "pruner.args.importance", "torch_pruning.pruner.importance"
 REFUSED = {
     "OBDCImportance": "torch-pruning 1.6 cannot prepare it for networks with residual connections",
     "GroupHessianImportance": "in torch-pruning 1.6 only the last sample counts",
     "HessianImportance": "in torch-pruning 1.6 only the last sample counts",
-    "ActivationImportance": "in torch-pruning 1.6 it removes nothing, without a word",
+    "ActivationImportance": "in torch-pruning 1.6 it removes nothing, and does not say so",
 }
-SOURCE = Source("torch_pruning.pruner.importance.Importance", "pruner", libraries=("torch_pruning.pruner.importance",),
-                pattern=f"^(?!({'|'.join(REFUSED)})$).*Importance$", functions=False)  # fmt: skip
-INSTEAD = "MagnitudeImportance, TaylorImportance, BNScaleImportance, FPGMImportance, LAMPImportance, RandomImportance"
+PATTERN = f"^(?!({'|'.join(REFUSED)})$).*Importance$"
+SOURCE = Source(
+    f"{LIBRARY}.Importance", ("pruner",), (), (LIBRARY,), pattern=PATTERN, functions=False
+)
+USABLE = "MagnitudeImportance, TaylorImportance, BNScaleImportance, FPGMImportance, LAMPImportance"
 
 
-def build_importance(spec: str | dict) -> Any:
-    """The criterion that "Name" or {"type": "Name", "args": {...}} means: a function from a group to its channels' worth.
+def build_importance(spec: str | dict) -> "Importance":
+    """The criterion "Name" or {"type": "Name", "args": {...}}, which rates the channels of a group.
 
-    Raises UserError for a name that is none, one that does not work, and for arguments it does not take.
+    Raises UserError for an unknown name, a criterion that does not work, and unknown arguments.
     """
-    name, arguments = (spec, {}) if isinstance(spec, str) else (spec.get("type"), spec.get("args", {}))
-    path = "pruner.args.importance"
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise UserError(f'{path}: should be a name or {{"type": "Name", "args": {{...}}}}')
+    name, args = SOURCE.split({"type": None} | spec if isinstance(spec, dict) else spec)
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise UserError(f'{PATH}: should be a name or {{"type": "Name", "args": {{...}}}}')
     if name in REFUSED:
-        raise UserError(f"{path}: {name} cannot be relied on: {REFUSED[name]}. There are {INSTEAD}")
+        raise UserError(f"{PATH}: {name} does not work: {REFUSED[name]}. Use one of {USABLE}")
     try:
-        found = SOURCE.find(name)
+        cls = SOURCE.find(name)
     except LookupError as error:
-        raise UserError(f"{path}: {error.args[0]}") from None
-    takes = inspect.signature(found).parameters
-    if unknown := arguments.keys() - takes.keys():
-        raise UserError(f'{path}: {name} takes no "{min(unknown)}"; it takes {", ".join(takes) or "no arguments"}')
-    return found(**arguments)
+        raise UserError(f"{PATH}: {error.args[0]}") from None
+    accepted = inspect.signature(cls).parameters
+    if unknown := args.keys() - accepted.keys():
+        accepts = ", ".join(accepted) or "no arguments"
+        raise UserError(f'{PATH}: {name} takes no "{min(unknown)}"; it takes {accepts}')
+    return cls(**args)
 
 
-def needs_gradients(importance: Any) -> bool:
-    """Whether the criterion looks at the loss's gradients."""
+def needs_gradients(importance: "Importance") -> bool:
+    """Whether the criterion reads the loss's gradients."""
     from torch_pruning.pruner.importance import GroupTaylorImportance
 
     return getattr(importance, "needs_gradients", isinstance(importance, GroupTaylorImportance))

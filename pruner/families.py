@@ -1,94 +1,59 @@
-"""What torch-pruning cannot see in some families of networks, told to it: one class for each family."""
+"""What torch-pruning cannot see by itself in some families of networks."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
-
-class Family:
-    """By default a module of this family needs no help."""
-
-    def types(self) -> tuple[type, ...]:
-        """The modules that the rules are for."""
-        raise NotImplementedError
-
-    def kept(self, module: Any) -> list[nn.Module | nn.Parameter]:
-        """Parts of the module of which no channels are to be removed."""
-        return []
-
-    def divided(self, module: Any) -> dict[nn.Module, int]:
-        """Parts of it whose channels come in so many equal shares, which must stay equal."""
-        return {}
-
-    def traced(self, network: nn.Module) -> AbstractContextManager:
-        """In force while the network is followed."""
-        return nullcontext()
-
-    def mend(self, module: Any) -> None:
-        """After a cut: attributes that the module computes with."""
+Parts = list[nn.Module | nn.Parameter]
 
 
-class Attention(Family):
-    """torch's attention: as many channels for each head as for the others."""
-
-    def types(self):
-        return (nn.MultiheadAttention,)
-
-    def divided(self, module):
-        return {module: module.num_heads}
+def _all_parts(module: nn.Module) -> Parts:
+    return [module, *module.parameters(recurse=False)]
 
 
-class VisionTransformer(Family):
-    def types(self):
-        from torchvision.models import VisionTransformer
-
-        return (VisionTransformer,)
-
-    def mend(self, module):
-        module.hidden_dim = module.conv_proj.out_channels
-
-
-class WindowAttention(Family):
-    """Swin's and MaxViT's attention reshapes in ways that cannot be followed: what it passes on keeps its width."""
-
-    def types(self):
-        from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
-        from torchvision.models.swin_transformer import PatchMerging, PatchMergingV2, ShiftedWindowAttention
-
-        return RelativePositionalMultiHeadAttention, ShiftedWindowAttention, PatchMerging, PatchMergingV2
-
-    def kept(self, module):
-        return [*module.modules(), *module.parameters(recurse=False)]
+# For a class and its subclasses: the parts of such a module that keep all their channels.
+KEPT: dict[str, Callable[[nn.Module], Parts]] = {
+    # torch-pruning cannot follow how their attention reshapes, so its output keeps its width,
+    "torchvision.models.maxvit.RelativePositionalMultiHeadAttention": _all_parts,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": _all_parts,
+    "torchvision.models.swin_transformer.PatchMerging": _all_parts,
+    "torchvision.models.swin_transformer.PatchMergingV2": _all_parts,
+    # and so does what is added to that output.
+    "torchvision.models.swin_transformer.SwinTransformerBlock": lambda m: [m.mlp[3]],
+    "torchvision.models.swin_transformer.SwinTransformer": lambda m: [m.features[0]],
+    # Its shuffle mixes two halves of the channels, so only layers inside a half can be narrowed.
+    "torchvision.models.shufflenetv2.InvertedResidual": lambda m: [m.branch1, m.branch2[5:]],
+}
 
 
-class SwinBlock(Family):
-    """In Swin everything that is added to what the attention passes on: a block's last layer, the first convolution."""
-
-    def types(self):
-        from torchvision.models import SwinTransformer
-        from torchvision.models.swin_transformer import SwinTransformerBlock
-
-        return SwinTransformer, SwinTransformerBlock
-
-    def kept(self, module):
-        return list((module.mlp[3] if hasattr(module, "mlp") else module.features[0]).modules())
+def kept_parts(network: nn.Module) -> Parts:
+    """The modules and parameters whose channels cannot be removed, for torch-pruning to ignore."""
+    parts = []
+    for module in network.modules():
+        for name in _class_names(module) & KEPT.keys():
+            parts += KEPT[name](module)
+    return parts
 
 
-class ShuffleNet(Family):
-    """The shuffle mixes two halves of the channels, which therefore keep their width; what lies within a half need not."""
-
-    def types(self):
-        from torchvision.models.shufflenetv2 import InvertedResidual
-
-        return (InvertedResidual,)
-
-    def kept(self, module):
-        return [part for branch in (module.branch1, module.branch2[5:]) for part in branch.modules()]
-
-    def traced(self, network):
-        return patch("torchvision.models.shufflenetv2.channel_shuffle", lambda x, groups: x)
+def fix_attributes(network: nn.Module) -> None:
+    """Update the attributes that forward() computes with, after channels were removed."""
+    for module in network.modules():
+        if "torchvision.models.vision_transformer.VisionTransformer" in _class_names(module):
+            module.hidden_dim = module.conv_proj.out_channels
 
 
-FAMILIES = (Attention(), VisionTransformer(), WindowAttention(), SwinBlock(), ShuffleNet())
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Inside the `with` block ShuffleNet does not shuffle, which torch-pruning cannot trace."""
+    from torchvision.models import shufflenetv2
+
+    original, shufflenetv2.channel_shuffle = shufflenetv2.channel_shuffle, lambda x, groups: x
+    try:
+        yield
+    finally:
+        shufflenetv2.channel_shuffle = original
+
+
+def _class_names(module: nn.Module) -> set[str]:
+    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}

@@ -1,46 +1,66 @@
-"""Which channels of a network belong together, by torch-pruning's dependency graph (Fang et al., arXiv:2301.12900)."""
+"""Which channels of a network belong together, by torch-pruning's dependency graph.
 
+Fang et al., arXiv:2301.12900.
+"""
+
+import math
 import warnings
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
-from pruner.families import FAMILIES
+from model.heads import all_thawed, run_with_auxiliary_heads
+from pruner.families import fix_attributes, kept_parts, traceable
 from utils.errors import UserError
-from utils.networks import all_thawed, output_layers, run_with_auxiliary_heads
-from utils.structure import structure_of
-from utils.summary import multiply_adds
 
-ADVICE = "name the layers that it cannot follow in pruner.args.ignored_layers"
-Removals = dict[str, np.ndarray]  # the units that go, of each group by its name
+if TYPE_CHECKING:
+    from torch_pruning.dependency import Group
+    from torch_pruning.pruner import BasePruner
+
+ADVICE = "name the layers that it cannot handle in pruner.args.ignored_layers"
+LAYERS = nn.Linear, nn.modules.conv._ConvNd
+
+Removals = dict[str, np.ndarray]  # group name -> numbers of the units to remove
 
 
 @dataclass
 class ChannelGroup:
-    """Channels that can only go together, through all layers that pass them on.
+    """Channels that can only be removed together, through all layers that pass them on.
 
-    A unit is what can be removed at once: one channel, or one of each group (convolution) or head (attention).
+    A unit is the least that can be removed: one channel, or one of each of the layer's groups
+    (convolution) or heads (attention).
 
     Attributes:
-        name: of the first layer that makes these channels
-        root: torch-pruning's group, of all of the channels
-        parts: how many channels a unit has
-        built: how many channels the constructor made
-        touched: (module's name, "out" | "in", how many of its channels each unit takes) for each layer concerned
-        kind: equal for groups that look alike (isomorphic)
+        name: of the first layer that outputs these channels
+        root: torch-pruning's group, with all channels
+        units: how many units there are
+        parts: channels in a unit
+        kind: the same for groups that are connected alike (isomorphic)
+        touched: for each layer concerned its name, the side ("out" or "in"), and how many of its
+            channels go with each unit
+        original: channels before the first cut
+        allowed: how many units may be removed, in ascending order
+        importance: of each unit
+        scope: groups in one scope compete for what stays
+        share: of the channels that should go in all, if that does not depend on other groups
     """
 
     name: str
-    root: Any
-    parts: int
+    root: "Group"
     units: int
-    built: int
+    parts: int
     kind: str
-    touched: list[tuple[str, str, np.ndarray]] = field(repr=False)
+    touched: list[tuple[str, str, np.ndarray]]
+    original: int = 0
+    allowed: list[int] = field(default_factory=list)
+    importance: np.ndarray | None = None
+    scope: str = ""
+    share: float | None = None
 
     @property
     def width(self) -> int:
@@ -48,106 +68,127 @@ class ChannelGroup:
 
 
 class ChannelGraph:
-    """The groups of channels of a network, and how to cut them out of it.
+    """The groups of channels of a network, and how to remove channels from it.
 
     Args:
         network: in evaluation mode
-        example: a batch of two of what it takes
-        kept: names of modules of which no output is to be removed; all that gives the network's output is kept anyway
-        library: torch-pruning's class that builds the graph, and may have a regularizer
-        importance: the criterion that the regularizer goes by
-        options: what that class takes besides
+        example: a batch of two inputs
+        kept: names of modules that keep all outputs
+        library: builds torch-pruning's pruner, which has the graph and may have a regularizer
 
-    Raises UserError where torch-pruning cannot follow the network.
+    Raises UserError if torch-pruning cannot follow the network.
     """
 
     def __init__(
-        self, network: nn.Module, example: Tensor, kept: Iterable[str], library: Any, importance: Any = None, **options: Any
+        self,
+        network: nn.Module,
+        example: Tensor,
+        kept: Iterable[str],
+        library: "Callable[..., BasePruner]",
     ):
-        self.network = network
-        self.names = {module: name for name, module in network.named_modules()}
-        modules = {name: module for module, name in self.names.items()}
-        heads = output_layers(network, example)
-        ignored = [modules[name] for name in dict.fromkeys([*heads, *kept])]
-        divided: dict[nn.Module, int] = {}
-        with ExitStack() as stack, warnings.catch_warnings(), all_thawed(network):
+        self.network, modules = network, dict(network.named_modules())
+        named = [*modules.items(), *network.named_parameters()]
+        self.names = {part: name for name, part in named}
+        ignored = [modules[name] for name in kept]
+        attentions = [m for m in modules.values() if isinstance(m, nn.MultiheadAttention)]
+        with explain_failure(network), all_thawed(network), traceable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for family in FAMILIES:
-                for module in network.modules():
-                    if isinstance(module, family.types()):
-                        ignored += family.kept(module)
-                        divided |= family.divided(module)
-                stack.enter_context(family.traced(network))
-            try:
-                self.library = library(
-                    network,
-                    (example,),
-                    importance=importance,
-                    ignored_layers=ignored,
-                    in_channel_groups={},
-                    out_channel_groups=divided,
-                    num_heads={},
-                    forward_fn=lambda module, inputs: run_with_auxiliary_heads(module, *inputs),
-                    **options,
-                )
-                found = list(
-                    self.library.DG.get_all_groups(self.library.ignored_layers, (nn.modules.conv._ConvNd, nn.Linear))
-                )
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"pruner: torch-pruning cannot follow {type(network).__name__} "
-                    f"({type(error).__name__}: {error}); name what it should leave alone in pruner.args.ignored_layers"
-                ) from error
-        self.groups = [self._group(group) for group in found]
+            self.library = library(
+                network,
+                (example,),
+                ignored_layers=ignored + kept_parts(network),
+                in_channel_groups={},  # the defaults of these three are shared by all pruners
+                out_channel_groups={module: module.num_heads for module in attentions},
+                num_heads={},
+                forward_fn=lambda module, inputs: run_with_auxiliary_heads(module, *inputs),
+            )
+            roots = self.library.DG.get_all_groups(self.library.ignored_layers, LAYERS)
+            groups = map(self._group, roots)
+            self.groups = {group.name: group for group in groups}
 
-    def _group(self, root: Any) -> ChannelGroup:
-        graph = self.library.DG
-        layer, width = root[0].dep.target.module, len(root[0].idxs)
-        parts = 1
-        touched, kind = [], []
-        for dep, _ in root:
-            module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
-            parts = max(parts, (self.library.out_channel_groups if out else self.library.in_channel_groups).get(module, 1))
-            kind.append(f"{type(module).__name__} {'out' if out else 'in'}")
-        units = width // parts
-        for position, (dep, indices) in enumerate(root):
-            module, out = dep.target.module, graph.is_out_channel_pruning_fn(dep.handler)
-            name = graph._param_to_name[module] if isinstance(module, nn.Parameter) else self.names.get(module)
-            if name is None:  # an operation between layers
+    def _group(self, root: "Group") -> ChannelGroup:
+        parts = self.library._get_channel_groups(root)
+        units = len(root[0].idxs) // parts
+        kinds, touched = [], []
+        for item in root:
+            layer = item.dep.layer
+            is_out = self.library.DG.is_out_channel_pruning_fn(item.dep.pruning_fn)
+            side = "out" if is_out else "in"
+            kinds.append(f"{type(layer).__name__} {side}")
+            if layer not in self.names:  # an operation between layers
                 continue
-            roots = [index for index in root[position].root_idxs if index is not None]
-            if len(roots) == len(indices):
-                counts = np.bincount(np.asarray(roots, dtype=int) % units, minlength=units)
+            channels = [index for index in item.root_idxs if index is not None]
+            if len(channels) == len(item.idxs):
+                counts = np.bincount(np.asarray(channels, dtype=int) % units, minlength=units)
             else:
-                counts = np.full(units, len(indices) / units)
-            touched.append((name, "out" if out else "in", counts))
-        name = self.names[layer]
-        shapes = (structure_of(self.network) or {"shapes": {}})["shapes"]
-        axis = 1 if getattr(layer, "transposed", False) else 0
-        built = shapes[f"{name}.weight"][0][axis] if f"{name}.weight" in shapes else width
-        return ChannelGroup(name, root, parts, units, built, ", ".join(kind), touched)
+                counts = np.full(units, len(item.idxs) / units)
+            # inputs of an attention go with its outputs
+            sides = ("out", "in") if isinstance(layer, nn.MultiheadAttention) else (side,)
+            touched += [(self.names[layer], side, counts) for side in sides]
+        name = self.names[root[0].dep.layer]
+        return ChannelGroup(name, root, units, parts, ", ".join(kinds), touched)
 
-    def cut(self, removals: Removals) -> None:
-        """Cut these units of each group out, wherever they pass."""
-        for group in self.groups:
-            if group.name in removals:
-                units = removals[group.name].tolist()
-                channels = sorted(part * group.units + unit for unit in units for part in range(group.parts))
-                dep = group.root[0].dep
-                self.library.DG.get_pruning_group(dep.target.module, dep.handler, channels).prune()
-        for family in FAMILIES:
-            for module in self.network.modules():
-                if isinstance(module, family.types()):
-                    family.mend(module)
+    def prune(self, removals: Removals) -> None:
+        """Remove these units of each group, from all layers that they pass through."""
+        for name, units in removals.items():
+            group = self.groups[name]
+            parts = np.arange(group.parts)[:, None] * group.units
+            channels, dep = np.sort((parts + units).ravel()).tolist(), group.root[0].dep
+            self.library.DG.get_pruning_group(dep.layer, dep.pruning_fn, channels).prune()
+        fix_attributes(self.network)
 
 
-def check_cut(network: nn.Module, example: Tensor, before: Tensor) -> None:
-    """Raises UserError where the network that was cut does not run, or gives another number of outputs than `before`."""
+class SizeForecast:
+    """What a network's size will be after a cut, computed without cutting.
+
+    Exact for convolutions, linear layers and norms; attention shrinks with the square of its width.
+
+    Args:
+        graph: the network's, before the cut
+        macs: multiply-adds of each layer by its name, and of all by ""
+    """
+
+    def __init__(self, graph: ChannelGraph, macs: dict[str, int]):
+        self.params = sum(parameter.numel() for parameter in graph.network.parameters())
+        self.graph, self.macs, library = graph, macs, graph.library.DG
+        # name -> outputs, inputs, parameters that shrink with both, those that shrink with outputs
+        self.layers: dict[str, tuple[float, float, int, int]] = {}
+        touched = {name for group in graph.groups.values() for name, _, _ in group.touched}
+        for layer, name in graph.names.items():
+            if name in touched:
+                outputs = library.get_out_channels(layer) or math.inf  # None if it has but one
+                inputs = library.get_in_channels(layer) or math.inf
+                if getattr(layer, "groups", 1) == inputs:  # depthwise: does not sum over inputs
+                    inputs = math.inf
+                tensors = [layer] if isinstance(layer, nn.Parameter) else layer.parameters()
+                total = both = sum(tensor.numel() for tensor in tensors)
+                if not isinstance(layer, nn.MultiheadAttention):
+                    both = layer.weight.numel() if isinstance(layer, LAYERS) else 0
+                self.layers[name] = outputs, inputs, both, total - both
+
+    def __call__(self, removals: Removals, measure: str) -> float:
+        """The "macs" or "params" that are left once these units of each group are gone."""
+        lost: Counter[tuple[str, str]] = Counter()  # channels
+        for group, units in removals.items():
+            for name, side, counts in self.graph.groups[group].touched:
+                lost[name, side] += float(counts[units].sum())
+        macs, params = float(self.macs[""]), float(self.params)
+        for name in {name for name, _ in lost}:
+            outputs, inputs, both, single = self.layers[name]
+            left = 1 - lost[name, "out"] / outputs
+            left_of_both = left * (1 - lost[name, "in"] / inputs)
+            macs -= self.macs.get(name, 0) * (1 - left_of_both)
+            params -= both * (1 - left_of_both) + single * (1 - left)
+        return macs if measure == "macs" else params
+
+
+@contextmanager
+def explain_failure(network: nn.Module) -> Iterator[None]:
+    """Turn what torch-pruning raises on a network that it does not support into a UserError."""
     try:
-        output = multiply_adds(network, example)[1]
-    except UserError as error:
-        raise UserError(f"pruner: {type(network).__name__} does not run once it is cut ({error}); {ADVICE}") from error
-    if output.shape != before.shape:
-        raise UserError(f"pruner: the cut made the output {list(output.shape)} of {list(before.shape)}; {ADVICE}")
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # torch-pruning has no exceptions of its own
+        name, reason = type(network).__name__, f"{type(error).__name__}: {error}"
+        raise UserError(f"pruner: torch-pruning failed on {name} ({reason}); {ADVICE}") from error

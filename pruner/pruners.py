@@ -1,42 +1,47 @@
-"""The pruner that goes by a criterion alone; those that train for sparsity first are in sparse.py."""
+"""The pruner that needs a criterion only; those that train for sparsity first are in sparse.py."""
 
 import copy
+import functools
 import re
-from typing import Any
+from collections.abc import Callable
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from base import BasePruner
+from exporter.latency import ratio, side_by_side
+from exporter.onnx_exporter import onnx_bytes
+from model.heads import main_output, output_layers
+from model.structure import describe, note_cut
+from model.summary import multiply_adds
+from pruner.base_pruner import BasePruner, Original
 from pruner.criteria import build_importance, needs_gradients
-from pruner.graph import ADVICE, ChannelGraph, Removals, check_cut
-from pruner.latency import LatencySearch
-from pruner.plan import Limits, Plan, SizeForecast
+from pruner.graph import ADVICE, ChannelGraph, ChannelGroup, Removals, SizeForecast, explain_failure
+from pruner.latency_search import LatencySearch
+from pruner.plan import Plan
+from pruner.sections import PruningTarget
+from utils.config.hints import OpenShare, PositiveInt, Share
+from utils.config.lookup import did_you_mean
 from utils.errors import UserError
-from utils.hints import OpenShare, PositiveInt, Share, Target
-from utils.latency import onnx_bytes, ratio, side_by_side
-from utils.lookup import did_you_mean
-from utils.networks import output_layers
-from utils.structure import describe, note_cut
-from utils.summary import multiply_adds
 
 AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
 
 
 class MagnitudePruner(BasePruner):
-    """Cuts the least important channels of each layer, together with all that hangs on them.
+    """Removes the least important channels of each layer, together with all that depends on them.
 
     Args:
-        iterative_steps: cuts to get there in, with training between them
-        channel_sparsity: the share of each layer's channels that is cut in the end; the same as target.channel_sparsity
-        target: what to aim at instead: {"macs": 0.3}, {"params": 0.3}, {"latency": 0.5}, {"max_accuracy_drop": 0.01}
-        importance: what a channel is worth, the name of one of torch-pruning's criteria, or with its arguments
-        global_pruning: rank the channels of all layers in one list, instead of each layer's in its own
-        isomorphic: rank those of layers that are connected alike in one list (Fang et al., arXiv:2407.04616)
-        round_to: widths are made multiples of this; processors are fast with multiples of 8
+        iterative_steps: number of cuts, with training between them
+        channel_sparsity: share of each layer's channels to remove in all
+        target: another aim: {"macs": 0.3}, {"latency": 0.5}, {"max_accuracy_drop": 0.01}, ...
+        importance: how important a channel is: one of torch-pruning's criteria, or your own
+        global_pruning: rank the channels of all layers in one list, not each layer's in its own
+        isomorphic: one list for layers that are connected alike (Fang et al., arXiv:2407.04616)
+        round_to: widths become multiples of this; processors are fast with multiples of 8
         max_channel_sparsity: no layer loses a larger share of its channels
-        min_channels: so many channels every layer keeps
-        ignored_layers: names of layers, or regular expressions of names, that keep all their outputs
-        ratios: the share that single layers lose, by name or regular expression
+        min_channels: every layer keeps as many channels
+        ignored_layers: layers that keep all outputs, by name or regular expression
+        ratios: share that single layers lose, by name or regular expression
     """
 
     library = "BasePruner"  # torch-pruning's class, whose regularizer is used
@@ -45,7 +50,7 @@ class MagnitudePruner(BasePruner):
         self,
         iterative_steps: PositiveInt = 1,
         channel_sparsity: OpenShare | None = None,
-        target: Target | None = None,
+        target: PruningTarget | None = None,
         importance: str | dict = "MagnitudeImportance",
         global_pruning: bool = False,
         isomorphic: bool = False,
@@ -55,45 +60,47 @@ class MagnitudePruner(BasePruner):
         ignored_layers: list[str] | None = None,
         ratios: dict[str, Share] | None = None,
     ):
-        aims = {key: value for key, value in (target or {}).items() if key in AIMS}
-        aims |= {} if channel_sparsity is None else {"channel_sparsity": channel_sparsity}
-        if len(aims) != 1 or (channel_sparsity is not None and target is not None):
-            both = f"not {' and '.join(sorted(aims))} together" if len(aims) > 1 else "there is none"
-            raise UserError(f"pruner.args: one aim is needed, channel_sparsity or one of target ({', '.join(AIMS)}); {both}")
+        target = target or {}
+        aims = [("channel_sparsity", channel_sparsity)] if channel_sparsity is not None else []
+        aims += [(key, target[key]) for key in AIMS if key in target]
+        if len(aims) != 1:
+            problem = f"not {' and '.join(k for k, _ in aims)} together" if aims else "none is set"
+            raise UserError(
+                "pruner.args: one aim is needed, channel_sparsity or one of target "
+                f"({', '.join(AIMS)}); {problem}"
+            )
         if global_pruning and isomorphic:
-            raise UserError("pruner.args: global_pruning ranks all layers in one list, isomorphic in several: choose one")
-        self.aim = aims
-        [(self.measure, self.value)] = aims.items()
-        self.threads, self.batch_size = (target or {}).get("threads", 1), (target or {}).get("batch_size", 1)
+            raise UserError("pruner.args: choose one of global_pruning and isomorphic")
+        self.aim, [(self.measure, self.value)] = dict(aims), aims
+        self.threads, self.batch_size = target.get("threads", 1), target.get("batch_size", 1)
         self.max_accuracy_drop = self.value if self.measure == "max_accuracy_drop" else None
-        self.iterative_steps, self.global_pruning, self.isomorphic = iterative_steps, global_pruning, isomorphic
-        self.limits = Limits(round_to, min_channels, max_channel_sparsity)
+        self.iterative_steps = iterative_steps
+        self.global_pruning, self.isomorphic = global_pruning, isomorphic
+        self.round_to, self.min_channels = round_to, min_channels
+        self.max_channel_sparsity = max_channel_sparsity
         self.ignored_layers, self.ratios = ignored_layers or [], ratios or {}
         self.importance = build_importance(importance)
         self.needs_gradients = needs_gradients(self.importance)
-        self._widths: dict[str, int] = {}  # each group's, before the first cut
-        self._sparse: Any = None
+        self.options: dict[str, float] = {}  # further arguments of torch-pruning's class
+        self._widths: dict[str, int] = {}  # of each group, before the first cut
 
-    def cut(self, network: nn.Module, example: Tensor, step: int, original: dict[str, Any]) -> bool:
-        was_training, shape, part = network.training, describe(network), min(step / self.iterative_steps, 1.0)
+    def prune(self, network: nn.Module, example: Tensor, step: int, original: Original) -> bool:
+        before = describe(network)
+        part = min(step / self.iterative_steps, 1.0)
         macs, output = multiply_adds(network.eval(), example)
         graph = self._graph(network, example)
-        try:
-            removals = self._choose(graph, SizeForecast(network, graph.groups, macs), example, part, original)
+        with explain_failure(network):
+            removals = self._choose(SizeForecast(graph, macs), example, part, original)
             if not removals:
                 raise UserError(f"pruner: step {step} would remove nothing. {self._left(graph)}")
-            graph.cut(removals)
-        except (ValueError, IndexError, RuntimeError, AttributeError, TypeError, KeyError) as error:
-            raise UserError(f"pruner: torch-pruning lost its way in {type(network).__name__} ({error}); {ADVICE}") from error
-        note_cut(network, shape)
-        check_cut(network, example, output)
-        network.train(was_training)
-        self._sparse = None
+            graph.prune(removals)
+            note_cut(network, before)
+            with torch.no_grad():
+                pruned_output = main_output(network(example))
+        if pruned_output.shape != output.shape:
+            shapes = f"{list(output.shape)} to {list(pruned_output.shape)}"
+            raise UserError(f"pruner: the output changed from {shapes}; {ADVICE}")
         return part == 1.0
-
-    def options(self) -> dict[str, Any]:
-        """What torch-pruning's class takes beside what all of them do."""
-        return {}
 
     def state_dict(self) -> dict:
         return {"widths": self._widths}
@@ -105,135 +112,137 @@ class MagnitudePruner(BasePruner):
         import torch_pruning
 
         names = [name for name, _ in network.named_modules() if name]
+        heads, key = set(output_layers(network, example)), "pruner.args.ignored_layers"
         for pattern in self.ratios:
-            for name in sorted(_matching(pattern, names, "ratios") & set(output_layers(network, example))):
-                raise UserError(f"pruner.args.ratios: {name} gives the network's output, it keeps all its channels")
-        kept = {name for pattern in self.ignored_layers for name in _matching(pattern, names, "ignored_layers")}
+            for name in sorted(_find(pattern, names, "pruner.args.ratios") & heads):
+                raise UserError(
+                    f"pruner.args.ratios: {name} keeps all: it gives the network's output"
+                )
+        kept = heads.union(*(_find(pattern, names, key) for pattern in self.ignored_layers))
         library = getattr(torch_pruning.pruner, self.library)
-        graph = ChannelGraph(network, example, sorted(kept), library, self.importance, **self.options())
-        for group in graph.groups:
-            self._widths.setdefault(group.name, group.width)
+        library = functools.partial(library, importance=self.importance, **self.options)
+        graph = ChannelGraph(network, example, kept, library)
+        for group in graph.groups.values():
+            group.original = self._widths.setdefault(group.name, group.width)
         return graph
 
     def _choose(
-        self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
+        self, forecast: SizeForecast, example: Tensor, part: float, original: Original
     ) -> Removals:
-        """What goes once `part` of the way is to be done."""
-        if self.measure in ("channel_sparsity", "max_accuracy_drop"):
-            share = self.value if self.measure == "channel_sparsity" else self.limits.max_channel_sparsity
-            return self._plan(graph, part, share * part).removals()
-        if self.measure in ("macs", "params"):
-            whole = original[self.measure]
-            self._smaller(graph, forecast, part, self.value * whole)  # can it be reached at all?
-            return self._smaller(graph, forecast, part, _on_the_way(self.value, part) * whole)
-        return self._faster(graph, forecast, example, part, original)
+        """What to remove so that `part` of the way is done."""
+        graph, measure = forecast.graph, self.measure
+        plan = functools.partial(Plan, self._rate(graph), part)
+        shares = {"channel_sparsity": self.value, "max_accuracy_drop": self.max_channel_sparsity}
+        if measure in shares:
+            return plan().remove_share(shares[measure] * part)
+        if measure in ("latency", "latency_ms"):
+            return self._meet_latency(plan, forecast, example, part, original)
+        size = functools.partial(forecast, measure=measure)
+        for share in (self.value, _on_the_way(self.value, part)):  # can the aim be reached at all?
+            goal = share * original[measure]
+            removals = plan().remove_until(size, goal)
+            if size(removals) > goal:
+                raise UserError(
+                    f"pruner.args.target: {measure} cannot be reduced to {goal:,.0f}, only to "
+                    f"{size(removals):,.0f}. {self._left(graph, removals)}"
+                )
+        return removals
 
-    def _smaller(self, graph: ChannelGraph, forecast: SizeForecast, part: float, goal: float) -> Removals:
-        plan = self._plan(graph, part, 0.0)
-        if not plan.remove_until(lambda removals: forecast(removals)[self.measure], goal):
-            raise UserError(
-                f"pruner.args.target: {self.measure} cannot come down to {goal:,.0f}, "
-                f"{forecast(plan.removals())[self.measure]:,.0f} is the least. {self._left(graph, plan)}"
-            )
-        return plan.removals()
-
-    def _faster(
-        self, graph: ChannelGraph, forecast: SizeForecast, example: Tensor, part: float, original: dict[str, Any]
+    def _meet_latency(
+        self,
+        plan: Callable[..., Plan],
+        forecast: SizeForecast,
+        example: Tensor,
+        part: float,
+        original: Original,
     ) -> Removals:
         goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
         if goal >= 1:
             raise UserError(
-                f"pruner.args.target: the network takes {original['latency_ms']:.3g} ms already, {self.value} is no aim"
+                f"pruner.args.target: {self.measure} {self.value}: the network already takes only "
+                f"{original['latency_ms']:.3g} ms"
             )
         batch = example[:1].repeat_interleave(self.batch_size, dim=0)
 
-        def macs(removals: Removals) -> float:
-            return forecast(removals)["macs"]
-
-        def choose(share: float, most: dict[str, int]) -> Removals:
-            plan = self._plan(graph, part, 0.0)
-            plan.most = most
-            plan.remove_until(macs, share * original["macs"], fill=False)
-            return plan.removals()
-
         def measure(removals: Removals) -> float:
-            network = copy.deepcopy(graph.network)
-            self._graph(network, example).cut(removals)
-            files = {"original": original["onnx"], "cut": onnx_bytes(network, example)}
-            return ratio(side_by_side(files, batch, self.threads), "cut", "original")
+            network = copy.deepcopy(forecast.graph.network)
+            self._graph(network, example).prune(removals)
+            files = {"original": original["onnx"], "pruned": onnx_bytes(network, example)}
+            return ratio(side_by_side(files, batch, self.threads), "pruned", "original")
 
-        search = LatencySearch(choose, macs, measure)
+        macs = functools.partial(forecast, measure="macs")
+        search = LatencySearch(plan, macs, original["macs"], measure)
         if part * self.iterative_steps <= 1 and (least := search.latency(0.0)) > goal:
             raise UserError(
-                f"pruner.args.target: {self.measure} cannot come down to {goal:.3g} of the original's, {least:.3g} is the "
-                "least"
+                f"pruner.args.target: {self.measure} cannot be reduced to {goal:.3g} of the "
+                f"original's, only to {least:.3g}"
             )
-        found = search.find(_on_the_way(goal, part), last=part == 1.0)
-        if not found:
-            raise UserError(
-                f"pruner.args.target: {self.measure} {self.value} was not met by any of the cuts that were tried"
-            )
-        return found
+        return search.find(_on_the_way(goal, part), last=part == 1.0)
 
-    def _plan(self, graph: ChannelGraph, part: float, share: float) -> Plan:
-        """A plan in which each scope has lost `share`, and each layer named in `ratios` what it is to lose by now."""
-        worth = {}
-        for group in graph.groups:
-            value = self.importance(group.root)
-            if value is not None:
-                worth[group.name] = value.detach().float().cpu().numpy().reshape(group.parts, group.units).mean(0)
-        if graph.groups and not worth:
+    def _rate(self, graph: ChannelGraph) -> list[ChannelGroup]:
+        """The groups that the criterion can rate, with all that a Plan needs to know."""
+        rated = []
+        for group in graph.groups.values():
+            values = self.importance(group.root)
+            if values is None:
+                continue
+            values = values.detach().float().cpu().numpy()
+            group.importance = values.reshape(group.parts, group.units).mean(0)
+            least = round(group.original * (1 - self.max_channel_sparsity) - 1e-6)
+            counts = np.arange(1, group.units)
+            left = (group.units - counts) * group.parts
+            is_allowed = (left >= max(least, self.min_channels)) & (left % self.round_to == 0)
+            group.allowed = counts[is_allowed].tolist()
+            outputs = [name for name, side, _ in group.touched if side == "out"]
+            for pattern, share in self.ratios.items():
+                if any(_matches(pattern, name) for name in outputs):
+                    group.share = share
+            group.scope = group.name
+            if group.share is None and (self.isomorphic or self.global_pruning):
+                group.scope = group.kind if self.isomorphic else "all"
+            rated.append(group)
+        if graph.groups and not rated:
             name, network = type(self.importance).__name__, type(graph.network).__name__
             raise UserError(
-                f"pruner.args.importance: nothing in {network} has what {name} goes by; MagnitudeImportance always has"
+                f"pruner.args.importance: {name} finds nothing that it can rate in {network}; "
+                "MagnitudeImportance always does"
             )
-        groups = [group for group in graph.groups if group.name in worth]
-        own = {
-            group.name: ratio
-            for pattern, ratio in self.ratios.items()
-            for group in groups
-            if any(_means(pattern, name) for name, side, _ in group.touched if side == "out")
-        }
-        scopes = {g.name: g.kind if self.isomorphic else "all" if self.global_pruning else g.name for g in groups}
-        scopes |= {name: name for name in own}
-        plan = Plan(groups, worth, self._widths, scopes, self.limits)
-        plan.remove_share({scope: own[scope] * part if scope in own else share for scope in plan.scopes})
-        plan.settled |= own.keys()
-        return plan
+        return rated
 
-    def _left(self, graph: ChannelGraph, plan: Plan | None = None) -> str:
-        """Why no more goes than now, or than by the plan, in words."""
+    def _left(self, graph: ChannelGraph, removals: Removals | None = None) -> str:
+        """A sentence that says why no more than these units can be removed."""
         if not graph.groups:
-            return (
-                f"Nothing in {type(graph.network).__name__} can be removed: all its layers are kept, or pass on what is kept"
-            )
-        limits = self.limits
-        widths = {g.name: plan.width(g.name) if plan and g.name in plan.groups else g.width for g in graph.groups}
-        layers = ", ".join(f"{name} {width} of {self._widths[name]}" for name, width in list(widths.items())[:6])
-        more = f" and {len(graph.groups) - 6} more" if len(graph.groups) > 6 else ""
+            network = type(graph.network).__name__
+            return f"Nothing in {network} can be removed: all layers are kept, or feed one that is"
+        layers = []
+        for group in graph.groups.values():
+            width = group.width - group.parts * len((removals or {}).get(group.name, ()))
+            layers.append(f"{group.name} {width} of {group.original}")
         return (
-            f"What is left of the channels is: {layers}{more}; round_to {limits.round_to}, min_channels "
-            f"{limits.min_channels} and max_channel_sparsity {limits.max_channel_sparsity} say what stays, and "
-            f"{type(self.importance).__name__} may not know what all are worth"
+            f"Channels left: {', '.join(layers[:6])}{', ...' if layers[6:] else ''}; the aim is "
+            f"{self.measure} {self.value}, the limits are round_to {self.round_to}, min_channels "
+            f"{self.min_channels} and max_channel_sparsity {self.max_channel_sparsity}, and "
+            f"{type(self.importance).__name__} may not rate all layers"
         )
 
 
 def _on_the_way(goal: float, part: float) -> float:
-    """The share that is left after `part` of the steps, if widths, of which sizes are the squares, shrink evenly."""
+    """The share left after `part` of the steps if widths, the roots of sizes, shrink evenly."""
     return (1 - part * (1 - goal**0.5)) ** 2
 
 
-def _matching(pattern: str, names: list[str], key: str) -> set[str]:
-    """Those of the modules that the pattern means. Raises UserError."""
+def _find(pattern: str, names: list[str], key: str) -> set[str]:
+    """The modules that the pattern matches. Raises UserError if there are none."""
     try:
-        found = {name for name in names if _means(pattern, name)}
+        matching = {name for name in names if _matches(pattern, name)}
     except re.error as error:
-        raise UserError(f'pruner.args.{key}: "{pattern}" is no regular expression: {error}') from None
-    if not found:
-        raise UserError(f'pruner.args.{key}: no layer is called "{pattern}"{did_you_mean(pattern, names)}')
-    return found
+        raise UserError(f'{key}: "{pattern}" is not a regular expression: {error}') from None
+    if not matching:
+        raise UserError(f'{key}: there is no layer "{pattern}"{did_you_mean(pattern, names)}')
+    return matching
 
 
-def _means(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str) -> bool:
     """Whether it is the module of that name, one inside it, or matches the regular expression."""
-    return name == pattern or name.startswith(f"{pattern}.") or re.fullmatch(pattern, name) is not None
+    inside = name == pattern or name.startswith(f"{pattern}.")
+    return inside or re.fullmatch(pattern, name) is not None

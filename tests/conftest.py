@@ -1,4 +1,6 @@
-"""What the tests share: a small configuration on the real digits, and the scripts called in this very process."""
+"""What the tests share: a small configuration on the real digits, and the scripts called in this
+very process.
+"""
 
 import copy
 import json
@@ -17,12 +19,21 @@ DIGITS = {
     "name": "Digits",
     "seed": 5,
     "arch": {"type": "LeNet", "args": {"num_classes": 10}},
-    "data_loader": {"type": "DigitsDataLoader", "args": {"batch_size": 100, "validation_split": 0.1}},
+    "data_loader": {
+        "type": "DigitsDataLoader",
+        "args": {"batch_size": 100, "validation_split": 0.1},
+    },
     "optimizer": {"type": "Adam", "args": {"lr": 0.002}},
     "loss": "cross_entropy",
     "metrics": ["accuracy", "top_k_acc"],
     "lr_scheduler": {"type": "StepLR", "args": {"step_size": 2, "gamma": 0.5}},
     "trainer": {"epochs": 2, "verbosity": 1, "monitor": "min val_loss", "tensorboard": False},
+}
+
+OLD_PARTS = {
+    "train": {"NG": 10, "OK": 22},
+    "val": {"NG": 6, "OK": 9},
+    "test": {"NG": 5, "OK": 7},
 }
 
 
@@ -46,8 +57,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def digits(tmp_path, data_dir):
-    """A function that gives the digits' configuration, changed by keys like "trainer.epochs" (None removes)."""
-    from utils.config_file import assign
+    """A function that gives the digits' configuration, changed by keys like "trainer.epochs" (None
+    removes).
+    """
+    from utils.config.config_file import assign
 
     def make(changes=None, **sections):
         config = copy.deepcopy(DIGITS) | sections
@@ -63,8 +76,10 @@ def digits(tmp_path, data_dir):
     return make
 
 
-def save_pictures(folder, counts, size=(20, 24), suffix=".png"):
-    """Noise pictures (height, width, 3) into folder/CLASS/0.png and so on, each class of its own brightness; the arrays."""
+def save_images(folder, counts, size=(20, 24), suffix=".png"):
+    """Noise images (height, width, 3) into folder/CLASS/0.png and so on, each class of its own
+    brightness; the arrays.
+    """
     generator, arrays = np.random.default_rng(len(str(counts))), {}
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -76,16 +91,40 @@ def save_pictures(folder, counts, size=(20, 24), suffix=".png"):
 
 
 @pytest.fixture
-def pictures(digits):
-    """A function that gives the configuration of a small network on a folder of pictures."""
+def image_config(digits):
+    """A function that gives the configuration of a small network on a folder of images."""
 
     def make(folder, **arguments):
-        own = {"data_dir": str(folder), "image_size": 28, "channels": 1, "batch_size": 8} | arguments
+        own = {
+            "data_dir": str(folder),
+            "image_size": 28,
+            "channels": 1,
+            "batch_size": 8,
+        } | arguments
         loader = {"type": "ImageFolderDataLoader", "args": own}
         config = digits({"arch.args.num_classes": 2, "metrics": ["accuracy"]})
         return config | {"data_loader": loader}
 
     return make
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A function that copies a run of the version before November 2026.
+
+    Such a run was made on noise images of 16 x 16 pixels; returns the copy, and arguments that name
+    the images.
+    """
+
+    def copy_run(source):
+        for subset, counts in OLD_PARTS.items():
+            save_images(tmp_path / "parts" / subset, counts, size=(16, 16))
+        run = tmp_path / "saved" / "models" / "Parts" / "old"
+        shutil.copytree(source, run)
+        settings = [f"data_loader.args.data_dir={tmp_path / 'parts'}"]
+        return run, ["-d", "cpu", "-s", *settings, f"trainer.save_dir={tmp_path / 'saved'}"]
+
+    return copy_run
 
 
 @pytest.fixture
@@ -102,30 +141,6 @@ def train(tmp_path):
         return made[0] if made else None
 
     return run
-
-
-@pytest.fixture(scope="session")
-def exported_run(tmp_path_factory, data_dir):
-    """A trained run of LeNet on the digits, with model.onnx (uint8 in, probabilities out) and model.int8.onnx."""
-    import export
-    import train as script
-
-    folder = tmp_path_factory.mktemp("exported")
-    config = copy.deepcopy(DIGITS)
-    config["trainer"] |= {"save_dir": str(folder / "saved"), "epochs": 3}
-    config["data_loader"]["args"]["data_dir"] = str(data_dir)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert script.main(["-c", str(folder / "config.json")]) == 0
-    [run] = runs(folder)
-    options = ["exporter.args.preprocess=true", "exporter.args.softmax=true", "exporter.args.max_accuracy_drop=0.1"]
-    assert export.main(["-r", str(run), "--int8", "-s", *options]) == 0
-    return run
-
-
-@pytest.fixture
-def exported(exported_run, tmp_path):
-    """A copy of that run, which a test may change."""
-    return Path(shutil.copytree(exported_run, tmp_path / "saved" / "models" / "Digits" / "run"))
 
 
 @pytest.fixture
@@ -148,28 +163,15 @@ def last_checkpoint(run):
     """The newest numbered checkpoint of a run, loaded."""
     from utils import checkpoint
 
-    return checkpoint.load(next(checkpoint.of_run(run)))
+    return checkpoint.load(next(checkpoint.numbered_checkpoints(run)))
 
 
 def build(config, **attributes):
-    """The trainer that train.py would build, its folders made."""
+    """The trainer that train.py would build, its folders created."""
     from parse_config import ConfigParser
-    from trainer import start
+    from train import build_trainer
 
-    parser = ConfigParser(config, **attributes)
-    engine, recorder = start(parser)
-    data_loader = parser.init_obj("data_loader")
-    return parser.init_obj(
-        "trainer",
-        model=parser.init_obj("arch"),
-        criterion=parser.init_obj("loss"),
-        metrics=parser.init_obj("metrics"),
-        config=parser,
-        engine=engine,
-        recorder=recorder,
-        data_loader=data_loader,
-        valid_data_loader=data_loader.split_validation(),
-    )
+    return build_trainer(ConfigParser(config, **attributes), device=None)
 
 
 def assert_same(one, two, path=""):
@@ -191,13 +193,23 @@ def assert_same(one, two, path=""):
         assert one == two, path
 
 
+class DataSets:
+    """The folder of real data sets that KATA_DATA names: `kata_data / "mnist"` skips a test without
+    it.
+    """
+
+    def __truediv__(self, name):
+        folder = os.environ.get("KATA_DATA")
+        if not folder:
+            pytest.skip(f"needs the data set {name}: KATA_DATA names no folder")
+        if not (Path(folder) / name).exists():
+            pytest.skip(f"needs the data set {name}, which is not in {folder}")
+        return Path(folder) / name
+
+
 @pytest.fixture
 def kata_data():
-    """The folder of real image sets."""
-    folder = os.environ.get("KATA_DATA")
-    if not folder:
-        pytest.skip("KATA_DATA names no folder with the image sets")
-    return Path(folder)
+    return DataSets()
 
 
 @pytest.fixture

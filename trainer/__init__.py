@@ -1,32 +1,9 @@
-"""The supervised loop, the one pass without gradients, how a run starts.
+"""Training: the loop, the evaluation, thresholds, and how a run is built.
 
-What only some scripts need they import from its file: a fault in a config should not wait for it.
+What only some scripts need is imported from its file, so that a faulty config is answered soon.
 """
 
 from trainer.evaluate import Meters, evaluate, progress
-from trainer.start import (
-    build_loader,
-    build_network,
-    build_trained_network,
-    check_data,
-    class_weights,
-    load_pretrained,
-    start,
-    start_test,
-)
 from trainer.trainer import Trainer
 
-__all__ = [
-    "Meters",
-    "Trainer",
-    "build_loader",
-    "build_network",
-    "build_trained_network",
-    "check_data",
-    "class_weights",
-    "evaluate",
-    "load_pretrained",
-    "progress",
-    "start",
-    "start_test",
-]
+__all__ = ["Meters", "Trainer", "evaluate", "progress"]

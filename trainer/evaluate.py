@@ -1,37 +1,41 @@
 """The one pass without gradients, and the sums behind every logged number."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils import distributed
-from utils.engine import Engine, without_exchange
+from utils.engine import distributed
+from utils.engine.engine import Engine, unwrap_ddp
 from utils.errors import UserError
 
-MOST_NUMBERS_WAITING = 2**20  # of outputs that have not been counted yet: 4 MB
+# A function of (output, target) that returns the mean over the batch, or a torchmetrics object.
+Metric = Callable[[Tensor, Tensor], Tensor]
+MAX_WAITING = 2**20  # numbers in outputs that are not counted yet: 4 MB
+# progress(batches, title): the same batches with a bar, if the output is a terminal (disable=None).
+progress = functools.partial(tqdm, leave=False, disable=None, dynamic_ncols=True)
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Iterable,
-    criterion: Callable,
-    metrics: dict[str, Any],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    metrics: dict[str, Metric],
     engine: Engine,
-    each_batch: Callable[[Any, Any, Any], None] | None = None,
+    each_batch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> dict[str, float]:
-    """Loss and metrics of `model` over all samples of `batches`, exactly: a short last batch counts by its size.
+    """Loss and metrics of `model`, exact over all samples: each batch counts by its size.
 
-    On all processes: each goes through its share, and the numbers are of all. `each_batch(data, target, output)` is
-    called for each, for what is to be kept of them. The model is left in the mode (train or eval) it was in. Returns
-    "loss" and one number for each metric.
+    On all processes: each evaluates its share, and the result is that of all samples. Calls
+    `each_batch(data, target, output)` for what else is wanted of a batch. The model keeps its mode
+    (train or eval). Returns "loss" and one number per metric.
     """
-    model = without_exchange(model)
+    model = unwrap_ddp(model)
     was_training = model.training
     model.eval()
     meters = Meters(metrics, engine.device)
@@ -47,45 +51,48 @@ def evaluate(
 
 
 class Meters:
-    """Sums of the loss and of metrics over batches, kept on the device and read only when asked for.
+    """Sums of the loss and of metrics over batches, kept on the device and read only on demand.
 
-    Small outputs wait, and are counted many in a row: between a network's large operations, which leave nothing else in
-    the caches, small ones take several times as long. Each process counts its own batches; what is read (recent_loss,
-    result, state_dict) is of all of them together.
+    Small outputs wait, and are counted many in a row: between a network's large operations, which
+    evict everything else from the caches, small ones take several times as long. Each process
+    counts its own batches; recent_loss, result and state_dict are those of all processes.
 
     Args:
-        metrics: name -> function of (output, target) that gives the mean over the batch, weighted here by the
-            batch's size; or a torchmetrics object, for what is not a mean
-        device: where the sums are kept
+        metrics: name -> function of (output, target) that returns the mean over the batch, weighted
+            here by the batch's size; or a torchmetrics object, for what is not a mean
+        device: where to keep the sums
     """
 
-    def __init__(self, metrics: dict[str, Any], device: torch.device):
-        self.functions = {name: m for name, m in metrics.items() if not isinstance(m, nn.Module)}
-        # Copies, so that training and validation do not share what is counted.
-        self.objects = {name: copy.deepcopy(m) for name, m in metrics.items() if isinstance(m, nn.Module)}
-        self.order = list(metrics)
+    def __init__(self, metrics: dict[str, Metric], device: torch.device):
+        # Copies, so that training and validation do not share counts.
+        self.objects = {k: copy.deepcopy(m) for k, m in metrics.items() if isinstance(m, nn.Module)}
+        self.functions = {name: m for name, m in metrics.items() if name not in self.objects}
         for metric in self.objects.values():
             metric.reset()
-            metric.dist_sync_fn = distributed.gathered
-            metric.persistent(True)  # their counts belong into a checkpoint made in the middle of an epoch
+            metric.dist_sync_fn = distributed.gather_tensors
+            metric.persistent(True)  # a checkpoint from the middle of an epoch holds their counts
+        self.names = ["loss", *metrics]
         self.count = 0
-        self._asked = (0.0, 0)
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._last_read = 0, 0.0
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._numbers_waiting = 0
-        self.sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("loss", *self.functions)}
+        self.sums = {
+            name: torch.zeros((), dtype=torch.float64, device=device)
+            for name in ("loss", *self.functions)
+        }
 
-    def update(self, output: torch.Tensor, target: torch.Tensor, loss: torch.Tensor) -> None:
-        """Count one batch. Raises UserError where the loss is not one number."""
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+    def update(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Count one batch. Raises UserError if the loss is not one number."""
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise UserError("loss: should give one number for a batch; set its reduction to mean")
         self.count += len(target)
         self._waiting.append((output.detach(), target, loss.detach()))
         self._numbers_waiting += output.numel()
-        if self._numbers_waiting > MOST_NUMBERS_WAITING:
-            self._catch_up()
+        if self._numbers_waiting > MAX_WAITING:
+            self._count_waiting()
 
     @torch.no_grad()
-    def _catch_up(self) -> None:
+    def _count_waiting(self) -> None:
         for output, target, loss in self._waiting:
             size = len(target)
             self.sums["loss"].add_(loss.reshape(()), alpha=size)
@@ -97,29 +104,32 @@ class Meters:
         self._numbers_waiting = 0
 
     def recent_loss(self) -> float:
-        """The mean loss since this was last asked. Waits for the device."""
-        (total_before, count_before), (count, total, *_) = self._asked, self._totals()
-        self._asked = total, count
-        return (total - total_before) / max(count - count_before, 1)
+        """The mean loss since the last call. Waits for the device."""
+        (count_before, loss_before), (count, loss, *_) = self._last_read, self._totals()
+        self._last_read = count, loss
+        return (loss - loss_before) / max(count - count_before, 1)
 
     def _totals(self) -> list[float]:
-        """The number of samples, and the sums. Afterwards nothing waits."""
-        self._catch_up()
+        """The number of samples, then the sums, of all processes. Counts what waits."""
+        self._count_waiting()
         count = torch.full_like(self.sums["loss"], self.count)
-        return distributed.total(torch.stack([count, *self.sums.values()])).tolist()
+        return distributed.all_reduce_sum(torch.stack([count, *self.sums.values()])).tolist()
 
     def result(self) -> dict[str, float]:
-        """Loss first, then the metrics in their order. Raises UserError where there was no batch, or one is no number."""
+        """The loss, then the metrics in their order.
+
+        Raises UserError if nothing was counted, or if a metric is not one number.
+        """
         count, *sums = self._totals()
         if count == 0:
             raise UserError("there are no samples to evaluate")
         values = {name: total / count for name, total in zip(self.sums, sums, strict=True)}
         for name, metric in self.objects.items():
             value = metric.compute()
-            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            if not isinstance(value, Tensor) or value.numel() != 1:
                 raise UserError(f'metrics: {name} gives more than one number; set its "average"')
             values[name] = value.item()
-        return {name: values[name] for name in ("loss", *self.order)}
+        return {name: values[name] for name in self.names}
 
     def state_dict(self) -> dict:
         count, *sums = self._totals()
@@ -130,7 +140,7 @@ class Meters:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if not distributed.is_first():  # it has been counted once
+        if not distributed.is_main():  # the state is the sum over all processes
             return
         self.count = state["count"]
         for name, total in self.sums.items():
@@ -141,16 +151,11 @@ class Meters:
             metric.load_state_dict(counts)
 
 
-def _counts(metric: Any) -> dict:
-    """What a torchmetrics object has counted on all processes, as its load_state_dict wants it."""
+def _counts(metric: nn.Module) -> dict:
+    """What a torchmetrics object has counted on all processes, for its load_state_dict."""
     with metric.sync_context():
         counts = metric.state_dict()
-    for name, count in counts.items():  # bringing the processes' lists together makes a tensor of them
-        if isinstance(metric._defaults[name], list) and isinstance(count, torch.Tensor):
-            counts[name] = [count]
+    for name, value in counts.items():  # gathering turns lists into tensors
+        if isinstance(metric._defaults[name], list) and isinstance(value, Tensor):
+            counts[name] = [value]
     return counts | {"_updates": metric._update_count}
-
-
-def progress(batches: Iterable, title: str = "") -> Iterable:
-    """The same batches, with a bar where the output is a terminal."""
-    return tqdm(batches, desc=title, leave=False, disable=None, dynamic_ncols=True)

@@ -1,20 +1,24 @@
-"""With a frozen backbone and no augmentation the head sees the same features in each epoch: compute them once."""
+"""With a frozen backbone and no augmentation the head sees the same features in each epoch.
 
-from typing import Any
+So they are computed once, and the head trains on the stored features.
+"""
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.samples import collate
-from utils.engine import Engine
-from utils.networks import head_of, set_training_mode
-from utils.randomness import draws_randomness, seeded
+from base.samples import Batch, Key, collate
+from model.freezing import set_training_mode
+from model.heads import find_head
+from utils.engine.engine import Engine
+from utils.engine.randomness import draws_randomness, seeded
 
 
 class Tail(nn.Module):
-    """The last part of `network`, run on the features that the rest would give it; `unwrap` gives the network."""
+    """The last part of `network`, called on the features that it gets there; see `unwrap`."""
 
     def __init__(self, network: nn.Module, name: str):
         super().__init__()
@@ -25,11 +29,12 @@ class Tail(nn.Module):
 
 
 class FeatureDataLoader(BaseDataLoader):
-    """What a loader serves, with features in place of the inputs: the same samples in the same batches."""
+    """The batches of another loader, with features in place of the inputs."""
 
     def __init__(self, original: BaseDataLoader, features: Tensor, targets: Tensor):
         self.stored = features, targets
-        super().__init__(**original.settings | {"validation_split": 0, "num_workers": 0}, subset=original.subset)
+        settings = original.settings | {"validation_split": 0, "num_workers": 0}
+        super().__init__(**settings, subset=original.subset)
         self.sampler.order = original.sampler.order
         self.classes, self.input, self.example = original.classes, original.input, original.example
 
@@ -38,34 +43,35 @@ class FeatureDataLoader(BaseDataLoader):
 
 
 class _Features(TensorDataset):
-    """Served in whole batches."""
+    deterministic = True
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[indices]
+        return self[indices]  # a whole batch at once
+
+
+def first_samples(loader: BaseDataLoader, count: int) -> Batch:
+    """A batch of the first samples, at most `count`."""
+    return collate(loader.dataset.__getitems__(_keys(min(count, len(loader.dataset)))))
 
 
 def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) -> str | None:
-    """Name of the part that can be trained on stored features, or None where that would not be the same.
+    """The name of the part that can train on stored features; None if that would change anything.
 
-    That is the topmost module with the head in it. Asked of the network and the data themselves: whether samples or
-    what the frozen part makes of them draw random numbers, and whether the tail's output is the network's.
+    That part is the topmost module with the head in it. It is tried out: neither the samples nor
+    the frozen part may draw random numbers, and the part's output must be the network's.
     """
-    name = head_of(network).partition(".")[0]
-    samples = min(8, len(loader.dataset))
-    first = loader.dataset.indices[:samples].tolist()
-    if any(draws_randomness(lambda i=index: loader.samples[i]) for index in first):
+    name = find_head(network).partition(".")[0]
+    first = loader.dataset.indices[:8].tolist()
+    if any(draws_randomness(partial(loader.samples.__getitem__, index)) for index in first):
         return None
-    data = engine.to_device(collate(loader.dataset.__getitems__([(0, p, 0) for p in range(samples)]))[0])
+    data = engine.to_device(first_samples(loader, 8)[0])
     if not isinstance(data, Tensor):
         return None
     set_training_mode(network)
-    with torch.no_grad():
-        inputs = []
-        for seed in range(2):
-            with seeded(seed):
-                inputs.append(_tail_input(network, name, data))
-        one, two = inputs
-        if not (isinstance(one, Tensor) and len(one) == samples and torch.equal(one, two)):
+    devices = [data.device] if data.is_cuda else []
+    with torch.no_grad(), seeded(0), torch.random.fork_rng(devices):
+        one, two = (_tail_input(network, name, data) for _ in range(2))
+        if not (isinstance(one, Tensor) and len(one) == len(data) and torch.equal(one, two)):
             return None
         network.eval()
         output = network.get_submodule(name)(one)
@@ -73,22 +79,33 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
 
 
 @torch.no_grad()
-def with_features(network: nn.Module, tail: str, loader: BaseDataLoader, engine: Engine) -> FeatureDataLoader:
+def with_features(
+    network: nn.Module, tail: str, loader: BaseDataLoader, engine: Engine
+) -> FeatureDataLoader:
     """The loader with the features of all its samples in memory, on the CPU."""
     network.eval()
-    names = [(0, position, 0) for position in range(len(loader.dataset))]
-    batches: Any = DataLoader(
-        loader.dataset, loader.batch_size, sampler=names, num_workers=loader.num_workers, collate_fn=collate
+    batches = DataLoader(
+        loader.dataset,
+        loader.batch_size,
+        sampler=_keys(len(loader.dataset)),
+        num_workers=loader.num_workers,
+        collate_fn=collate,
     )
-    parts = [(_tail_input(network, tail, engine.to_device(data)).cpu(), target) for data, target in batches]
-    return FeatureDataLoader(loader, torch.cat([f for f, _ in parts]), torch.cat([t for _, t in parts]))
+    features, targets = [], []
+    for data, target in batches:
+        features.append(_tail_input(network, tail, engine.to_device(data)).cpu())
+        targets.append(target)
+    return FeatureDataLoader(loader, torch.cat(features), torch.cat(targets))
+
+
+def _keys(count: int) -> list[Key]:
+    return [(0, position, 0) for position in range(count)]
 
 
 def _tail_input(network: nn.Module, name: str, data: Tensor) -> Tensor | None:
-    seen: list[Tensor] = []
-    handle = network.get_submodule(name).register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    try:
+    """What the network passes to the part; None if it calls the part several times, or never."""
+    inputs: list[Tensor] = []
+    part = network.get_submodule(name)
+    with part.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
         network(data)
-    finally:
-        handle.remove()
-    return seen[0] if len(seen) == 1 else None
+    return inputs[0] if len(inputs) == 1 else None

@@ -4,32 +4,35 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from base import BaseTrainer
-from base.samples import collate
-from trainer.evaluate import Meters, evaluate
-from trainer.features import Tail, reusable_tail, with_features
-from utils import distributed
-from utils.engine import unwrap
+from base.samples import Batch
+from logger.files import aligned
+from model.freezing import set_training_mode
+from model.heads import Output, auxiliary_outputs, main_output
+from model.summary import summary
+from trainer.evaluate import Meters, evaluate, progress
+from trainer.features import Tail, first_samples, reusable_tail, with_features
+from utils.config.hints import PositiveFloat, PositiveInt
+from utils.engine import distributed
+from utils.engine.engine import unwrap
 from utils.errors import UserError
-from utils.hints import PositiveFloat, PositiveInt
-from utils.networks import auxiliary_outputs, main_output, set_training_mode
-from utils.summary import summary
 
 AUXILIARY_WEIGHT = 0.3
-SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, where there is no terminal for a bar
+SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, if there is no terminal for a bar
 
 
 class Trainer(BaseTrainer):
     """The supervised loop: forward, loss, backward, step.
 
     Args:
-        clip_grad_norm: scale the gradients down to this common norm where it is larger
-        grad_accum_steps: batches whose mean gradient makes one optimizer step; fewer at an epoch's end
-        reuse_features: where the backbone is frozen and nothing is random before the head, compute what it gives once
+        clip_grad_norm: scale the gradients down to this common norm if theirs is larger
+        grad_accum_steps: batches whose mean gradient makes one optimizer step; an epoch's last step
+            may have fewer
+        reuse_features: if the backbone is frozen and nothing is random before the head, compute the
+            head's input once
     """
 
     def __init__(
@@ -41,12 +44,13 @@ class Trainer(BaseTrainer):
         **kwargs: Any,
     ):
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
-        self.reuse_features, self.tail = reuse_features, None
+        self.reuse_features = reuse_features
+        self.tail: str | None = None  # the part of the network that trains on stored features
         super().__init__(*args, **kwargs)
         self.log_interval = max(1, self.len_epoch // 10)
         self._last_line = time.monotonic()
-        self._stream: Iterator | None = None
-        self._meters_state: dict | None = None
+        self._stream: Iterator[Batch] | None = None
+        self.meters = Meters(self.metrics, self.engine.device)
 
     def steps_per_epoch(self) -> int:
         return -(-self.len_epoch // self.grad_accum_steps)
@@ -55,59 +59,37 @@ class Trainer(BaseTrainer):
         self._rehearse()
         return super().train()
 
-    def _rehearse(self) -> None:
-        """Show the network, and try network, loss and metrics on two samples. Raises UserError where they do not fit."""
-        samples = self.data_loader.dataset.__getitems__(
-            [(0, position, 0) for position in range(2)][: len(self.data_loader.dataset)]
-        )
-        batch = self.engine.to_device(collate(samples))
-        if not (isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[0], torch.Tensor)):
-            raise UserError(f"data_loader: {type(self).__name__} wants samples of (input, target), tensors or numbers")
-        data, target = batch
-        table, output = summary(unwrap(self.model), data)
-        self.logger.debug(f"{type(unwrap(self.model)).__name__}\n{table}")
-        classes = self.data_loader.classes
-        if classes is not None and output.ndim == 2 and output.shape[1] < len(classes):
-            raise UserError(f"arch: the network gives {output.shape[1]} outputs, but there are {len(classes)} classes")
-        for name, function in {"loss": self.criterion, **self.metrics}.items():
-            try:
-                copy.deepcopy(function)(output, target)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(
-                    f"{name} does not fit the network's output ({_described(output)}) "
-                    f"and the targets ({_described(target)}): {reason}"
-                ) from error
+    def check(self) -> None:
+        self.reuse_features = False  # that would take all samples
+        super().check()
 
-    def loss(self, output: Any, target: torch.Tensor) -> torch.Tensor:
-        """The criterion's value for a batch; auxiliary heads count 0.3 each (Szegedy et al., arXiv:1409.4842)."""
+    def loss(self, output: Output, target: Tensor) -> Tensor:
+        """The criterion of a batch; auxiliary heads count 0.3 (Szegedy et al., arXiv:1409.4842)."""
         loss = self.criterion(main_output(output), target)
         for extra in auxiliary_outputs(output):
             loss = loss + AUXILIARY_WEIGHT * self.criterion(extra, target)
         return loss
 
     def after_backward(self) -> None:
-        """Called between the backward pass and the optimizer's step, with the gradients in place. Meant to be empty."""
+        """Hook between backward pass and optimizer step; does nothing by default."""
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         if self.reuse_features and self.tail is None:
-            self._compute_features()
+            self._store_features()
         set_training_mode(self.model)
-        self.meters = Meters(self.metrics, self.engine.device)
-        if self._meters_state is not None:
-            self.meters.load_state_dict(self._meters_state)
-            self._meters_state = None
-        begun, counted = time.perf_counter(), self.meters.count
-        with self._bar(f"epoch {epoch}/{self.epochs}", self.len_epoch, self.step) as bar:
+        if self.step == 0:
+            self.meters = Meters(self.metrics, self.engine.device)
+        start_time, start_count = time.perf_counter(), self.meters.count
+        with self._bar(epoch) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
-                own = self.data_loader.share_of((epoch - 1) * self.len_epoch + self.step)
-                ends_step = self._ends_step(self.step + 1)
+                weight = self.data_loader.batch_weight((epoch - 1) * self.len_epoch + self.step)
+                batches, ends_step = self._accumulation()
                 with self.engine.accumulating(self.model, more=not ends_step):
                     output = self.engine.forward(self.model, data)
                     loss = self.loss(output, target)
-                    if own > 0:
+                    if weight > 0:
                         self.meters.update(main_output(output), target, loss)
-                    self.engine.backward(loss, own / self._batches_in_step())
+                    self.engine.backward(loss, weight / batches)
                 self.step += 1
                 if ends_step:
                     self._optimizer_step()
@@ -115,8 +97,9 @@ class Trainer(BaseTrainer):
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, data)
         log = self.meters.result()
-        if seen := sum(distributed.of_all(self.meters.count - counted)):  # else all was done before a resume
-            log["samples_per_second"] = seen / (time.perf_counter() - begun)
+        count = sum(distributed.all_gather(self.meters.count - start_count))
+        if count:  # none if the epoch was complete before a resume
+            log["samples_per_second"] = count / (time.perf_counter() - start_time)
         return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
@@ -125,21 +108,17 @@ class Trainer(BaseTrainer):
         batches = self._until_stopped(self.valid_data_loader)
         return evaluate(self.evaluated_model, batches, self.criterion, self.metrics, self.engine)
 
-    def _compute_features(self) -> None:
-        network = unwrap(self.model)
-        self.reuse_features = self.freezing.rule == "backbone" and self.freezing.until is None
-        if self.reuse_features and (tail := reusable_tail(network, self.data_loader, self.engine)):
-            self.logger.info("the backbone is frozen and nothing is random: its features are computed once")
-            self.data_loader = with_features(network, tail, self.data_loader, self.engine)
-            if self.valid_data_loader is not None:
-                self.valid_data_loader = with_features(network, tail, self.valid_data_loader, self.engine)
-            self.model, self.tail = self.engine.prepare(Tail(network, tail)), tail
-        self.reuse_features = self.tail is not None
+    def _rest_of_epoch(self, epoch: int) -> Iterator[Batch]:
+        # One stream for all epochs: workers prepare the next batches while the validation runs.
+        if self._stream is None:
+            self._stream = self.data_loader.batches((epoch - 1) * self.len_epoch + self.step)
+        return islice(self._stream, self.len_epoch - self.step)
 
-    @property
-    def evaluated_model(self) -> nn.Module:
-        model = super().evaluated_model
-        return model if self.tail is None or model is self.model else Tail(model, self.tail)
+    def _accumulation(self) -> tuple[int, bool]:
+        """How many batches share the next batch's optimizer step, and whether it is their last."""
+        first = self.step - self.step % self.grad_accum_steps
+        batches = min(self.grad_accum_steps, self.len_epoch - first)
+        return batches, self.step + 1 == first + batches
 
     def _optimizer_step(self) -> None:
         self.engine.unscale(self.optimizer)
@@ -152,22 +131,12 @@ class Trainer(BaseTrainer):
             self.fail_unless_finite("loss", self.meters.recent_loss())
             self.signals.check()
 
-    def _ends_step(self, batches: int) -> bool:
-        """Whether the optimizer takes a step after so many batches of an epoch."""
-        return batches % self.grad_accum_steps == 0 or batches == self.len_epoch
+    def _bar(self, epoch: int) -> tqdm:
+        hidden = True if self.verbosity < 2 or not distributed.is_main() else None
+        title, total = f"epoch {epoch}/{self.epochs}", self.len_epoch
+        return progress(desc=title, total=total, initial=self.step, disable=hidden)
 
-    def _batches_in_step(self) -> int:
-        """How many batches share the optimizer step that the current one belongs to; fewer at the epoch's end."""
-        first = self.step - self.step % self.grad_accum_steps
-        return min(self.grad_accum_steps, self.len_epoch - first)
-
-    def _rest_of_epoch(self, epoch: int) -> Iterator:
-        # One stream for all epochs: workers go on preparing the next batches while the validation runs.
-        if self._stream is None:
-            self._stream = self.data_loader.batches((epoch - 1) * self.len_epoch + self.step)
-        return islice(self._stream, self.len_epoch - self.step)
-
-    def _log_progress(self, epoch: int, bar: tqdm, data: torch.Tensor) -> None:
+    def _log_progress(self, epoch: int, bar: tqdm, data: Tensor) -> None:
         loss = self.meters.recent_loss()
         self.fail_unless_finite("loss", loss)
         bar.set_postfix(loss=f"{loss:.4g}")
@@ -177,18 +146,61 @@ class Trainer(BaseTrainer):
         self.writer.set_step((epoch - 1) * self.len_epoch + self.step)
         self.writer.add_scalar("loss", loss)
         if epoch == 1 and self.step == min(self.log_interval, self.len_epoch):
-            self.writer.pictures(data)
+            self.writer.add_input_images(data)
 
-    def _until_stopped(self, batches: Iterable) -> Iterator:
-        batches, own = len(batches), iter(batches)
-        for _ in range(batches):  # all processes ask equally often, also one that has no share of the last batch
+    def _until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        batches = iter(loader)
+        # All processes check equally often, even one that has no share of the last batch.
+        for _ in range(len(loader)):
             self.signals.check()
-            yield from islice(own, 1)
+            yield from islice(batches, 1)
 
-    def _bar(self, title: str, total: int, done: int) -> tqdm:
-        # disable=None: no bar where the output is no terminal; plain lines take its place
-        quiet = True if self.verbosity < 2 or not distributed.is_first() else None
-        return tqdm(desc=title, total=total, initial=done, leave=False, disable=quiet, dynamic_ncols=True)
+    def _rehearse(self) -> None:
+        """Log the layers, and try network, loss and metrics on two samples.
+
+        Raises UserError if they do not fit each other.
+        """
+        batch = self.engine.to_device(first_samples(self.data_loader, 2))
+        is_pair = isinstance(batch, list | tuple) and len(batch) == 2
+        if not (is_pair and isinstance(batch[0], Tensor)):
+            raise UserError(
+                "data_loader: Trainer needs pairs (input, target) of tensors or numbers"
+            )
+        data, target = batch
+        network, classes = unwrap(self.model), self.data_loader.classes or []
+        rows, output = summary(network, data)
+        self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
+        if output.ndim == 2 and output.shape[1] < len(classes):
+            counts = f"{output.shape[1]} outputs, but there are {len(classes)} classes"
+            raise UserError(f"arch: the network gives {counts}")
+        for name, function in {"loss": self.criterion, **self.metrics}.items():
+            try:
+                copy.deepcopy(function)(output, target)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                parts = f"output ({_describe(output)}) and the targets ({_describe(target)})"
+                raise UserError(f"{name} does not fit the network's {parts}: {reason}") from error
+
+    def _store_features(self) -> None:
+        """From now on, train the head on stored features, if that changes nothing."""
+        network = unwrap(self.model)
+        stays_frozen = self.config.option("arch", "unfreeze_at") is None
+        if stays_frozen and self.config.option("arch", "freeze") == "backbone":
+            self.tail = reusable_tail(network, self.data_loader, self.engine)
+        self.reuse_features = self.tail is not None
+        if self.tail is None:
+            return
+        self.logger.info("frozen backbone, no randomness: its features are computed once")
+        self.data_loader, self.valid_data_loader = (
+            loader and with_features(network, self.tail, loader, self.engine)
+            for loader in (self.data_loader, self.valid_data_loader)
+        )
+        self.model = self.engine.prepare(Tail(network, self.tail))
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        model = super().evaluated_model
+        return model if self.tail is None or model is self.model else Tail(model, self.tail)
 
     def state_dict(self) -> dict:
         state = super().state_dict()
@@ -197,9 +209,13 @@ class Trainer(BaseTrainer):
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self._meters_state = state["trainer"].get("meters")
         self._stream = None
+        self.meters = Meters(self.metrics, self.engine.device)
+        if counts := state["trainer"].get("meters"):
+            self.meters.load_state_dict(counts)
 
 
-def _described(value: Any) -> str:
-    return f"{'x'.join(map(str, value.shape))} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{'x'.join(map(str, value.shape))} {value.dtype}"
+    return type(value).__name__

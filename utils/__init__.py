@@ -1,1 +1,1 @@
-"""The machine, checkpoints on disk, names -> classes. Imports nothing of ours; import its modules by name."""
+"""Config, engine, checkpoints, files, errors: what every folder uses. Import from its modules."""

@@ -1,7 +1,9 @@
 """Checkpoints and run folders on disk: plain data, written atomically, found again."""
 
+import contextlib
 import datetime
 import glob
+import importlib
 import itertools
 import os
 import re
@@ -10,33 +12,60 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from utils import onnx_file
-from utils.errors import CheckpointError, RunError, UserError
+import torch
+from torch import nn
+
+from utils.engine import distributed
+from utils.errors import CheckpointError, RunError, UserError, first_line
+from utils.files import ROOT, atomic_write, numbered
 
 BEST = "model_best.pth"
 NUMBERED = r"checkpoint-epoch(\d+)\.pth"
-_KEYS = ("arch", "epoch", "state_dict", "config")
+SUFFIXES = ".pth", ".pt"
+KEYS = "arch", "epoch", "state_dict", "config"
+
+
+class FileFormat(Protocol):
+    """How to use files of another format like checkpoints.
+
+    A folder's formats.py declares them by suffix: `READERS: dict[str, FileFormat]`.
+    """
+
+    def load(self, path: Path) -> dict:
+        """What a checkpoint would hold (see `load`). Raises CheckpointError."""
+
+    def amend(self, path: Path, **changes: object) -> None:
+        """Replace some of what `load` returns, in the file."""
+
+    def network(self, path: Path, state: dict, threads: int) -> nn.Module:
+        """The file's network, which computes with so many threads; `load` returned `state`."""
+
+
+def reader_for(path: Path) -> FileFormat | None:
+    """The format of `path` by its suffix; None means that only torch.load may read it."""
+    if path.suffix not in SUFFIXES:
+        for file in sorted(ROOT.glob("*/formats.py")):
+            readers = importlib.import_module(f"{file.parent.name}.formats").READERS
+            if path.suffix in readers:
+                return readers[path.suffix]
+    return None
 
 
 def new_run_dir(root: Path, name: str) -> Path:
-    """Make root/models/<name>/<mmdd_HHMMSS>; a run that starts in the same second gets a -2 behind it."""
-    stamp = datetime.datetime.now().strftime("%m%d_%H%M%S")
-    for suffix in itertools.chain([""], (f"-{n}" for n in itertools.count(2))):
-        folder = Path(root) / "models" / name / f"{stamp}{suffix}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-        else:
-            return folder
-    raise AssertionError("unreachable")
+    """Make root/models/<name>/<mmdd_HHMMSS>; a second run in the same second gets -2 appended."""
+    parent = Path(root) / "models" / name
+    parent.mkdir(parents=True, exist_ok=True)
+    for folder in numbered(parent / datetime.datetime.now().strftime("%m%d_%H%M%S")):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
-def log_dir_of(run: Path) -> Path:
-    """Where a run keeps its logs: saved/log/<name>/<id> for saved/models/<name>/<id>, else log/ inside it."""
+def log_dir_for(run: Path) -> Path:
+    """A run's log folder: saved/log/<name>/<id> for saved/models/<name>/<id>, else log/ in it."""
     run = Path(run) if len(Path(run).parts) > 2 else Path(run).absolute()
     if run.parent.parent.name == "models":
         return run.parents[2] / "log" / run.parent.name / run.name
@@ -44,170 +73,158 @@ def log_dir_of(run: Path) -> Path:
 
 
 def save(state: dict, path: Path) -> None:
-    """Write `state` so that `path` holds either the old file or the whole new one, also if power fails.
+    """Write `state` atomically: `path` holds the old checkpoint or the complete new one.
 
-    Of several processes only the first writes; here, in `keep_last` and in `set_aside` the others do nothing.
+    Only the main process writes; here, in `keep_last` and in `set_aside` the others do nothing.
     """
-    import torch
-
-    from utils import distributed
-
-    if not distributed.is_first():
+    if not distributed.is_main():
         return
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except RuntimeError as error:  # what torch makes of a disk that is full
-        raise RunError(f"{path} could not be written, is the disk full? ({str(error).splitlines()[0]})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    except RuntimeError as error:  # torch's error for a full disk
+        reason = first_line(error)
+        raise RunError(f"{path} could not be written, is the disk full? ({reason})") from error
 
 
 def copy(path: Path, target: Path) -> None:
-    """A second file that holds the same, in its place all at once."""
-    from utils import distributed
-
-    if distributed.is_first():
+    """Copy a checkpoint, written atomically like any other."""
+    if distributed.is_main():
         save(load(path), target)
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint onto the CPU, or what an exported file says in its place. Raises CheckpointError where it is
-    damaged or none of ours."""
-    if Path(path).suffix == onnx_file.SUFFIX:
-        return onnx_file.load(path)
+    """Read a checkpoint onto the CPU, or what a file of another format holds in its place.
+
+    Raises CheckpointError if the file is damaged, or is not a checkpoint of this template.
+    """
+    path = Path(path)
+    if reader := reader_for(path):
+        return reader.load(path)
     state = load_file(path)
-    missing = [key for key in _KEYS if key not in state] if isinstance(state, dict) else _KEYS
+    missing = ", ".join(key for key in KEYS if not isinstance(state, dict) or key not in state)
     if missing:
-        raise CheckpointError(f"{path} is no checkpoint of this project: it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{path} is not a checkpoint of this template: it lacks {missing}")
     if not isinstance(state["config"], dict):
-        raise CheckpointError(f"{path}: its config is no plain data")
+        raise CheckpointError(f"{path}: its config is not plain data")
     return state
 
 
-def amend(path: Path, state: dict, **changes: Any) -> None:
-    """Change some of what the file `path` holds, which `load` read as `state`; it stays as old as it is."""
+def amend(path: Path, state: dict, **changes: object) -> None:
+    """Change some values of the file `path`, from which `load` read `state`; its time stays."""
     modified = path.stat().st_mtime
-    if path.suffix == onnx_file.SUFFIX:
-        onnx_file.amend(path, **changes)
+    if reader := reader_for(path):
+        reader.amend(path, **changes)
     else:
         save(state | changes, path)
     os.utime(path, (modified, modified))  # "the newest run" means the one trained last
 
 
 def load_file(path: Path) -> Any:
-    """What torch.save wrote into `path`, by whomever, if it is plain data. Raises CheckpointError."""
-    import torch
-
+    """Read what torch.save wrote, in any program, if it is plain data. Raises CheckpointError."""
     try:
-        # torch reads a file with flipped bits without a word; its checksums are there, zipfile looks at them
+        # torch does not notice flipped bits; zipfile compares the checksums
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
-                    raise CheckpointError(f"{path} is damaged, in {damaged}")
+                    raise ValueError(f"{damaged} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
-    except Exception as error:  # torch raises seven kinds, by where the damage is
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except Exception as error:  # torch raises seven types, depending on where the damage is
+        reason = first_line(error)
+        if path.suffix not in SUFFIXES:
+            reason += f" (nothing in this project reads {path.suffix or 'files without suffix'})"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def find(path: Path, best: bool = False) -> tuple[Path, dict]:
-    """The checkpoint that `path` means, a file or a run's folder, and what it holds.
+    """The checkpoint that `path` means, a file or a run folder, and its content.
 
-    Of a folder the newest is taken (with `best`: the best, where there is one), and where that is damaged,
-    with a warning, the one before. Raises CheckpointError.
+    In a folder this is the newest checkpoint (with `best`: the best, if there is one); if that is
+    damaged, the one before, with a warning. Raises CheckpointError.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint or run folder {path}")
     if not path.is_dir():
         return path, load(path)
-    candidates = list(of_run(path))
-    best_file = path / BEST
-    if best_file.exists():
-        candidates = [best_file, *candidates] if best else [*candidates, best_file]
-    if not candidates:
-        raise CheckpointError(f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})")
-    damage = []
+    candidates = list(numbered_checkpoints(path))
+    if (path / BEST).exists():
+        candidates.insert(0 if best else len(candidates), path / BEST)
+    errors = []
     for candidate in candidates:
         try:
             state = load(candidate)
         except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        for message in damage:
-            print(f"warning: {message}; taking {candidate.name}", file=sys.stderr)
-        return candidate, state
-    raise CheckpointError("; ".join(damage))
+            errors.append(str(error))
+        else:
+            for message in errors:
+                print(f"warning: {message}; taking {candidate.name}", file=sys.stderr)
+            return candidate, state
+    none = f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})"
+    raise CheckpointError("; ".join(errors) or none)
 
 
-def of_run(run: Path) -> Iterator[Path]:
+def numbered_checkpoints(run: Path) -> Iterator[Path]:
     """A run's numbered checkpoints, the latest epoch first."""
-    numbered = {int(m[1]): p for p in Path(run).iterdir() if (m := re.fullmatch(NUMBERED, p.name))}
-    return (numbered[epoch] for epoch in sorted(numbered, reverse=True))
+    epochs = {int(m[1]): p for p in Path(run).iterdir() if (m := re.fullmatch(NUMBERED, p.name))}
+    return (epochs[epoch] for epoch in sorted(epochs, reverse=True))
 
 
-def place_of(path: Path) -> Path:
-    """The folder for what is made of a file: that where it is; for a checkpoint of another name than a run's numbered ones
-    and its best, a step of pruning say, one of its own there: prune/step2/ for prune/step2.pth."""
-    others = path.suffix in (".pth", ".pt") and path.name != BEST and not re.fullmatch(NUMBERED, path.name)
-    return path.with_suffix("") if others else path.parent
+def output_dir(path: Path) -> Path:
+    """The folder for what is made from a file: its own folder.
+
+    A checkpoint that is neither numbered nor the best gets a folder of its name there: parts/a/
+    for parts/a.pth.
+    """
+    usual = path.suffix not in SUFFIXES or path.name == BEST or re.fullmatch(NUMBERED, path.name)
+    return path.parent if usual else path.with_suffix("")
 
 
 def newest_run(root: Path, name: str | None = None) -> Path:
-    """The run folder below `root` with the latest checkpoint, of that name or of any. Raises UserError."""
-    runs: dict[Path, float] = {}
-    for file in (Path(root) / "models").glob(f"{glob.escape(name) if name else '*'}/*/*.pth"):
-        if not file.name.startswith("."):
-            runs[file.parent] = max(runs.get(file.parent, 0), file.stat().st_mtime)
-    if not runs:
-        raise UserError(f"there is no run to resume in {Path(root) / 'models' / (name or '')}")
-    return max(runs, key=lambda run: runs[run])
+    """The run folder below `root` with the latest checkpoint, of this name if one is given.
+
+    Raises UserError if there is none.
+    """
+    models = Path(root) / "models"
+    found = models.glob(f"{glob.escape(name) if name else '*'}/*/*.pth")
+    files = [file for file in found if not file.name.startswith(".")]
+    if not files:
+        raise UserError(f"there is no run to resume in {models / (name or '')}")
+    return max(files, key=lambda file: file.stat().st_mtime).parent
 
 
 def keep_last(run: Path, count: int | None) -> None:
-    """Delete all but the `count` latest numbered checkpoints; none where that is None."""
-    from utils import distributed
-
-    if count is not None and distributed.is_first():
-        for old in itertools.islice(of_run(run), count, None):
+    """Delete all but the `count` latest numbered checkpoints; None keeps all."""
+    if count is not None and distributed.is_main():
+        for old in itertools.islice(numbered_checkpoints(run), count, None):
             old.unlink()
 
 
 def set_aside(run: Path, epoch: int) -> list[Path]:
-    """Move checkpoints later than `epoch` into the folder replaced/, for a run that goes on from there.
+    """Move checkpoints later than `epoch` to the folder replaced/; returns their new paths.
 
-    Left in place they would be taken for the newest state; so is a best that cannot be read. Returns what was moved.
+    For a run that is resumed from `epoch`: later it would take them for its newest state. A best
+    checkpoint that cannot be read is moved too. Unfinished files of a killed process are deleted.
     """
-    from utils import distributed
-
-    if not distributed.is_first():
+    if not distributed.is_main():
         return []
-    stale = [path for path in of_run(run) if int(path.stem.removeprefix("checkpoint-epoch")) > epoch]
-    best = run / BEST
-    if best.exists() and _epoch_of(best) > epoch:
-        stale.append(best)
+    for unfinished in run.glob(".*.pth*.tmp"):
+        unfinished.unlink()
     moved = []
-    for path in stale:
-        target = run / "replaced" / path.name
-        target.parent.mkdir(exist_ok=True)
-        number = itertools.count(2)
-        while target.exists():
-            target = target.with_name(f"{path.stem}-{next(number)}{path.suffix}")
-        shutil.move(path, target)
-        moved.append(target)
+    for path in [*numbered_checkpoints(run), run / BEST]:
+        if path.exists() and _epoch(path) > epoch:
+            target = next(p for p in numbered(run / "replaced" / path.name) if not p.exists())
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(path, target)
+            moved.append(target)
     return moved
 
 
-def _epoch_of(path: Path) -> float:
+def _epoch(path: Path) -> float:
+    if number := re.fullmatch(NUMBERED, path.name):
+        return int(number[1])
     try:
         return load(path)["epoch"]
     except CheckpointError:

@@ -1,17 +1,20 @@
-"""What can go wrong, by who must act. `parse_config.command` turns each into a sentence and an exit code."""
+"""What can go wrong, by who must act; `parse_config.command` prints it and sets the exit code."""
 
 
 class UserError(Exception):
-    """What the user must correct: a config, a path, a file. Shown without a traceback, exit code 2."""
+    """The user must correct a config, a path, a file. Shown without a traceback, exit code 2."""
 
 
 class ConfigError(UserError):
-    """A configuration with faults, all of them at once."""
+    """All errors of a configuration at once."""
 
-    def __init__(self, origin: str, faults: list[str]):
-        self.faults = faults
-        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
-        super().__init__("\n  ".join([f"{origin} has {count}:", *faults]))
+    def __init__(self, origin: str, errors: list[str]):
+        super().__init__(origin, errors)  # a copy in another process is made from these
+        self.origin, self.errors = origin, errors
+
+    def __str__(self) -> str:
+        count = "an error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        return "\n  ".join([f"{self.origin} has {count}:", *self.errors])
 
 
 class CheckpointError(UserError):
@@ -19,12 +22,18 @@ class CheckpointError(UserError):
 
 
 class RunError(Exception):
-    """The run itself failed, though nothing was wrong with what the user wrote (NaN loss). Exit code 1."""
+    """The run failed although the user made no mistake (the loss is NaN). Exit code 1."""
 
 
-class Interrupted(Exception):  # noqa: N818 (it is no error)
+class Interrupted(Exception):  # noqa: N818 (not an error)
     """SIGINT or SIGTERM arrived and the state was saved. Exit code 128 + the signal's number."""
 
     def __init__(self, signum: int):
         self.signum = signum
         super().__init__(f"stopped by signal {signum}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not empty; without one, the name of its type."""
+    lines = (line for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)

@@ -1,30 +1,24 @@
 import functools
 import platform
-import shutil
 import subprocess
 
-from utils.lookup import ROOT
+from utils.files import ROOT
 
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """What a run was made with: Python, torch, and the project's git commit ("+" behind it: with changes), if it has one."""
+    """The versions of Python, torch and the project (its git commit; "+" means with changes)."""
     import torch
 
     return {"python": platform.python_version(), "torch": str(torch.__version__), "git": _commit()}
 
 
 def _commit() -> str | None:
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
+    if not (ROOT / ".git").exists():  # inside another repository: that one's commit says nothing
         return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        return (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) or None
-    except (OSError, subprocess.SubprocessError):
+        result = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):  # git is missing or hangs
         return None
+    return result.stdout.strip() or None

@@ -1,1 +1,3 @@
-"""How fast is it? `python -m tests.benchmarks` measures, prints a table and writes benchmarks.json; no test runs it."""
+"""How fast is it? `python -m tests.benchmarks` measures, prints a table and writes benchmarks.json;
+no test runs it.
+"""

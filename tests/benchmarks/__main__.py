@@ -16,7 +16,9 @@ from trainer import evaluate
 
 
 def evaluation(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
-    """evaluate() with two metrics against the forward pass alone, on MNIST's 6,000 validation samples."""
+    """evaluate() with two metrics against the forward pass alone, on MNIST's 6,000 validation
+    samples.
+    """
     trainer = build(epochs.config(data_dir, save_dir))
     loader, model = trainer.valid_data_loader, trainer.model
 
@@ -26,7 +28,10 @@ def evaluation(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
         for data, target in loader:
             torch.nn.functional.cross_entropy(model(trainer.engine.to_device(data)), target)
 
-    ways = {"ours": lambda: evaluate(model, loader, trainer.criterion, trainer.metrics, trainer.engine), "bare": bare}
+    ways = {
+        "ours": lambda: evaluate(model, loader, trainer.criterion, trainer.metrics, trainer.engine),
+        "bare": bare,
+    }
     timings = measure.in_turn(rounds * 3, ways)
     return {"evaluation / forward passes alone": timings.ratio("ours", "bare")}
 
@@ -34,25 +39,38 @@ def evaluation(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     data = Path(os.environ.get("KATA_DATA", "data"))
-    parser.add_argument("--data", type=Path, default=data, help="holds mnist/ and hymenoptera_256/ (default: KATA_DATA)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=data,
+        help="holds mnist/ and hymenoptera_256/ (default: KATA_DATA)",
+    )
     parser.add_argument("--gpu", action="store_true", help="what only a GPU can show, too")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="where the figures are written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks.json"), help="where the figures are written"
+    )
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
-    rounds, mnist, pictures = arguments.rounds, arguments.data / "mnist", arguments.data / "hymenoptera_256"
+    rounds, mnist, images = (
+        arguments.rounds,
+        arguments.data / "mnist",
+        arguments.data / "hymenoptera_256",
+    )
     with tempfile.TemporaryDirectory(prefix="kata-benchmarks-") as folder:
         save_dir = Path(folder)
         parts = {
             "epoch": lambda: epochs.mnist_epoch(mnist, save_dir, rounds),
             "steps": lambda: steps.overhead(mnist, save_dir, 3 * rounds),
             "memory": lambda: steps.kept_memory(rounds),
-            "folder": lambda: loading.folder_loading(pictures, rounds),
+            "folder": lambda: loading.folder_loading(images, rounds),
             "evaluation": lambda: evaluation(mnist, save_dir, rounds),
             "checkpoint": lambda: steps.checkpoint_stall(mnist, save_dir, rounds),
             "start": lambda: loading.start_up(save_dir, rounds),
-            "growth": lambda: loading.growth(30, epochs.epochs_of(build(epochs.small_config(mnist, save_dir)))),
+            "growth": lambda: loading.growth(
+                30, epochs.epochs_of(build(epochs.small_config(mnist, save_dir)))
+            ),
         }
         if arguments.gpu:
             parts["networks"] = gpu.networks

@@ -1,4 +1,6 @@
-"""An epoch of MNIST with LeNet: ours with all its features on, the loop that people write, and the bare computation."""
+"""An epoch of MNIST with LeNet: ours with all its features on, the loop that people write, and the
+bare computation.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,11 +78,17 @@ def epochs_of(trainer: Any) -> Callable[[], None]:
     return epoch
 
 
-def idiomatic(data_dir: Path, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module) -> Callable[[], None]:
-    """As in torchvision's and torch's examples: a data set with transforms, a DataLoader with two workers."""
+def idiomatic(
+    data_dir: Path, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module
+) -> Callable[[], None]:
+    """As in torchvision's and torch's examples: a data set with transforms, a DataLoader with two
+    workers.
+    """
     from torchvision import datasets, transforms
 
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
     samples = datasets.MNIST(data_dir, train=True, transform=transform)
     train_loader = DataLoader(Subset(samples, train.tolist()), BATCH, shuffle=True, num_workers=2)
     valid_loader = DataLoader(Subset(samples, valid.tolist()), 1000, num_workers=2)
@@ -104,15 +112,19 @@ def idiomatic(data_dir: Path, train: np.ndarray, valid: np.ndarray, model: torch
     return epoch
 
 
-def floor(samples: Any, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module) -> Callable[[], None]:
-    """The same computation and nothing else: bytes in memory, whole batches, channels_last, a fused optimizer."""
+def floor(
+    samples: Any, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module
+) -> Callable[[], None]:
+    """The same computation and nothing else: bytes in memory, whole batches, channels_last, a fused
+    optimizer.
+    """
     model = model.to(memory_format=torch.channels_last)
-    pictures, targets, mean, std = samples.pictures, samples.targets, samples.mean, samples.std
+    images, targets, mean, std = samples.images, samples.targets, samples.mean, samples.std
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
     train, valid = torch.from_numpy(train), torch.from_numpy(valid)
 
     def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        data = pictures[chosen].float().div_(255).sub_(mean).div_(std)
+        data = images[chosen].float().div_(255).sub_(mean).div_(std)
         return data.to(memory_format=torch.channels_last), targets[chosen]
 
     def epoch() -> None:

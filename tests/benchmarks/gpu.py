@@ -8,18 +8,27 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import ROOT, build
-from utils import config_file
-from utils.engine import Engine
+from utils.config import config_file
+from utils.engine.engine import Engine
 
 WAYS = {
     "fp32": {"precision": "fp32", "channels_last": False},
-    "bf16, compiled, channels last": {"precision": "bf16", "compile": "default", "channels_last": True},
+    "bf16, compiled, channels last": {
+        "precision": "bf16",
+        "compile": "default",
+        "channels_last": True,
+    },
 }
 WARM_UP = 5
 
 
-def networks(batch: int = 256, side: int = 224, steps: int = 50, names: tuple[str, ...] = ("resnet18", "resnet50")) -> dict:
-    """Training pictures a second, random ones that are on the device already."""
+def networks(
+    batch: int = 256,
+    side: int = 224,
+    steps: int = 50,
+    names: tuple[str, ...] = ("resnet18", "resnet50"),
+) -> dict:
+    """Training images a second, random ones that are on the device already."""
     from torchvision import models
 
     figures = {}
@@ -39,31 +48,41 @@ def networks(batch: int = 256, side: int = 224, steps: int = 50, names: tuple[st
                 if step == WARM_UP + steps - 1:
                     break
             wait(engine)
-            figures[f"{name}, {way}, pictures/s"] = batch * steps / (time.perf_counter() - begun)
+            figures[f"{name}, {way}, images/s"] = batch * steps / (time.perf_counter() - begun)
     return figures
 
 
-def cifar(data_dir: Path, save_dir: Path, goal: float = 0.94, changes: dict | None = None) -> dict[str, float]:
-    """Seconds of training, without compiling, until the test accuracy of configs/cifar10_fast.json reaches `goal`."""
+def cifar(
+    data_dir: Path, save_dir: Path, goal: float = 0.94, changes: dict | None = None
+) -> dict[str, float]:
+    """Seconds of training, without compiling, until the test accuracy of configs/cifar10_fast.json
+    reaches `goal`.
+    """
     config = config_file.read(ROOT / "configs" / "cifar10_fast.json") | (changes or {})
     config["data_loader"]["args"]["data_dir"] = str(data_dir)
     config["trainer"]["save_dir"] = str(save_dir)
     trainer = build(config)
-    trainer.valid_data_loader = trainer.data_loader.of_subset("test")
+    trainer.valid_data_loader = trainer.data_loader.for_subset("test")
     trainer.valid_data_loader.to(trainer.engine.device)
-    trainer.engine.forward(trainer.model, trainer.engine.to_device(next(iter(trainer.data_loader))[0]))  # compiles
+    trainer.engine.forward(
+        trainer.model, trainer.engine.to_device(next(iter(trainer.data_loader))[0])
+    )  # compiles
     spent, accuracy = 0.0, 0.0
     while trainer.epoch <= trainer.epochs and accuracy < goal:
         wait(trainer.engine)
         begun = time.perf_counter()
-        trainer.freezing.apply(trainer.model, trainer.epoch)
+        trainer.freeze(trainer.model, trainer.epoch)
         trainer.engine.seed_epoch(trainer.epoch)
         trainer._train_epoch(trainer.epoch)
         wait(trainer.engine)
         spent += time.perf_counter() - begun
         accuracy = trainer._valid_epoch(trainer.epoch)["accuracy"]
         trainer.step, trainer.epoch = 0, trainer.epoch + 1
-    return {"CIFAR-10, test accuracy": accuracy, "  seconds of training": spent, "  epochs": trainer.epoch - 1}
+    return {
+        "CIFAR-10, test accuracy": accuracy,
+        "  seconds of training": spent,
+        "  epochs": trainer.epoch - 1,
+    }
 
 
 def wait(engine: Engine) -> None:

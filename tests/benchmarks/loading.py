@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from data_loader.image_folder import ImageFolderDataLoader
 from tests.benchmarks.measure import in_turn
 from tests.conftest import ROOT
-from utils.memory import keep_freed_memory
+from utils.engine.engine import keep_freed_memory
 
 SIDE = 224
 BASELINE = "import torch; torch.optim.Adam(torch.nn.Linear(1, 1).parameters())"
@@ -22,32 +22,41 @@ BASELINE = "import torch; torch.optim.Adam(torch.nn.Linear(1, 1).parameters())"
 FIRST_STEP = """
 import os, sys
 import train
-from utils.engine import Engine
+from utils.engine.engine import Engine
 step = Engine.optimizer_step
 def stop(*args):
     step(*args)
     os._exit(0)
 Engine.optimizer_step = stop
-train.main(["-c", sys.argv[1], "-s", "trainer.save_dir=" + sys.argv[2], "data_loader.args.data_dir=" + sys.argv[2]])
+folders = ["trainer.save_dir=" + sys.argv[2], "data_loader.args.data_dir=" + sys.argv[2]]
+train.main(["-c", sys.argv[1], "-s", *folders])
 """
 
 
 def folder_loading(data_dir: Path, rounds: int) -> dict[str, float]:
-    """Training pictures of `data_dir`, RandomResizedCrop to 224, flip, normalised, on one core; batches of 32."""
+    """Training images of `data_dir`, RandomResizedCrop to 224, flip, normalised, on one core;
+    batches of 32.
+    """
     keep_freed_memory()  # as every engine does; for both ways
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cached = loader_of(data_dir)
+        cached = build_eval_loader(data_dir)
         count = len(cached.dataset)
-        later = {"torchvision": lambda: consume(torchvisions(data_dir)), "later": lambda: consume(cached)}
-        first = {"torchvision": later["torchvision"], "first": lambda: consume(loader_of(data_dir))}
+        later = {
+            "torchvision": lambda: consume(torchvisions(data_dir)),
+            "later": lambda: consume(cached),
+        }
+        first = {
+            "torchvision": later["torchvision"],
+            "first": lambda: consume(build_eval_loader(data_dir)),
+        }
         with one_core():
             one, two = in_turn(rounds, later), in_turn(rounds, first, warm_up=0)
     finally:
         torch.set_num_threads(before)
     return {
-        "pictures/s per core, ImageFolder": count / one.median("torchvision"),
+        "images/s per core, ImageFolder": count / one.median("torchvision"),
         "  ours, first epoch": count / two.median("first"),
         "  ours, later epochs": count / one.median("later"),
         "  first epoch / ImageFolder": two.ratio("torchvision", "first"),
@@ -55,8 +64,10 @@ def folder_loading(data_dir: Path, rounds: int) -> dict[str, float]:
     }
 
 
-def loader_of(data_dir: Path) -> ImageFolderDataLoader:
-    return ImageFolderDataLoader(str(data_dir), image_size=SIDE, transforms="imagenet", batch_size=32, cache="ram")
+def build_eval_loader(data_dir: Path) -> ImageFolderDataLoader:
+    return ImageFolderDataLoader(
+        str(data_dir), image_size=SIDE, transforms="imagenet", batch_size=32, cache="ram"
+    )
 
 
 def torchvisions(data_dir: Path) -> DataLoader:
@@ -91,7 +102,8 @@ def start_up(save_dir: Path, rounds: int) -> dict[str, float]:
     """Whole processes: --help, a faulty config, the default config until its first step is done."""
     faulty = save_dir / "faulty.json"
     faulty.write_text(
-        '{"extends": "%s", "optimizer": {"type": "Adam", "args": {"learning_rate": 1}}}' % (ROOT / "config.json")
+        '{"extends": "%s", "optimizer": {"type": "Adam", "args": {"learning_rate": 1}}}'
+        % (ROOT / "config.json")
     )
     python, config = sys.executable, str(ROOT / "config.json")
     commands = {
@@ -101,7 +113,10 @@ def start_up(save_dir: Path, rounds: int) -> dict[str, float]:
         "fault": [python, "train.py", "-c", str(faulty)],
         "first step": [python, "-c", FIRST_STEP, config, str(save_dir)],
     }
-    timings = in_turn(rounds, {name: lambda command=command: silent(command) for name, command in commands.items()})
+    timings = in_turn(
+        rounds,
+        {name: lambda command=command: silent(command) for name, command in commands.items()},
+    )
     return {
         "train.py --help, s": timings.median("help"),
         "import torch, s": timings.median("import"),
@@ -112,7 +127,9 @@ def start_up(save_dir: Path, rounds: int) -> dict[str, float]:
 
 
 def silent(command: list[str]) -> None:
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
 
 
 def growth(epochs: int, run_epoch: Any) -> dict[str, float]:
@@ -126,13 +143,17 @@ def growth(epochs: int, run_epoch: Any) -> dict[str, float]:
     return {
         "memory after the third epoch, MB": memory[3] / 2**20,
         f"  after epoch {epochs} / after epoch 3": memory[epochs] / memory[3],
-        f"  seconds of the last 5 epochs / of 3 to {min(7, epochs)}": statistics.median(seconds[-5:])
+        f"  seconds of the last 5 epochs / of 3 to {min(7, epochs)}": statistics.median(
+            seconds[-5:]
+        )
         / statistics.median(seconds[2:7]),
     }
 
 
 def resident_memory() -> int:
-    """Bytes of this process in memory now; the most there ever were, where the system does not tell."""
+    """Bytes of this process in memory now; the most there ever were, where the system does not
+    tell.
+    """
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

@@ -1,4 +1,6 @@
-"""Timing that a busy machine does not spoil: what is compared is run in turn, and ratios are taken pair by pair."""
+"""Timing that a busy machine does not spoil: what is compared is run in turn, and ratios are taken
+pair by pair.
+"""
 
 import contextlib
 import io
@@ -50,12 +52,20 @@ def terminal() -> Iterator[None]:
 
 
 def machine() -> str:
-    """This machine in words: processor, cores that may be used, Python and torch; of a GPU its name."""
+    """This machine in words: processor, cores that may be used, Python and torch; of a GPU its
+    name.
+    """
     import torch
 
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in info.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{cores} cores of {names[0] if names else platform.processor() or platform.machine()}"]
+    parts = [
+        f"{cores} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    ]
     parts += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ", ".join([*parts, f"Python {platform.python_version()}", f"torch {torch.__version__}"])

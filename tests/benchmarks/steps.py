@@ -20,7 +20,7 @@ STEPS = {"LeNet": 422, "resnet18": 12}  # LeNet's as many as an epoch of MNIST h
 STEP = """
 import sys, time
 import torch, torchvision
-from utils.memory import keep_freed_memory
+from utils.engine.engine import keep_freed_memory
 name, side, batch, kept = sys.argv[1], *map(int, sys.argv[2:])
 if kept:
     keep_freed_memory()
@@ -38,11 +38,13 @@ for _ in range(10):
 print(sorted(seconds[2:])[4])
 """
 NETWORKS = {"resnet18": (64, 32), "mobilenet_v2": (192, 16)}  # sides and batches
-SHAPES = {"LeNet": (128, 1, 28, 28), "resnet18": (32, 3, 64, 64)}
+SHAPES = {"LeNet": (128, 1, 28, 28), "resnet18": (32, 1, 64, 64)}
 
 
 def overhead(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
-    """Time of Trainer's steps, metrics and bar included, over that of forward, backward and step alone."""
+    """Time of Trainer's steps, metrics and bar included, over that of forward, backward and step
+    alone.
+    """
     figures = {}
     for name, steps in STEPS.items():
         trainer = trainer_of(name, data_dir, save_dir, steps)
@@ -60,12 +62,16 @@ def checkpoint_stall(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, f
     for name in STEPS:
         trainer = trainer_of(name, data_dir, save_dir, 1)
         epoch_of(trainer)()  # the optimizer has a state from now on
-        figures[f"checkpoint of {name}, s"] = in_turn(rounds, {"save": trainer._save_numbered}).median("save")
+        figures[f"checkpoint of {name}, s"] = in_turn(
+            rounds, {"save": trainer._save_numbered}
+        ).median("save")
     return figures
 
 
 def kept_memory(rounds: int) -> dict[str, float]:
-    """Time of a step on the CPU while the C library gives freed memory back, over that where it is kept."""
+    """Time of a step on the CPU while the C library gives freed memory back, over that where it is
+    kept.
+    """
     figures = {}
     for name, sizes in NETWORKS.items():
         ratios = []
@@ -78,7 +84,9 @@ def kept_memory(rounds: int) -> dict[str, float]:
 
 def step_seconds(*arguments: object) -> float:
     command = [sys.executable, "-c", STEP, *map(str, arguments)]
-    return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def trainer_of(name: str, data_dir: Path, save_dir: Path, steps: int) -> Any:

@@ -1,0 +1,50 @@
+import math
+
+from utils.errors import UserError
+
+
+class Monitor:
+    """Watches one logged number: "min val_loss", "max val_accuracy" or "off".
+
+    Args:
+        rule: the number, and whether less or more is better
+        patience: epochs without improvement after which `exhausted` is True; 0 means never
+    """
+
+    def __init__(self, rule: str = "off", patience: int = 0):
+        self.rule, self.patience = rule, patience
+        self.mode, _, self.name = rule.partition(" ")
+        self.best: float | None = None
+        self.best_epoch = self.waited = 0
+
+    @property
+    def exhausted(self) -> bool:
+        return 0 < self.patience <= self.waited
+
+    def update(self, epoch: int, log: dict[str, float]) -> bool:
+        """Whether this epoch is the best so far. Raises UserError if `log` lacks the name."""
+        if self.mode == "off":
+            return False
+        if self.name not in log:
+            raise UserError(
+                f'trainer.monitor: no epoch logs "{self.name}"; logged are {", ".join(log)}'
+            )
+        value = log[self.name]
+        better = self.best is None or (
+            value < self.best if self.mode == "min" else value > self.best
+        )
+        if better and not math.isnan(value):
+            self.best, self.best_epoch, self.waited = value, epoch, 0
+            return True
+        self.waited += 1
+        return False
+
+    def state_dict(self) -> dict:
+        best = {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+        return {"rule": self.rule, **best}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from `state`; start afresh if that watched another number."""
+        if state["rule"] == self.rule:
+            self.best, self.waited = state["best"], state["waited"]
+            self.best_epoch = state["best_epoch"]

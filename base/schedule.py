@@ -1,0 +1,94 @@
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from base.monitor import Monitor
+from utils.errors import UserError
+
+
+class Schedule:
+    """Steps the learning rate's scheduler, if there is one, after each optimizer step or epoch.
+
+    Args:
+        spec: the config's section "lr_scheduler", whose "interval" says when to step; None for none
+        build: builds the scheduler of an optimizer: a function of optimizer and, if wanted,
+            total_steps
+    """
+
+    def __init__(self, spec: str | dict | None, build: Callable[..., LRScheduler | None]):
+        self.spec, self.build, self.interval = spec, build, step_interval(spec)
+        self.scheduler: LRScheduler | None = None
+        self.watched: str | None = None
+
+    def start(
+        self, optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: Monitor
+    ) -> None:
+        """Begin a schedule of `epochs` epochs for a new optimizer.
+
+        ReduceLROnPlateau watches what `monitor` watches if their modes agree, else val_loss. Raises
+        UserError if it would wait for the wrong direction.
+        """
+        arguments = self.spec.get("args", {}) if isinstance(self.spec, dict) else {}
+        steps = epochs * (steps_per_epoch if self.interval == "step" else 1)
+        length = {} if "steps_per_epoch" in arguments else {"total_steps": steps}
+        scheduler = self.build(optimizer=optimizer, **length)
+        self.scheduler, self.watched = scheduler, None
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if self.interval == "step":
+                raise UserError(
+                    "lr_scheduler.interval: ReduceLROnPlateau needs the numbers of a whole epoch"
+                )
+            if monitor.mode == scheduler.mode:
+                self.watched = monitor.name
+            elif scheduler.mode == "min":
+                self.watched = "val_loss"
+            else:
+                raise UserError(
+                    'lr_scheduler.args.mode: "max" needs "max NAME" in trainer.monitor to watch'
+                )
+
+    def after_step(self) -> None:
+        self._step("step")
+
+    def after_epoch(self, log: dict[str, float]) -> None:
+        watched = () if self.watched is None else (log.get(self.watched, log["loss"]),)
+        self._step("epoch", *watched)
+
+    def state_dict(self) -> dict | None:
+        return None if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state: dict | None) -> None:
+        if self.scheduler is not None and state is not None:
+            self.scheduler.load_state_dict(state)
+
+    def _step(self, interval: str, *watched: float) -> None:
+        if self.scheduler is None or self.interval != interval or self._at_end():
+            return
+        with warnings.catch_warnings():
+            # torch does not know of the optimizer steps taken before a resume
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step(*watched)
+
+    def _at_end(self) -> bool:
+        # OneCycleLR refuses to be stepped past its end, which a run that was made longer on resume
+        # reaches: the rate then stays at its last value.
+        scheduler = self.scheduler
+        return (
+            isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + 1 >= scheduler.total_steps
+        )
+
+
+def step_interval(spec: str | dict | None) -> Literal["step", "epoch"]:
+    """When a scheduler is stepped: what its "interval" says, else by its type.
+
+    OneCycleLR and CyclicLR, also as parts of others, step after each optimizer step.
+    """
+    if not isinstance(spec, dict):
+        return "step" if spec in ("OneCycleLR", "CyclicLR") else "epoch"
+    if spec.get("interval"):
+        return spec["interval"]
+    parts = [spec["type"], *spec.get("args", {}).get("schedulers", [])]
+    return "step" if any(step_interval(part) == "step" for part in parts) else "epoch"

@@ -1,0 +1,1 @@
+"""Pruning: which channels to remove, how, the training in between, and the report."""

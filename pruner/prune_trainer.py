@@ -1,0 +1,323 @@
+import statistics
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from base.monitor import Monitor
+from base.samples import Batch
+from exporter.latency import ratio, side_by_side
+from exporter.onnx_exporter import onnx_bytes
+from model.structure import get_structure, resize
+from model.summary import multiply_adds
+from model.weights import read_weights
+from pruner.base_pruner import BasePruner
+from pruner.graph import LAYERS
+from pruner.report import Row, pruning_table, report_pruning
+from tester.predictions import Predictions
+from trainer.evaluate import evaluate
+from trainer.optimization import build_optimizer
+from trainer.trainer import Trainer
+from utils import checkpoint
+from utils.config.hints import NonNegativeInt, PositiveInt
+from utils.engine import distributed
+from utils.engine.engine import unwrap
+from utils.errors import CheckpointError, RunError, UserError
+from utils.files import atomic_write
+
+BATCHES = 20  # of training data: for batch norms after a cut, and for gradients before one
+STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
+
+
+class PruneTrainer(Trainer):
+    """Prunes the network step by step, and trains it after each cut until it has recovered.
+
+    Each step is a stage of the run: cut, new optimizer, schedule and average, then `epochs` of
+    training; the best network is kept as prune/step<k>.pth, and the next stage starts from it.
+    Stage 0 comes before the first cut.
+
+    Args:
+        pruner: chooses and removes channels
+        exporter: exports a checkpoint, a function of (its path, path to write without suffix)
+        epochs: epochs of training after each cut
+        last_epochs: epochs after the last cut; as many as after the others by default
+        sparse_epochs: epochs before the first cut that make channels unimportant
+        save_onnx: export the network after each step, each epoch or at the end of the run
+    """
+
+    script = "prune.py"
+
+    def __init__(
+        self,
+        *args,
+        pruner: BasePruner | None = None,
+        exporter: Callable[[Path, Path], Path] | None = None,
+        last_epochs: PositiveInt | None = None,
+        sparse_epochs: NonNegativeInt = 0,
+        save_onnx: Literal["step", "epoch", "end"] | None = None,
+        **kwargs,
+    ):
+        if pruner is None:
+            raise UserError(
+                "trainer: this is a pruning run: prune.py -r RUN resumes it, "
+                "train.py -c FILE -r RUN trains its pruned network"
+            )
+        if sparse_epochs and not pruner.sparsifies:
+            name = type(pruner).__name__
+            raise UserError(f"trainer.sparse_epochs: {name} does not support it, use BNScalePruner")
+        if save_onnx and distributed.world_size() > 1:
+            raise UserError("trainer.save_onnx: works with one process only; use export.py -r RUN")
+        self.pruner, self.exporter, self.save_onnx = pruner, exporter, save_onnx
+        self.last_stage = self.closed = False
+        self.rows: list[Row] = []  # results of each step
+        self.widths: list[dict[str, int]] = []  # of the layers, after each step
+        self.sparse_epochs, self.last_epochs = sparse_epochs, last_epochs or kwargs["epochs"]
+        self.step_epochs = kwargs["epochs"]
+        super().__init__(*args, **kwargs)
+        self.reuse_features = False  # the features change with each cut
+        self.epochs = sparse_epochs  # the last one of the current stage
+        self.target = self.config.option("inspection", "target")
+        self.folder = self.config.save_dir / "prune"
+        self.original = self.folder / "original.onnx"  # missing if it cannot be exported
+        if distributed.is_main():
+            self.folder.mkdir(exist_ok=True)
+        if pruner.max_accuracy_drop is not None and self.valid_data_loader is None:
+            raise UserError(
+                "pruner.args.target: max_accuracy_drop needs validation data: "
+                "data_loader.args.validation_split"
+            )
+
+    @property
+    def stage(self) -> int:
+        """The step whose training is in progress, or was the last; 0 before the first cut."""
+        return max(0, len(self.rows) - 1)
+
+    @property
+    def best_file(self) -> Path:
+        return self.folder / f"step{self.stage}.pth"
+
+    @property
+    def scheduled_epochs(self) -> int:
+        if self.stage == 0:
+            return max(1, self.sparse_epochs)
+        return self.last_epochs if self.last_stage else self.step_epochs
+
+    @property
+    def example(self) -> Tensor:
+        """A batch of two inputs."""
+        return self.engine.to_device(torch.stack([self.data_loader.example] * 2))
+
+    def train(self) -> dict[str, float]:
+        log = super().train()
+        if self.save_onnx == "end":
+            self._export(self.config.save_dir / checkpoint.BEST, self.config.save_dir / "model")
+        table = pruning_table(self.rows, self.pruner.aim)
+        self.logger.info("\n".join(["", *table, f"report: {self.folder / 'report.html'}"]))
+        return log
+
+    def check(self) -> None:
+        self.sparse_epochs = self.epochs = 0  # so that a cut is tried
+        self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
+        self.finished()
+        super().check()
+
+    def finished(self) -> bool:
+        """Closes a stage that is over; the run is over with the last one."""
+        if not self.rows:
+            self._measure_original(unwrap(self.model))
+        if not self.closed and super().finished():
+            self._close_stage(unwrap(self.model))
+        return self.closed and self.last_stage
+
+    def _run_epoch(self, epoch: int) -> dict[str, float]:
+        log = super()._run_epoch(epoch)
+        numbered = self.config.save_dir / f"checkpoint-epoch{epoch}.pth"
+        if self.save_onnx == "epoch" and numbered.exists():
+            self._export(numbered, self.folder / f"epoch{epoch}")
+        return log
+
+    def before_epoch(self, epoch: int) -> None:
+        if self.closed:
+            self._open_stage(unwrap(self.model), epoch)
+        if self.stage == 0:
+            self.pruner.begin_sparse(unwrap(self.model), self.example)
+
+    def after_backward(self) -> None:
+        if self.stage == 0:
+            self.pruner.regularize(unwrap(self.model))
+
+    def _open_stage(self, network: nn.Module, epoch: int) -> None:
+        """Prune the best network of the stage before, and prepare it for training."""
+        step = self.stage + 1
+        self.last_stage = self._prune(network, step)
+        if step == 1:  # not earlier: a run that cannot prune leaves no checkpoint to resume
+            checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
+        self.rows.append({"step": step, "first_epoch": epoch})
+        self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
+        self.epochs = epoch - 1 + self.scheduled_epochs
+        self.set_model(network, build_optimizer(self.config, self.engine, network))
+        update_bn((self.engine.to_device(data) for data, _ in self._some_batches()), network)
+        self.engine.broadcast_buffers(network)
+        before = self._accuracy(network)
+        self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}
+        left = multiply_adds(network, self.example)[0][""] / self.rows[0]["macs"]
+        accuracy = before["accuracy"]
+        note = "" if accuracy is None else f", accuracy {accuracy:.4f} before training"
+        self.logger.info(f"step {step}: {left:.1%} of the original's multiply-adds{note}")
+
+    def _prune(self, network: nn.Module, step: int) -> bool:
+        """Prune the network on all processes. Returns True if this was the last step."""
+        network.eval()
+        network.zero_grad(set_to_none=True)
+        if self.pruner.needs_gradients:
+            for data, target in map(self.engine.to_device, self._some_batches()):
+                self.loss(self.engine.forward(network, data), target).backward()
+            for parameter in network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = distributed.all_reduce_sum(parameter.grad)
+        original, prune = self.rows[0] | {"onnx": self.original}, self.pruner.prune
+        last, structure = distributed.run_on_main(  # the choice may depend on measured times
+            lambda: (prune(network, self.example, step, original), get_structure(network))
+        )
+        if not distributed.is_main():
+            resize(network, structure)
+        distributed.broadcast_tensors(network.state_dict().values())
+        network.zero_grad(set_to_none=True)
+        return last
+
+    def _close_stage(self, network: nn.Module) -> None:
+        """Return to the stage's best network, measure it, and decide whether the run is over."""
+        if not self.monitor.best_epoch and self.stage:
+            newest = self.config.save_dir / f"checkpoint-epoch{self.epoch - 1}.pth"
+            checkpoint.copy(newest, self.best_file)
+        if distributed.is_main() and self.best_file.exists():
+            network.load_state_dict(read_weights(self.best_file))
+        distributed.broadcast_tensors(network.state_dict().values())
+        self.closed = True
+        if self.stage == 0:
+            checkpoint.save(self.state_dict() | {"epoch": self.epoch - 1}, self.best_file)
+        else:
+            self._measure(network)
+            if self._is_good():
+                checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
+            else:
+                self.last_stage = True
+            if self.save_onnx == "step":
+                self._export(self.best_file, self.best_file.with_suffix(""))
+        if distributed.is_main():
+            self._report()
+
+    def _report(self) -> None:
+        name, aim, results = self.config["name"], self.pruner.aim, (self.rows, self.widths)
+        report_pruning(self.folder, name, *results, aim, self.writer, self.target, self.last_stage)
+
+    def _export(self, file: Path, path: Path) -> None:
+        try:
+            self.exporter(file, path)
+        except RunError as error:  # the pruned network is worth more than its export
+            self.logger.warning(f"{error}")
+
+    def _measure_original(self, network: nn.Module) -> None:
+        def write() -> None:
+            with atomic_write(self.original) as file:
+                file.write(onnx_bytes(network, self.example[:1]))
+
+        try:
+            distributed.run_on_main(write)
+        except UserError as error:  # the aim may not need it
+            self.logger.warning(f"{error}; speed is not measured")
+        self.rows = [{"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None}]
+        self._measure(network)
+        self.rows[0]["latency"] = self.rows[0]["latency"] and 1.0  # by definition
+
+    def _measure(self, network: nn.Module) -> None:
+        """Note the results of the current stage."""
+        row, widths = self.rows[-1], {}
+        for name, layer in network.named_modules():
+            if isinstance(layer, LAYERS):
+                widths[name] = getattr(layer, "out_channels", 0) or layer.out_features
+        row |= {
+            "epochs": self.epoch - row["first_epoch"],
+            "checkpoint": f"prune/{self.best_file.name}",
+            "channels": sum(widths.values()),
+            "macs": multiply_adds(network, self.example)[0][""],
+            "params": sum(parameter.numel() for parameter in network.parameters()),
+        }
+        row |= self._accuracy(network) | distributed.run_on_main(lambda: self._speed(network))
+        self.widths = [*self.widths[: self.stage], widths]
+
+    def _speed(self, network: nn.Module) -> dict[str, float | None]:
+        """Size and latency of the ONNX file, that relative to the original's, latency in torch."""
+        if not self.original.exists():
+            return dict.fromkeys(("size_mb", "latency_ms", "latency", "torch_ms"))
+        batch = self.example[:1].repeat_interleave(self.pruner.batch_size, dim=0)
+        file = onnx_bytes(network.eval(), self.example[:1])
+        files = {"original": self.original, "pruned": file}
+        with torch.inference_mode():
+            times = side_by_side(files, batch, self.pruner.threads, torch=lambda: network(batch))
+        return {
+            "size_mb": len(file) / 1e6,
+            "latency_ms": statistics.median(times["pruned"]),
+            "latency": ratio(times, "pruned", "original"),
+            "torch_ms": statistics.median(times["torch"]),
+        }
+
+    def _accuracy(self, network: nn.Module) -> dict[str, float | None]:
+        """Accuracy, and recall of the target class, or without one of the class with the lowest.
+
+        None without validation data, or if the network is not a classifier.
+        """
+        predictions, batches = Predictions(self.data_loader.classes), self.valid_data_loader
+        if batches is not None:
+            evaluate(network, batches, self.criterion, {}, self.engine, predictions.add)
+        if batches is None or not predictions.is_classification:
+            return {"accuracy": None, "recall": None}
+        names, target = predictions.classes, self.target
+        if target is not None and target not in names:
+            classes = ", ".join(names)
+            raise UserError(f'inspection.target: "{target}" is not one of the classes {classes}')
+        confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
+        right, total = confusion.diagonal(), confusion.sum(1)
+        recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=True) if n}
+        return {
+            "accuracy": float(right.sum() / total.sum()),
+            "recall": recalls.get(target) if target else min(recalls.values()),
+        }
+
+    def _is_good(self) -> bool:
+        """Whether the newest step may be kept."""
+        drop, original = self.pruner.max_accuracy_drop, self.rows[0]["accuracy"]
+        if drop is None:
+            return True
+        if original is None:
+            raise UserError("pruner.args.target: max_accuracy_drop needs a classifier")
+        now, lost = self.rows[-1]["accuracy"], f"more than {drop:g} below {original:.4f}"
+        if now < original - drop:
+            self.logger.info(f"step {self.stage}: accuracy {now:.4f} is {lost}; it is not kept")
+        return now >= original - drop
+
+    def _some_batches(self) -> Iterator[Batch]:
+        first, count = (self.epoch - 1) * self.len_epoch, min(BATCHES, self.len_epoch)
+        return islice(self.data_loader.batches(first), count)
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        pruning = {name: getattr(self, name) for name in ("stage", *STATE)}
+        state["trainer"]["pruning"] = pruning | {"pruner": self.pruner.state_dict()}
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        pruning = state["trainer"].get("pruning")
+        if pruning is None:
+            raise CheckpointError("it is not of a pruning run; -r PATH -c FILE starts one from it")
+        vars(self).update({name: pruning[name] for name in STATE}, closed=False)
+        self.pruner.load_state_dict(pruning["pruner"])
+        super().load_state_dict(state)
+
+    def _warn_if_complete(self) -> None:
+        """Does nothing: the run goes on after a complete stage."""

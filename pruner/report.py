@@ -1,0 +1,215 @@
+"""What a pruning run reports after each step: steps.csv, an HTML page, TensorBoard, a table."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logger.charts import BLUE, RED, new_figure, svg_uri
+from logger.files import aligned, write_csv
+from logger.page import write_html
+from logger.visualization import TensorboardWriter
+
+Row = dict[str, Any]  # results of a step: COLUMNS, None for what was not measured
+COLUMNS = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
+COLUMNS += ["accuracy_before", "recall", "recall_before", "latency", "torch_ms", "epochs"]
+COLUMNS += ["checkpoint"]
+UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint"}  # in TensorBoard
+AIMS = {
+    "channel_sparsity": "the original's channels gone",
+    "macs": "the original's MACs",
+    "params": "the original's parameters",
+    "latency": "the original's latency",
+}
+MEASURABLE = 0.1  # milliseconds: shorter times vary from measurement to measurement
+SAME_LATENCY = 0.99  # a latency ratio above this may be chance
+
+
+def report_pruning(
+    folder: Path,
+    name: str,
+    rows: list[Row],
+    widths: list[dict[str, int]],
+    aim: dict[str, float],
+    writer: TensorboardWriter,
+    target_class: str | None = None,
+    finished: bool = True,
+) -> Path:
+    """Write steps.csv and report.html, and the newest row to TensorBoard. Returns the page's path.
+
+    Args:
+        folder: prune/ in the run's folder; created if needed
+        name: the config's name
+        rows: results of the unpruned network and of each step; None for what was not measured
+        widths: for each row the output channels of each layer
+        aim: the pruner's aim, by name
+        writer: the run's
+        target_class: the class whose recall is in the rows; None if it is that of the worst class
+        finished: no step will follow
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "steps.csv", COLUMNS, ([row[key] for key in COLUMNS] for row in rows))
+    rows = [row | {"reached": _reached(row, rows[0])} for row in rows]
+    first, last, best, charts = rows[0], rows[-1], recommended(rows, aim), {}
+    [(measure, value)] = aim.items()
+    if measure == "latency_ms" and first["latency_ms"]:
+        aim = {"latency": value / first["latency_ms"]}
+    for share in ("macs", "latency"):
+        if any(None not in (row["reached"][share], row["accuracy"]) for row in rows):
+            charts[share] = tradeoff_chart(rows, share, best, aim)
+    checkpoint, page = rows[best]["checkpoint"], folder / "report.html"
+    write_html(
+        page,
+        Path(__file__).with_name("report.html"),
+        name=name,
+        run=folder.parent.name,
+        finished=finished,
+        rows=rows,
+        best=best,
+        checkpoint=checkpoint and folder.parent / checkpoint,
+        aim=_describe(measure, value),
+        reached=_describe(measure, last["reached"][measure]),
+        not_faster=not_faster(rows),
+        recall=f"recall of {target_class}" if target_class else "recall of the worst class",
+        charts=charts,
+        widths={layer: [step.get(layer, 0) for step in widths] for layer in widths[0]},
+        number=_number,
+        short=_short,
+    )
+    position = writer.step, writer.mode
+    for column in COLUMNS:
+        if column not in UNDRAWN and last[column] is not None:
+            writer.set_step(last["step"], column)  # the mode ends the tag: pruning/accuracy
+            writer.add_scalar("pruning", last[column])
+    writer.set_step(*position)
+    return page
+
+
+def pruning_table(rows: list[Row], aim: dict[str, float]) -> list[str]:
+    """The steps as lines for the screen; the recommended one is marked."""
+    best = recommended(rows, aim)
+    header = ["step", "channels", "MACs", "", "params", "", "MB", "ms", "", "accuracy", "recall"]
+    table = [[*header, ""]]
+    for row in rows:
+        cells, reached = [str(row["step"]), f"{row['channels']:,}"], _reached(row, rows[0])
+        for key in ("macs", "params"):
+            cells += [_short(row[key]), _number(reached[key], ".1%")]
+        cells += [_number(row["size_mb"], ".2f"), _number(row["latency_ms"], ".2f")]
+        cells += [_number(reached["latency"], ".1%")]
+        for key in ("accuracy", "recall"):
+            before, after = row[f"{key}_before"], _number(row[key], ".4f")
+            cells.append(after if before is None else f"{before:.4f} -> {after}")
+        table.append([*cells, "* recommended" if row["step"] == best else ""])
+    return [*aligned(table), *not_faster(rows)]
+
+
+def recommended(rows: list[Row], aim: dict[str, float]) -> int:
+    """The step with the best trade-off, 0 for the unpruned network.
+
+    With {"max_accuracy_drop": d} it is the last step whose accuracy is at least the original's - d.
+    Otherwise it is the last step if accuracy never fell below the original's, else the knee of
+    accuracy against multiply-adds: the point furthest above the straight line from the first step
+    to the last (Satopaa et al., Finding a "Kneedle" in a Haystack, 2011; its scaling of both axes
+    does not change the choice). Of equals, or if no point is above the line, it is the last. Steps
+    without an accuracy do not count; without the original's it is the last step.
+    """
+    known, first = [row for row in rows if row["accuracy"] is not None], rows[0]
+    if first["accuracy"] is None:
+        return rows[-1]["step"]
+    if "max_accuracy_drop" in aim:
+        least = first["accuracy"] - aim["max_accuracy_drop"] - 1e-9  # 0.8 - 0.1 is more than 0.7
+        return [row["step"] for row in known if row["accuracy"] >= least][-1]
+    # relative to the first, per step: what is gone of the multiply-adds and of the accuracy
+    gone = [(first["macs"] - row["macs"]) / first["macs"] for row in known]
+    lost = [first["accuracy"] - row["accuracy"] for row in known]
+    if max(lost) <= 0:
+        return known[-1]["step"]
+    points = zip(gone, lost, (row["step"] for row in known), strict=True)
+    return max((round(x * lost[-1] - y * gone[-1], 12), step) for x, y, step in points)[1]
+
+
+def not_faster(rows: list[Row]) -> list[str]:
+    """A sentence for each step that made the network smaller but not faster."""
+    sentences, macs = [], rows[0]["macs"]
+    for old, row in pairwise(rows):
+        known = None not in (old["latency"], row["latency"]) and row["latency_ms"] > MEASURABLE
+        if known and row["latency"] > SAME_LATENCY * old["latency"]:
+            sentences.append(
+                f"Step {row['step']} made the network smaller but not faster: "
+                f"{row['macs'] / macs:.1%} of the original's MACs after {old['macs'] / macs:.1%}, "
+                f"{row['latency']:.1%} of its latency after {old['latency']:.1%}."
+            )
+    return sentences
+
+
+def tradeoff_chart(rows: list[Row], share: str, best: int, aim: dict[str, float]) -> str:
+    """Accuracy after training and after the cut, against the share of the original that is left.
+
+    Args:
+        rows: with "reached", see report_pruning
+        share: "macs" or "latency"
+        best: the recommended step
+        aim: shown as a line if it is about this share or about the accuracy
+    """
+    figure = new_figure(5.4, 4.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    left = 100 * np.array([row["reached"][share] for row in rows], dtype=float)
+    keys = "accuracy_before", "accuracy"
+    before, after = (np.array([row[key] for row in rows], dtype=float) for key in keys)
+    upper.plot(left, after, "o-", color=BLUE, label="after training")
+    upper.plot(left[best], after[best], "o", color="#17663a", markersize=9, label="recommended")
+    lower.vlines(left, before, after, color="silver", zorder=1)
+    lower.plot(left, after, "o", color=BLUE)
+    lower.plot(left, before, "o", color=RED, markerfacecolor="white", label="after the cut")
+    for row, x, y in zip(rows, left, after, strict=True):
+        if np.isfinite(x + y):
+            upper.annotate(row["step"], (x, y), (0, 7), textcoords="offset points", ha="center")
+    line = {"color": "grey", "linestyle": "--", "zorder": 0}
+    if "max_accuracy_drop" in aim and rows[0]["accuracy"] is not None:
+        upper.axhline(rows[0]["accuracy"] - aim["max_accuracy_drop"], label="aim", **line)
+    if share in aim:
+        upper.axvline(100 * aim[share], label="aim", **line)
+        lower.axvline(100 * aim[share], **line)
+    for axes in (upper, lower):
+        axes.ticklabel_format(useOffset=False)
+        axes.margins(0.08, 0.15)
+        axes.set_ylabel("accuracy")
+        axes.spines[["top", "right"]].set_visible(False)
+    lower.set_xlabel(f"% of {AIMS[share]}")
+    legend = {"frameon": False, "columnspacing": 1.2, "handletextpad": 0.5}
+    figure.legend(loc="outside upper center", ncols=4, **legend)
+    return svg_uri(figure)
+
+
+def _reached(row: Row, first: Row) -> dict[str, float | None]:
+    """How far a step has come, in the unit of each aim."""
+    known = None not in (row["accuracy"], first["accuracy"])
+    return {
+        "channel_sparsity": 1 - row["channels"] / first["channels"],
+        "macs": row["macs"] / first["macs"],
+        "params": row["params"] / first["params"],
+        "latency": row["latency"],
+        "latency_ms": row["latency_ms"],
+        "max_accuracy_drop": first["accuracy"] - row["accuracy"] if known else None,
+    }
+
+
+def _describe(aim: str, value: float | None) -> str:
+    """An aim, or how far it is reached, in words."""
+    if aim == "latency_ms":
+        return f"a latency of {_number(value, '.2f')} ms"
+    if aim == "max_accuracy_drop":
+        side = "above" if value is not None and value < 0 else "below"
+        return f"accuracy {_number(value and abs(value), '.4f')} {side} the original's"
+    return f"{_number(value, '.1%')} of {AIMS[aim]}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _short(count: int) -> str:
+    """1_814_073_344 -> 1.81 G."""
+    power = min(3, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.2f} {' kMG'[power]}" if power else str(count)

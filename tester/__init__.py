@@ -1,0 +1,1 @@
+"""Testing: predictions, heat maps, the report."""

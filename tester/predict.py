@@ -1,0 +1,132 @@
+"""Predicts individual images with a trained classifier, without labels and without its data set."""
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_loader.images import image_suffixes, read_image
+from logger.charts import to_pil_image
+from logger.files import file_names, write_csv
+from logger.logger import setup_logging
+from tester.charts import overlay
+from tester.heatmap import heat_maps
+from tester.predictions import class_names, is_image, probability_cells, probability_columns
+from tester.report import test_folder
+from tester.trained import build_engine, build_trained_network, trained_state
+from utils.config.config import ConfigParser
+from utils.errors import RunError, UserError
+
+LIKELIEST = 3
+
+
+def predict_images(
+    config: ConfigParser, images: list[str], device: str | None, heatmap: bool, threads: int
+) -> Path:
+    """Predict the image files and folders `images`; returns the path of the table.
+
+    Writes test/images/predictions.csv beside the checkpoint and, with `heatmap`, heatmaps/ beside
+    that. Raises UserError for missing files, folders without images and unsuitable networks, and
+    at the end RunError if some files could not be read.
+    """
+    setup_logging()
+    logger = logging.getLogger("test")
+    files, state = list(find_images(images)), trained_state(config)
+    if not is_image(shape := state["input"]["shape"]):
+        raise UserError(f"--images: the network takes inputs of shape {shape}, not images")
+    engine = build_engine(config, device)
+    model = engine.prepare(build_trained_network(config, threads))
+    if heatmap and getattr(model, "is_exported", False):
+        raise UserError(
+            f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
+        )
+    prepare = preparation(config, state["input"])
+    folder = test_folder(config.resume) / "images"
+    (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
+    rows, unreadable, classes, inspection = [], [], [], state.get("inspection")
+    overlay_names = file_names((file.stem for file in files), ".jpg")
+    for file, overlay_name in zip(files, overlay_names, strict=True):
+        try:
+            data = engine.to_device(prepare(file))[None]
+        except UserError as error:
+            logger.warning(f"{error}")
+            unreadable.append(f"{file}")
+            continue
+        probability = probabilities(model, data)
+        classes = classes or class_names(len(probability), state.get("classes"))
+        order = probability.argsort(descending=True)
+        decision = [decide(probability, classes, inspection)] if inspection else []
+        likeliest = ", ".join(f"{classes[n]} {probability[n]:.4f}" for n in order[:LIKELIEST])
+        logger.info(f"{file}: {likeliest}" + "".join(f" -> {name}" for name in decision))
+        rows.append([file, classes[order[0]], *decision, *probability_cells(probability.tolist())])
+        if heatmap:
+            heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
+            image = overlay(to_pil_image(data[0], state["input"]), heat)
+            image.save(folder / "heatmaps" / overlay_name, quality=95)
+    table, decision = folder / "predictions.csv", ["decision"] if inspection else []
+    write_csv(table, ["picture", "predicted", *decision, *probability_columns(classes)], rows)
+    logger.info(f"written: {table}")
+    if unreadable:
+        count = f"{len(unreadable)} of {len(files)}"
+        raise RunError(f"{count} could not be read: {', '.join(unreadable)}")
+    return table
+
+
+def find_images(paths: Iterable[str]) -> Iterator[Path]:
+    """The files among `paths`, and the image files below the folders among them, sorted."""
+    suffixes = image_suffixes()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"--images: there is no {path}")
+        images = [p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()]
+        if path.is_dir() and not images:
+            raise UserError(f"--images: there are no images in {path}")
+        yield from sorted(images) if path.is_dir() else [path]
+
+
+def preparation(config: ConfigParser, input_spec: dict) -> Callable[[Path], Tensor]:
+    """The function from an image file to a network's input (C, H, W), as in a checkpoint's "input".
+
+    The data loader prepares the image if it can; otherwise it is resized and normalized.
+    """
+    read = functools.partial(read_image, channels=input_spec["shape"][0])
+    if not hasattr(config.init_ftn("data_loader").func, "prepare"):
+        return lambda path: plain_preparation(read(path), input_spec)
+    loader = config.init_obj("data_loader")
+    read = getattr(loader, "read", read)
+    return lambda path: loader.prepare(read(path))
+
+
+def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
+    """Resize an image, uint8 (C, h, w), to `input_spec["shape"]`; subtract mean, divide by std."""
+    size = input_spec["shape"][1:]
+    data = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    mean, std = (
+        torch.tensor(input_spec.get(key) or [default]).view(-1, 1, 1)
+        for key, default in (("mean", 0.0), ("std", 1.0))
+    )
+    return (data.round() / 255 - mean) / std  # rounded, like an image that was resized elsewhere
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, data: Tensor) -> Tensor:
+    """The probability of each class for one image (1, C, H, W), on the CPU.
+
+    Raises UserError if the model is not a classifier.
+    """
+    output = model(data)
+    if output.ndim != 2 or output.shape[1] < 2:
+        raise UserError("--images: the network is not a classifier: its output is not (N, classes)")
+    return output[0].float().softmax(0).cpu()
+
+
+def decide(probability: Tensor, classes: list[str], inspection: dict) -> str:
+    """The class by the stored threshold: the target if it is reached, else the likeliest other."""
+    scores = dict(zip(classes, probability.tolist(), strict=True))
+    if scores.pop(inspection["target"]) >= inspection["threshold"]:
+        return inspection["target"]
+    return max(scores, key=scores.__getitem__)

@@ -1,0 +1,155 @@
+"""What a classifier predicts for each sample, and the statistics of it."""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+KEPT = 200  # mistakes
+
+
+class Predictions:
+    """What a classifier predicts for each sample. `add` is evaluate()'s hook; read the rest when
+    all batches are added.
+
+    `names` are lists of class names; the first with one name per output is used.
+
+    Attributes:
+        is_classification: False once an output is not (N, classes) or a target not a class
+            number; nothing is kept then
+        classes: the class names
+        targets: class numbers (N,)
+        probabilities: (N, classes)
+        predicted: the likeliest classes' numbers (N,)
+        mistakes: positions of the 200 most confident wrong predictions, the most confident first
+        images: what the network saw of these, if it was images: position -> (1 or 3, H, W)
+    """
+
+    def __init__(self, *names: list[str] | None):
+        self._names = names
+        self._targets: list[Tensor] = []
+        self._probabilities: list[Tensor] = []
+        self._mistakes: list[tuple[float, int, Tensor | None]] = []
+        self._count = 0
+        self.is_classification = True
+
+    def add(self, data: Tensor, target: Tensor, output: Tensor) -> None:
+        """Add one batch."""
+        self.is_classification = self.is_classification and is_classification(target, output)
+        if not self.is_classification:
+            return
+        # softmax of log-probabilities gives the probabilities again
+        probability, target = output.detach().float().softmax(1).cpu(), target.cpu().long()
+        confidence, predicted = probability.max(1)
+        wrong = (predicted != target).nonzero().flatten()
+        images = [None] * len(wrong)
+        if is_image(data.shape[1:]):
+            images = [image.clone() for image in data.detach()[wrong].cpu()]
+        columns = (-confidence[wrong]).tolist(), (wrong + self._count).tolist(), images
+        mistakes = [*self._mistakes, *zip(*columns, strict=True)]
+        self._mistakes = sorted(mistakes, key=lambda entry: entry[:2])[:KEPT]
+        self._targets.append(target)
+        self._probabilities.append(probability)
+        self._count += len(target)
+
+    @functools.cached_property
+    def targets(self) -> np.ndarray:
+        return torch.cat(self._targets).numpy()
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        return torch.cat(self._probabilities).numpy()
+
+    @functools.cached_property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(1)
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        return class_names(self._probabilities[0].shape[1], *self._names)
+
+    @functools.cached_property
+    def mistakes(self) -> list[int]:
+        return [position for _, position, _ in self._mistakes]
+
+    @functools.cached_property
+    def images(self) -> dict[int, Tensor]:
+        return {position: image for _, position, image in self._mistakes if image is not None}
+
+    def for_class(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Each sample's probability of the class `name`, and whether it is of it: both (N,).
+
+        Raises UserError if there is no such class.
+        """
+        if name not in self.classes:
+            known = ", ".join(self.classes)
+            raise UserError(f'inspection.target: "{name}" is not one of the classes {known}')
+        number = self.classes.index(name)
+        return self.probabilities[:, number], self.targets == number
+
+    def confusion(self) -> np.ndarray:
+        """How many samples of class i were predicted as class j: (classes, classes)."""
+        count = len(self.classes)
+        pairs = self.targets * count + self.predicted
+        return np.bincount(pairs, minlength=count * count).reshape(count, count)
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Precision, recall, F1 and support of each class; 0 where the divisor is 0."""
+        confusion = self.confusion()
+        right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
+        f1 = 2 * right / np.maximum(support + predicted, 1)
+        keys = ("precision", "recall", "f1", "support")
+        rows = zip(*(column.tolist() for column in (precision, recall, f1, support)), strict=True)
+        scores = (dict(zip(keys, row, strict=True)) for row in rows)
+        return dict(zip(self.classes, scores, strict=True))
+
+    def suspects(self) -> list[int]:
+        """Positions of samples whose label is probably wrong, the most suspicious first.
+
+        The label's class is less likely than by chance, and another class at least as likely as
+        it is on average for its own samples: confident learning (Northcutt et al.,
+        arXiv:1911.00068) without its counts.
+        """
+        targets, probabilities = self.targets, self.probabilities
+        count = np.bincount(targets, minlength=probabilities.shape[1])
+        labelled = np.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
+        sums = np.bincount(targets, weights=labelled, minlength=len(count))
+        average = np.where(count == 0, np.inf, sums / np.maximum(count, 1))
+        unlikely = (labelled < 1 / len(count)) & (self.predicted != targets)
+        positions = np.flatnonzero(unlikely & (probabilities.max(1) >= average[self.predicted]))
+        return positions[np.argsort(labelled[positions], kind="stable")].tolist()
+
+
+def is_classification(target: Tensor, output: Tensor) -> bool:
+    """Whether these are outputs (N, classes) and class numbers (N,)."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
+        return False
+    if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
+        return False
+    return bool(0 <= target.min() <= target.max() < output.shape[1])
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether `shape` is an image's: (1 or 3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def class_names(count: int, *names: list[str] | None) -> list[str]:
+    """The first of `names` with one name for each of `count` classes, else their numbers."""
+    fitting = (list(known) for known in names if known and len(known) == count)
+    return next(fitting, [str(number) for number in range(count)])
+
+
+def probability_columns(classes: list[str]) -> list[str]:
+    """The headers of a table's columns with the probabilities of `classes`."""
+    return [f"p({name})" for name in classes]
+
+
+def probability_cells(probabilities: Iterable[float]) -> list[str]:
+    """Probabilities for a table: short, with all the digits that float32 has."""
+    return [f"{probability:.7g}" for probability in probabilities]

@@ -1,0 +1,113 @@
+"""A trained network, ready to be used, and the samples to use it on."""
+
+from itertools import islice
+from pathlib import Path
+
+from torch import nn
+
+from base import BaseDataLoader
+from logger.logger import setup_logging
+from model.weights import load_weights, read_weights
+from tester.predictions import Predictions
+from trainer.build import build_loader, build_network, create_engine, seed_and_warn
+from trainer.evaluate import Metric, evaluate, progress
+from utils import checkpoint
+from utils.config.config import ConfigParser
+from utils.engine.engine import Engine
+from utils.errors import UserError
+
+
+class Test:
+    """What a test needs, built in this order. Creates no run folder.
+
+    Args:
+        config: of the trained network, which `config.resume` names
+        device: as on the command line
+        split: the samples to test on: "test", "val" or "train"
+        threads: threads that run a file in another format; 0 for all
+
+    Raises UserError if the data has another number of classes than the network.
+    """
+
+    def __init__(self, config: ConfigParser, device: str | None, split: str, threads: int):
+        setup_logging()
+        self.config, self.split, self.threads = config, split, threads
+        self.loader, self.trained = build_eval_loader(config, split), trained_state(config)
+        known, present = self.trained["classes"], self.loader.classes
+        if known is not None and present is not None and len(known) != len(present):
+            raise UserError(
+                f"{config.resume} has {len(known)} classes ({_shorten(known)}), "
+                f"the data has {len(present)} ({_shorten(present)})"
+            )
+        self.engine = build_engine(config, device)
+        self.model = self.engine.prepare(build_trained_network(config, threads))
+        self.criterion = self.engine.to_device(config.init_obj("loss"))
+        self.metrics = self.engine.to_device(config.init_obj("metrics"))
+
+    def check(self) -> None:
+        """Test one batch, and write nothing."""
+        evaluate(self.model, islice(self.loader, 1), self.criterion, self.metrics, self.engine)
+        self.config.get_logger("test").info("check passed")
+
+    def predict(
+        self, loader: BaseDataLoader, metrics: dict[str, Metric], title: str | None = None
+    ) -> tuple[Predictions, dict[str, float]]:
+        """The predictions for a loader's samples, and the loss and `metrics` over them."""
+        predictions = Predictions(self.trained["classes"], loader.classes)
+        batches, add = progress(loader, title), predictions.add
+        values = evaluate(self.model, batches, self.criterion, metrics, self.engine, add)
+        return predictions, values
+
+    def measure_speed(self) -> dict | None:
+        """How fast the network answers, if it can measure that itself."""
+        measure = getattr(self.model, "measure_speed", None)
+        return measure and measure(self.loader, self.engine.device, self.threads)
+
+
+def build_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:
+    """The engine for one pass, which is not worth compiling; `changes` to the config's section."""
+    engine = create_engine(config, device, compile=None, **changes)
+    seed_and_warn(engine, config)
+    return engine
+
+
+def trained_state(config: ConfigParser) -> dict:
+    """The content of the checkpoint, or of a file in another format, that `config.resume` names.
+
+    If it does not know its classes and input, they are taken from the config's data.
+    """
+    state = checkpoint.load(config.resume)
+    if state["input"] is None:
+        loader = config.init_obj("data_loader")
+        state |= {"classes": loader.classes, "input": loader.input}
+    return state
+
+
+def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
+    """The loader of "test", "val" or "train", not shuffled or augmented. Raises UserError."""
+    own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
+    loader = build_loader(config, own, split) if own else None
+    if loader is None:
+        training = config.init_obj("data_loader")
+        loader = training.split_validation() if split == "val" else training.for_subset(split)
+    if loader is None:
+        raise UserError("there is no validation data: set data_loader.args.validation_split")
+    return loader
+
+
+def build_trained_network(config: ConfigParser, threads: int = 1) -> nn.Module:
+    """The network that `config.resume` names, in evaluation mode; the averaged one if there is one.
+
+    A file in another format is run by its own runtime, on `threads` threads. Raises CheckpointError
+    if the weights do not fit the network.
+    """
+    state, path = trained_state(config), Path(config.resume)
+    if reader := checkpoint.reader_for(path):
+        return reader.network(path, state, threads).eval()
+    network = build_network(config, state["classes"], state["input"]["shape"])
+    load_weights(network, read_weights(path), str(path), new_head=False)
+    return network.eval()
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"

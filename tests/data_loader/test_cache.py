@@ -1,0 +1,246 @@
+"""Cached and reduced images, compared with Pillow and with reading the files again."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from data_loader import cache
+from data_loader.image_folder import ImageFolderDataLoader
+from data_loader.images import read_image
+from data_loader.transforms import PRESETS, side_to_read
+from tests.conftest import assert_same, save_images
+from utils.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_images(tmp_path / "data" / "train", {"NG": 6, "OK": 10}, size=(50, 60))
+    return tmp_path / "data"
+
+
+def image_loader(folder, **arguments):
+    return ImageFolderDataLoader(
+        str(folder), **({"image_size": 12, "batch_size": 8, "cache": "disk"} | arguments)
+    )
+
+
+def kept_files(folder):
+    return sorted(path.name for path in folder.with_name(f"{folder.name}.cache").iterdir())
+
+
+def count_reads(monkeypatch):
+    paths = []
+
+    def counted(path, **settings):
+        paths.append(path)
+        return read_image(path, **settings)
+
+    monkeypatch.setattr("data_loader.image_folder.read_image", counted)
+    return paths
+
+
+def test_later_run_uses_the_cache_file(folder, monkeypatch):
+    first = image_loader(folder, normalize="data")
+    expected, report = list(first), first.check()
+    assert f"kept in {folder}.cache" in report[-1]
+    read = count_reads(monkeypatch)
+    again = image_loader(folder, normalize="data")
+    assert_same(list(again), expected)
+    assert again.check() == report[:-1]
+    assert not read
+    moved = folder.rename(folder.with_name("moved"))
+    folder.with_name("data.cache").rename(folder.with_name("moved.cache"))
+    assert_same(list(image_loader(moved, normalize="data")), expected)
+    assert not read
+
+
+@pytest.mark.parametrize(
+    "change", ["content", "time", "added", "removed", "size", "channels", "truncated", "index"]
+)
+def test_stale_or_damaged_cache_is_rebuilt(folder, monkeypatch, change):
+    list(image_loader(folder))
+    place, settings = folder / "train" / "NG" / "0.png", {}
+    data, index = (
+        folder.with_name("data.cache") / name
+        for name in reversed(kept_files(folder))
+        if name.endswith(("bin", "json"))
+    )
+    if change == "content":
+        Image.new("RGB", (60, 50), "red").save(place)
+    elif change == "time":
+        os.utime(place, (1, 1))
+    elif change == "added":
+        Image.new("RGB", (60, 50), "red").save(place.with_name("new.png"))
+    elif change == "removed":
+        place.unlink()
+    elif change == "size":
+        settings = {"image_size": 10}
+    elif change == "channels":
+        settings = {"channels": 1}
+    else:
+        damaged = index if (change == "index") == (index.suffix == ".json") else data
+        damaged.write_bytes(damaged.read_bytes()[:-10])
+    read = count_reads(monkeypatch)
+    ours = list(image_loader(folder, **settings))
+    assert len(read) == {"added": 17, "removed": 15}.get(change, 16)
+    assert_same(ours, list(image_loader(folder, cache=None, **settings)))
+    assert len(kept_files(folder)) == 2  # the old ones are deleted
+
+
+def test_two_processes_write_the_cache_at_the_same_time(folder, monkeypatch):
+    """The second process does everything before the first one has finished its file."""
+    expected = list(image_loader(folder, cache=None))
+    decode, process = cache._decode, os.getpid()
+
+    def decode_slowly(*arguments):
+        monkeypatch.setattr(cache, "_decode", decode)
+        yield from decode(*arguments)
+        monkeypatch.setattr(os, "getpid", lambda: process + 1)
+        assert_same(list(image_loader(folder)), expected)
+        monkeypatch.setattr(os, "getpid", lambda: process)
+
+    monkeypatch.setattr(cache, "_decode", decode_slowly)
+    assert_same(list(image_loader(folder)), expected)
+    assert_same(list(image_loader(folder)), expected)
+    assert len(kept_files(folder)) == 2
+
+
+def test_auto_uses_the_disk_if_memory_is_short(folder, monkeypatch):
+    loader = image_loader(folder, cache="auto")
+    expected = list(loader)
+    assert isinstance(loader.samples.contents.images, list)
+    assert not folder.with_name("data.cache").exists()
+    monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
+    loader = image_loader(folder, cache="auto")
+    assert_same(list(loader), expected)
+    assert isinstance(loader.samples.contents.images, cache.ImageFile)
+    assert len(kept_files(folder)) == 2
+
+
+def test_auto_decodes_in_each_epoch_if_nothing_can_be_written(folder, monkeypatch):
+    expected = list(image_loader(folder, cache=None))
+    folder.with_name("data.cache").write_text("a file in its place")
+    monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
+    loader = image_loader(folder, cache="auto")
+    assert_same(list(loader), expected)
+    assert "decoded in each epoch: memory is short" in loader.check()[-1]
+    with pytest.raises((UserError, OSError)):
+        list(image_loader(folder, cache="disk"))
+
+
+def test_damaged_files_are_reported_from_the_cache_too(folder):
+    (folder / "train" / "OK" / "empty.png").write_bytes(b"")
+    first, later = (
+        [line for line in image_loader(folder).check() if "empty.png" in line] for _ in range(2)
+    )
+    assert first == later
+    assert "empty.png: is empty" in first[0]
+
+
+def test_free_memory_is_the_systems():
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert cache.free_memory() == pytest.approx(
+        int(lines["MemAvailable"].split()[0]) * 1024, rel=0.2
+    )
+
+
+JPEGS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "coarse": {"subsampling": 2, "quality": 30},
+    "fine": {"subsampling": 0, "quality": 98},
+    "optimised": {"optimize": True},
+}
+
+
+def photo(height, width):
+    """Something smooth, like a photograph."""
+    noise = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(height))
+    grown = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)[0]
+    return Image.fromarray((grown.permute(1, 2, 0) * 255).byte().numpy())
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turned", [None, 3, 6])
+def test_fast_jpeg_decoder_equals_pillow(tmp_path, kind, channels, turned):
+    original = photo(61, 83).convert("L" if channels == 1 else "RGB")
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = turned
+    original.save(tmp_path / "a.jpg", exif=exif, **JPEGS[kind])
+    with Image.open(tmp_path / "a.jpg") as image:
+        expected = np.array(ImageOps.exif_transpose(image))
+    ours = read_image(tmp_path / "a.jpg", channels)
+    assert np.array_equal(ours.permute(1, 2, 0).numpy().squeeze(), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((640, 500), 64), ((640, 500), 200), ((300, 500), 129), ((700, 100), 45)]
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_large_image_is_reduced_while_reading(tmp_path, size, side, suffix):
+    """As Pillow resizes the whole image; for a JPEG, decoded at a fraction of its size, nearly."""
+    path = tmp_path / f"a{suffix}"
+    photo(*size).save(path)
+    whole = Image.open(path).convert("RGB")
+    scale = side / min(whole.size)
+    expected = np.asarray(
+        whole.resize(
+            (round(whole.width * scale), round(whole.height * scale)), Image.Resampling.BILINEAR
+        )
+    )
+    ours = read_image(path, 3, side).permute(1, 2, 0).numpy()
+    assert ours.shape == expected.shape
+    assert min(ours.shape[:2]) == side
+    assert np.abs(ours.astype(int) - expected).mean() < (1.5 if suffix == ".jpg" else 1e-9)
+    # never enlarged, and not reduced if it is not far larger
+    for enough in (10_000, min(size), min(size) // 2):
+        assert torch.equal(read_image(path, 3, enough), read_image(path, 3))
+
+
+FLIP, CROP = v2.RandomHorizontalFlip(), v2.RandomResizedCrop(28)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "side"),
+    [
+        (PRESETS["none"]((28, 20)), 56),
+        (PRESETS["imagenet"]((28, 28)), 64),
+        (PRESETS["inspection"]((28, 28)), 56),
+        ({"train": [FLIP, CROP], "eval": []}, 56),
+        ({"train": [CROP], "eval": [v2.Resize(40), v2.CenterCrop(28)]}, 80),
+        ({"train": [v2.Resize([30, 50])], "eval": []}, 100),
+        ({"train": [v2.RandomCrop(28)], "eval": []}, None),  # counts in pixels of the whole image
+        ({"train": [CROP], "eval": [v2.CenterCrop(100)]}, None),
+        ({"train": [lambda image: image, CROP], "eval": []}, None),
+        ({"train": [v2.Resize(None, max_size=30)], "eval": []}, None),
+    ],
+)
+def test_side_to_read(transforms, side):
+    assert side_to_read(transforms, (28, 28 if side != 56 else 20)) == side
+
+
+def test_reducing_before_resizing_changes_little(tmp_path):
+    """Compared with torchvision, which resizes the whole image at once."""
+    for number in range(4):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        photo(300 + number, 400).save(tmp_path / "train" / "a" / f"{number}.png")
+    loader = image_loader(
+        tmp_path,
+        image_size=40,
+        shuffle=False,
+        cache="ram",
+        normalize={"mean": [0.0] * 3, "std": [1.0] * 3},
+    )
+    whole = v2.Compose(
+        [v2.PILToTensor(), v2.Resize((40, 40)), v2.ToDtype(torch.float32, scale=True)]
+    )
+    expected = torch.stack([whole(Image.open(path)) for path in loader.paths])
+    assert (next(iter(loader))[0] - expected).abs().mean() < 0.01
+    assert max(loader.samples.contents.images[0].shape) < 120

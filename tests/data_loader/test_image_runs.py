@@ -1,0 +1,47 @@
+"""Whole runs on folders of images: the data check, class weights and normalisation in training."""
+
+import pytest
+import torch
+
+from parse_config import ConfigParser
+from tests.conftest import last_checkpoint, save_images
+from trainer.build import class_weights
+
+
+@pytest.fixture
+def run(image_config, train, tmp_path):
+    """A run on images normalised by their own mean and std, and its folder of images."""
+    folder = tmp_path / "parts"
+    save_images(folder / "train", {"NG": 12, "OK": 30})
+    save_images(folder / "val", {"NG": 5, "OK": 5})
+    return train(image_config(folder, normalize="data", balance="loss")), folder
+
+
+def test_resumed_run_keeps_its_normalisation(run, resume):
+    run, folder = run
+    before = last_checkpoint(run)["input"]
+    save_images(folder / "train", {"NG": 20, "OK": 31})
+    resume(run, "--epochs", 3)
+    assert last_checkpoint(run)["input"] == before
+
+
+def test_rare_classes_have_larger_weights_in_the_loss(run):
+    run, _ = run
+    state = last_checkpoint(run)
+    assert state["classes"] == ["NG", "OK"]
+    config = ConfigParser(state["config"])
+    loss = config.init_obj("loss", **class_weights(config.init_obj("data_loader")))
+    expected = torch.tensor([42 / (2 * 12), 42 / (2 * 30)])
+    torch.testing.assert_close(loss.keywords["weight"], expected)
+
+
+def test_data_is_checked_before_training(run, image_config, train, capsys):
+    _, folder = run
+    (folder / "train" / "NG" / "broken.png").write_bytes(b"")
+    capsys.readouterr()
+    train(image_config(folder), "--check")
+    out = capsys.readouterr().out
+    assert "train: 42 images (NG 12, OK 30)" in out
+    assert "broken.png: is empty" in out
+    assert "check passed" in out
+    train(image_config(folder, on_bad_file="stop"), code=2)

@@ -1,0 +1,323 @@
+"""The report of a pruning run: steps.csv, the page, the recommended step, TensorBoard."""
+
+import base64
+import csv
+import html.parser
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from logger.visualization import TensorboardWriter
+from pruner.report import pruning_table, recommended, report_pruning
+
+DROP, MACS = {"max_accuracy_drop": 0.01}, {"macs": 0.3}
+HEADER = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
+
+
+def steps(accuracies, macs=(1.0, 0.8, 0.6, 0.4, 0.3), **columns):
+    """Rows as PruneTrainer makes them; `columns` replace some of their values."""
+    rows = []
+    for step, (accuracy, share) in enumerate(zip(accuracies, macs, strict=False)):
+        before = None if step == 0 or accuracy is None else accuracy - 0.2
+        row = {
+            "step": step,
+            "epochs": 3,
+            "channels": 4800 - 700 * step,
+            "macs": round(3e8 * share),
+            "params": round(1e7 * share),
+        }
+        row |= {
+            "size_mb": 40 * share,
+            "latency_ms": 6 * share,
+            "latency": share,
+            "torch_ms": 9 * share,
+        }
+        row |= {
+            "accuracy_before": before,
+            "accuracy": accuracy,
+            "recall_before": before,
+            "recall": accuracy,
+        }
+        row |= {"checkpoint": f"model_step{step}.pth" if step else None}
+        rows.append(row | {key: values[step] for key, values in columns.items()})
+    return rows
+
+
+ROWS = steps([0.975, 0.98, 0.97, 0.969, 0.95], latency=[1.0, 0.8, 0.797, 0.5, 0.4])
+WIDTHS = [{"conv1": 64 - 8 * step, "layer1.conv": 128 - 16 * step, "fc": 6} for step in range(5)]
+SILENT = TensorboardWriter("nowhere", enabled=False)
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tags, the addresses and styles in it, and its words."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.fetched, self.styles, self.words = [], [], [], ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.fetched += [
+            value for key, value in attributes if key in ("src", "href", "data", "srcset")
+        ]
+        self.styles += [value for key, value in attributes if key == "style"]
+
+    def handle_data(self, data):
+        self.words += " ".join(data.split()) + " " if self.tags[-1:] != ["style"] else ""
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A function that writes a report, and returns the page and the rows of steps.csv."""
+
+    def run(
+        rows, aim=MACS, widths=WIDTHS, name="NEU", target_class=None, writer=SILENT, finished=True
+    ):
+        folder = tmp_path / "1123_101512" / "prune"
+        made = report_pruning(
+            folder, name, rows, widths[: len(rows)], aim, writer, target_class, finished
+        )
+        assert made == folder / "report.html"
+        with open(folder / "steps.csv", encoding="utf-8-sig", newline="") as file:
+            table = list(csv.reader(file))
+        assert sorted(path.name for path in folder.iterdir()) == ["report.html", "steps.csv"]
+        return Page(folder / "report.html"), table
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "aim", "step"),
+    [
+        (
+            [0.98, 0.97, 0.975, 0.96, 0.95],
+            DROP,
+            2,
+        ),  # 0.98 - 0.01 = 0.97 is allowed, the later one is smaller
+        ([0.98, 0.975, 0.97, 0.96, 0.95], DROP, 2),
+        ([0.8, 0.7, 0.69], {"max_accuracy_drop": 0.1}, 1),  # in floating point 0.8 - 0.1 > 0.7
+        ([0.98, 0.96, 0.95, 0.97, 0.1], DROP, 3),  # recovered again
+        ([0.98, 0.9], DROP, 0),
+        ([0.98, None, 0.975, None], DROP, 2),
+        ([0.97, 0.98, 0.97, 0.99, 0.97], MACS, 4),  # never fell
+        ([0.97, 0.98, None], MACS, 1),
+        ([0.97, 0.97, 0.97, 0.97, 0.5], MACS, 3),
+        ([0.97, 0.99, 0.95, 0.94, 0.9], MACS, 1),  # 0.04, 0.02, 0.03 above the line
+        ([0.97, 0.99, 0.96, 0.95, 0.9], MACS, 3),  # 0.04, 0.03, 0.04
+        ([0.9, 0.8, 0.7, 0.6, 0.55], MACS, 4),  # on the straight line, all of them
+        ([0.9, 0.5, 0.45, 0.42, 0.4], MACS, 4),  # below it: no knee
+        ([0.97, 0.96], MACS, 1),
+        ([0.97, None], MACS, 0),
+        ([0.97], MACS, 0),
+        ([0.97], DROP, 0),
+        ([None, None, None], MACS, 2),
+        ([None, None], DROP, 1),
+        ([None], DROP, 0),
+    ],
+)
+def test_recommended_step(accuracies, aim, step):
+    assert recommended(steps(accuracies), aim) == step
+
+
+def test_knee_is_furthest_above_the_line_in_the_unit_square():
+    rng, knees = np.random.default_rng(0), 0
+    for _ in range(300):
+        count = rng.integers(3, 9)
+        macs, accuracy = np.sort(rng.uniform(0.05, 1, count))[::-1], rng.uniform(0.3, 0.9, count)
+        accuracy[0] = 0.8
+        x, y = ((values - values.min()) / np.ptp(values) for values in (macs, accuracy))
+        points = np.stack([x, y], 1) - [x[0], y[0]]
+        along = points[-1] / np.linalg.norm(points[-1])
+        distance = points @ [
+            along[1],
+            -along[0],
+        ]  # the line runs to the left, so this normal points up
+        if distance.max() > 1e-6 and accuracy.min() < 0.8:
+            knees += 1
+            assert recommended(steps(accuracy.tolist(), macs.tolist()), MACS) == distance.argmax()
+    assert knees > 150
+
+
+def test_steps_csv(report):
+    rows = steps([0.975, 0.98, None], size_mb=[44.5, None, None], latency=[1.0, None, 0.5])
+    _, (header, *table) = report(rows)
+    assert header[:7] == HEADER
+    assert set(header) == set(rows[0])
+    for row, cells in zip(rows, table, strict=True):
+        for column, cell in zip(header, cells, strict=True):
+            value = row[column]
+            assert (
+                cell == ""
+                if value is None
+                else cell == value
+                if isinstance(value, str)
+                else float(cell) == value
+            )
+    _, again = report([*rows, steps([0.9] * 4)[3]])
+    assert again[:4] == [header, *table]
+    assert again[4][0] == "3"
+
+
+def test_page_is_self_contained_and_complete(report):
+    page, _ = report(ROWS, target_class="crazing")
+    assert "script" not in page.tags
+    assert len(page.fetched) == 3  # the icon and two curves
+    assert all(source.startswith("data:") for source in page.fetched)
+    assert not re.search(r"https?://|url\(|@import", page.source)
+    for text in (
+        *(
+            "NEU",
+            "run 1123_101512",
+            "Aim: 30.0% of the original's MACs",
+            "Step 4, the newest: 30.0%",
+            "Recommended: step 3",
+        ),
+        *("0.9690", "(-0.0060)", "recall of crazing", "64 → 40", "128 → 80"),
+        "Step 2 made the network smaller but not faster: 60.0% of the original's MACs after 80.0%, "
+        "79.7%",
+    ):
+        assert text in page.words.replace(" .", "."), text
+    assert re.search(r"python export\.py -r \S+1123_101512\S{1,2}model_step3\.pth", page.words)
+    assert page.words.count("smaller but not faster") == 1
+    assert page.source.count("class=best") == 1
+    assert [style for style in page.styles if style.startswith("width")] == [
+        *("width: 62.5%", "width: 50.0%"),  # conv1: of 64 channels 40 in step 3, 32 in step 4
+        *("width: 62.5%", "width: 50.0%"),
+        *("width: 100.0%", "width: 100.0%"),
+    ]
+    for chart, share in zip(page.fetched[1:], ("MACs", "latency"), strict=True):
+        svg = base64.b64decode(chart.partition(",")[2]).decode()
+        assert f"% of the original's {share}" in svg.replace("&apos;", "'")
+        assert ("aim" in re.findall(">([^<]+)</text>", svg)) == (share == "MACs")
+        assert {"0", "1", "2", "3", "4", "recommended"} <= set(re.findall(">([^<]+)</text>", svg))
+
+
+@pytest.mark.parametrize(
+    ("aim", "text", "reached"),
+    [
+        (
+            {"channel_sparsity": 0.4},
+            "Aim: 40.0% of the original's channels gone",
+            "29.2% of the original's channels gone",
+        ),
+        (
+            {"params": 0.5},
+            "Aim: 50.0% of the original's parameters",
+            "60.0% of the original's parameters",
+        ),
+        (
+            {"latency": 0.5},
+            "Aim: 50.0% of the original's latency",
+            "60.0% of the original's latency",
+        ),
+        ({"latency_ms": 2}, "Aim: a latency of 2.00 ms", "a latency of 3.60 ms"),
+        (DROP, "Aim: accuracy 0.0100 below the original's", "accuracy 0.0150 above the original's"),
+    ],
+)
+def test_page_names_aim_and_progress(report, aim, text, reached):
+    page, _ = report(steps([0.97, 0.98, 0.985]), aim)
+    assert text in page.words
+    assert f"Step 2, the newest: {reached}" in page.words
+
+
+def test_page_says_so_far_while_the_run_goes_on(report):
+    assert "in 2 steps so far" in report(ROWS[:3], finished=False)[0].words
+    assert "so far" not in report(ROWS[:3])[0].words
+
+
+def test_aim_in_milliseconds_is_drawn_at_its_share(report):
+    """The same chart as for that share of the original's latency, 6 ms."""
+    (page, _), (same, _), (without, _) = (
+        report(ROWS, aim) for aim in ({"latency_ms": 3}, {"latency": 0.5}, {"params": 0.5})
+    )
+    assert page.fetched[1:] == same.fetched[1:] != without.fetched[1:]
+
+
+def test_names_are_escaped(report):
+    evil = "<script>alert('x')</script>"
+    page, _ = report(ROWS, widths=[{evil: 8, '"><img src=x>': 4}] * 5, name=evil, target_class=evil)
+    assert "script" not in page.tags
+    assert all(source.startswith("data:") for source in page.fetched)
+    assert page.words.count(evil) >= 3
+
+
+@pytest.mark.parametrize(
+    "aim",
+    [
+        *({key: 0.5} for key in ("channel_sparsity", "macs", "params", "latency", "latency_ms")),
+        DROP,
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_missing_measurements(report, aim, count):
+    nothing = dict.fromkeys(
+        ("size_mb", "latency_ms", "latency", "torch_ms", "recall", "recall_before"), [None] * 2
+    )
+    rows = steps([None] * count, **nothing)
+    page, table = report(rows, aim)
+    assert len(page.fetched) == 1  # nothing to draw
+    assert "None" not in page.words
+    assert "nan" not in page.words
+    assert [row[4:7] for row in table[1:]] == [["", "", ""]] * count
+    assert "None" not in "".join(pruning_table(rows, aim))
+
+
+def test_table_for_the_screen():
+    header, *lines, note = pruning_table(ROWS, DROP)
+    for name in ("step", "channels", "MACs", "params", "MB", "ms", "accuracy", "recall"):
+        assert name in header.split()
+    assert len(lines) == len(ROWS)
+    assert [line.split()[0] for line in lines] == list("01234")
+    assert [line.endswith("* recommended") for line in lines] == [False, False, False, True, False]
+    for text in (
+        "2,700",
+        "120.00 M",
+        "40.0%",
+        "4.00 M",
+        "16.00",
+        "2.40",
+        "50.0%",
+        "0.7690 -> 0.9690",
+    ):
+        assert text in lines[3]
+    assert pruning_table(ROWS, {"max_accuracy_drop": 0.001})[2].endswith("* recommended")
+    assert len({line.index(" M ") for line in lines}) == 1
+    assert "Step 2" in note
+    assert "Step 2" not in "".join(pruning_table(steps([0.9] * 5), MACS))
+    assert all(
+        line.isascii() for line in pruning_table(steps([0.9, None], latency=[None, None]), MACS)
+    )  # any console shows it
+
+
+def test_tensorboard_has_each_step(report, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorboardWriter(tmp_path / "log")
+    writer.set_step(70, "valid")
+    for rows in itertools.accumulate(ROWS, lambda done, row: [*done, row], initial=[]):
+        for _ in range(
+            2 if len(rows) == 3 else 1
+        ):  # interrupted after the report, and reported again
+            if rows:
+                report(rows, writer=writer)
+    assert (writer.step, writer.mode) == (70, "valid")
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    for name in (
+        "accuracy",
+        "recall",
+        "macs",
+        "params",
+        "channels",
+        "size_mb",
+        "latency",
+        "latency_ms",
+        "torch_ms",
+    ):
+        seen = {event.step: event.value for event in events.Scalars(f"pruning/{name}")}
+        assert seen == {row["step"]: pytest.approx(row[name]) for row in ROWS}
+    assert len(events.Tags()["scalars"]) == 9

@@ -1,0 +1,189 @@
+"""A project made from the template, or from a run, works by itself, also without some verbs."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import new_project
+from tests.conftest import DIGITS, ROOT, last_checkpoint
+from utils import checkpoint
+from utils.config import config_file
+
+LEFT_OUT = (["prune"], ["prune", "export"], ["prune", "export", "test"])
+
+
+def python(folder, *arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+
+
+def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
+    dest = tmp_path / "ライン1 NG-OK"
+    assert new_project.main([str(dest)]) == 0
+    names = {path.name for path in dest.iterdir()}
+    assert {"train.py", "config.json", "README.md", "saved", "tests", "new_project.py"} <= names
+    assert {".ci", ".gitignore", "LICENSE"} <= names
+    assert not {".git", "data", ".pytest_cache", ".hypothesis"} & names
+    assert [path.name for path in (dest / "saved").iterdir()] == [".gitkeep"]
+    assert [path.name for path in (dest / "docs").iterdir()] == ["config.schema.json"]
+    assert not list(dest.rglob("__pycache__"))
+    original = config_file.read(ROOT / "config.json")
+    assert config_file.read(dest / "config.json") == original | {"name": "ライン1 NG-OK"}
+    readme = (dest / "README.md").read_text(encoding="utf-8")
+    assert "python train.py -c config.json" in readme
+    assert len(readme.splitlines()) < 20
+    settings = ["--epochs", "1", "-s", f"data_loader.args.data_dir={data_dir}"]
+    done = python(dest, "train.py", "-c", "config.json", *settings)
+    assert done.returncode == 0, done.stderr
+    assert len(list((dest / "saved" / "models" / "ライン1 NG-OK").iterdir())) == 1
+
+
+def test_existing_files_are_never_mixed_with(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert new_project.main([str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert new_project.main([str(ROOT / "inside")]) == 2
+    assert not (ROOT / "inside").exists()
+    assert new_project.main([str(tmp_path / "mine.txt")]) == 2
+    assert new_project.main([str(tmp_path / "x"), "--from", str(tmp_path / "nowhere")]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_project_from_a_run_starts_with_its_config_and_weights(digits, train, tmp_path, capsys):
+    run = train(digits({"optimizer.args.lr": 0.00123}))
+    dest = tmp_path / "Next"
+    assert new_project.main([str(dest), "--from", str(run)]) == 0
+    config = json.loads((dest / "config.json").read_text())
+    assert config["name"] == "Next"
+    assert config["optimizer"]["args"]["lr"] == 0.00123
+    weights = dest / "saved" / "models" / DIGITS["name"] / run.name / "model_best.pth"
+    assert weights.read_bytes() == (run / "model_best.pth").read_bytes()
+    command = capsys.readouterr().out.strip().split(" && ")[1]
+    done = python(dest, *command.split()[1:], "--epochs", "1", "-s", "trainer.save_dir=saved/")
+    assert done.returncode == 0, done.stderr
+    assert f"weights of saved/models/Digits/{run.name}/model_best.pth" in done.stdout
+    new = next((dest / "saved" / "models" / "Next").iterdir())
+    assert last_checkpoint(new)["epoch"] == 1
+
+
+def test_project_from_a_pruning_run_trains(old_run, tmp_path):
+    run, arguments = old_run(ROOT / "tests" / "pruner" / "old_runs" / "prune")
+    dest = tmp_path / "Next"
+    assert new_project.main([str(dest), "--from", str(run), "--without", "prune"]) == 0
+    config = json.loads((dest / "config.json").read_text())
+    assert "pruner" not in config
+    assert not {"type", "last_epochs", "save_onnx"} & config["trainer"].keys()
+    [weights] = (dest / "saved" / "models").glob("*/*/*.pth")
+    command = ["train.py", "-c", "config.json", "-r", str(weights), "--epochs", "1", *arguments]
+    done = python(dest, *command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_name_of_a_run_cannot_lead_out_of_the_project(digits, train, tmp_path):
+    run = train(digits())
+    state = checkpoint.load(run / "model_best.pth")
+    state["config"]["name"] = "../../../escaped"
+    checkpoint.save(state, run / "model_best.pth")
+    assert new_project.main([str(tmp_path / "a" / "Next"), "--from", str(run)]) == 0
+    assert not (tmp_path / "escaped").exists()
+    assert not (tmp_path / "a" / "escaped").exists()
+    models = tmp_path / "a" / "Next" / "saved" / "models"
+    assert len(list(models.glob("*/*/model_best.pth"))) == 1
+
+
+def public_names(folder):
+    """Classes and functions of several words that a folder's modules define."""
+    for file in (ROOT / folder).glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            name = getattr(node, "name", "")
+            if re.fullmatch(r"[a-z]+_\w+|[A-Z]\w*[a-z][A-Z]\w*", name):
+                yield name
+
+
+def names_of(verbs):
+    """Everything that belongs to verbs: folders, scripts, public names, sections, pages,
+    requirements.
+    """
+    folders = {new_project.folder_of(verb) for verb in verbs}
+    names = folders | {f"{verb}.py" for verb in verbs} | new_project.sections_of(folders)
+    kept = {path.parent.name for path in ROOT.glob("*/*.py")} - folders - {"tests"}
+    code = [
+        file.read_text(encoding="utf-8")
+        for folder in kept
+        for file in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    defined_elsewhere = set(re.findall(r"(?:def|class) (\w+)", "".join(code)))
+    names |= {name for folder in folders for name in public_names(folder)} - defined_elsewhere
+    pages = {"prune": "pruning.md", "export": "export.md", "test": "testing.md"}
+    assert all((ROOT / "docs" / page).exists() for page in pages.values())
+    names |= {pages[verb] for verb in verbs}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line.partition("# ")[2] in folders:
+            package = re.match(r"[\w-]+", line)[0]
+            names |= {package, package.replace("-", "_")}
+    return names
+
+
+@pytest.mark.parametrize("verbs", LEFT_OUT, ids=" ".join)
+def test_nothing_of_a_verb_is_left(verbs, tmp_path, data_dir):
+    dest = tmp_path / "Small"
+    assert new_project.main([str(dest), "--without", *verbs]) == 0
+    names = names_of(verbs)
+    assert len(names) > 20
+    pattern = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, sorted(names)))})(?!\w)")
+    files = [path for path in dest.rglob("*") if path.is_file()]
+    assert len(files) > 80
+    for file in files:
+        path = file.relative_to(dest).as_posix()
+        assert not pattern.search(path.replace("/", " / ")), path
+        if file.suffix not in (".pth", ".pt", ".png", ".onnx"):
+            match = pattern.search(file.read_text(encoding="utf-8"))
+            assert match is None, f"{path} names {match[0]}"
+    settings = ["--check", "-s", f"data_loader.args.data_dir={data_dir}"]
+    done = python(dest, "train.py", "-c", "config.json", *settings)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_verb_that_others_use_cannot_be_left_out_alone(tmp_path, capsys):
+    assert new_project.main([str(tmp_path / "x"), "--without", "export"]) == 2
+    assert "leave out prune, too" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verbs", [[], *LEFT_OUT], ids=lambda verbs: " ".join(verbs) or "whole")
+def test_tests_of_a_copy_pass(verbs, tmp_path):
+    dest = tmp_path / "Demo"
+    assert new_project.main([str(dest), *(["--without", *verbs] if verbs else [])]) == 0
+    done = python(dest, "-m", "pytest", "-q")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verbs", LEFT_OUT, ids=" ".join)
+def test_tests_pass_after_deleting_a_verb_by_hand(verbs, tmp_path):
+    dest = tmp_path / "Demo"
+    new_project.copy_template(dest)
+    for verb in verbs:
+        folder = new_project.folder_of(verb)
+        (dest / f"{verb}.py").unlink()
+        shutil.rmtree(dest / folder)
+        shutil.rmtree(dest / "tests" / folder)
+    for file in (dest / "configs").glob("prune_*.json"):
+        file.unlink()
+    done = python(dest, "-m", "pytest", "-q")
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -1,0 +1,92 @@
+"""One pass over uneven batches equals scikit-learn's numbers over the whole."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+from torch import nn
+from torchmetrics import AUROC, F1Score
+
+from model.metric import accuracy
+from tests.conftest import assert_same
+from trainer import Meters, evaluate
+from trainer.evaluate import MAX_WAITING
+from utils.engine.engine import Engine
+from utils.errors import UserError
+
+torch.manual_seed(0)
+DATA, TARGET = torch.randn(103, 8), torch.randint(3, (103,))
+BATCHES = [(DATA[i:j], TARGET[i:j]) for i, j in ((0, 50), (50, 51), (51, 100), (100, 103))]
+METRICS = {
+    "accuracy": accuracy,
+    "f1": F1Score(task="multiclass", num_classes=3, average="macro"),
+    "auroc": AUROC(task="multiclass", num_classes=3),
+}
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3))
+
+
+def test_uneven_batches_count_by_their_size():
+    model = network()
+    result = evaluate(model, BATCHES, F.cross_entropy, METRICS, Engine("cpu"))
+    assert model.training  # left as it was
+    probability = model.eval()(DATA).softmax(1).detach().numpy()
+    assert list(result) == ["loss", "accuracy", "f1", "auroc"]
+    target, predicted = TARGET.numpy(), probability.argmax(1)
+    assert result["loss"] == pytest.approx(log_loss(target, probability), rel=1e-5)
+    assert result["accuracy"] == pytest.approx(accuracy_score(target, predicted))
+    assert result["f1"] == pytest.approx(f1_score(target, predicted, average="macro"))
+    assert result["auroc"] == pytest.approx(
+        roc_auc_score(target, probability, multi_class="ovr"), rel=1e-5
+    )
+
+
+def test_second_pass_starts_from_zero():
+    model = network()
+    passes = [evaluate(model, BATCHES, F.cross_entropy, METRICS, Engine("cpu")) for _ in range(2)]
+    assert passes[0] == passes[1]
+
+
+def test_sums_continue_from_a_checkpoint():
+    outputs = [(torch.randn(len(t), 3), t) for _, t in BATCHES]
+    whole, first = (Meters(METRICS, torch.device("cpu")) for _ in range(2))
+    for output, target in outputs:
+        whole.update(output, target, F.cross_entropy(output, target))
+    for output, target in outputs[:2]:
+        first.update(output, target, F.cross_entropy(output, target))
+    second = Meters(METRICS, torch.device("cpu"))
+    second.load_state_dict(first.state_dict())
+    for output, target in outputs[2:]:
+        second.update(output, target, F.cross_entropy(output, target))
+    assert_same(second.result(), whole.result())
+
+
+def test_only_small_outputs_wait_to_be_counted():
+    counted = []
+    small, large = torch.zeros(4, 3), torch.zeros(4, MAX_WAITING)
+    meters = Meters(
+        {"seen": lambda output, target: counted.append(output) or 0.5}, torch.device("cpu")
+    )
+    loss = torch.tensor(1.0, requires_grad=True)
+    meters.update(small, torch.zeros(4), loss * 2)
+    assert counted == []
+    meters.update(large, torch.zeros(4), loss)
+    assert [len(output[0]) for output in counted] == [3, MAX_WAITING]
+    meters.update(small, torch.zeros(8), loss * 4)
+    assert meters.result() == {"loss": (4 * 2 + 4 * 1 + 8 * 4) / 16, "seen": 0.5}
+    assert len(counted) == 3
+
+
+def test_values_that_are_not_one_number_are_refused():
+    per_class = {"f1": F1Score(task="multiclass", num_classes=3, average="none")}
+    with pytest.raises(UserError, match='set its "average"'):
+        evaluate(network(), BATCHES, F.cross_entropy, per_class, Engine("cpu"))
+    with pytest.raises(UserError, match="one number"):
+        evaluate(network(), BATCHES, partial(F.cross_entropy, reduction="none"), {}, Engine("cpu"))
+    with pytest.raises(UserError, match="no samples"):
+        evaluate(network(), [], F.cross_entropy, {}, Engine("cpu"))

@@ -1,0 +1,1 @@
+"""The configuration: read, checked, and turned into objects. Import its modules by name."""

@@ -1,0 +1,162 @@
+"""The command line that all scripts share, and what happens around a script's main()."""
+
+import argparse
+import contextlib
+import functools
+import gc
+import inspect
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from utils.config.config import RUN, ConfigParser
+from utils.config.resolve import NEWEST, CustomArgs, Script, resolve
+from utils.engine import launch
+from utils.errors import Interrupted, RunError, UserError
+
+Main = Callable[[ConfigParser, argparse.Namespace], None]
+Command = Callable[[list[str] | None], int]
+
+
+def command(
+    description: str,
+    options: Iterable[CustomArgs] = (),
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    **traits: object,
+) -> Callable[[Main], Command]:
+    """Makes of `main(config, arguments)` a command: `main(argv=None)` returns the exit code.
+
+    A script that trains does so on several devices if they are asked for: the command starts a
+    process for each, which calls `main` again. Other scripts run in one process.
+
+    Args:
+        description: the text of --help
+        options: flags that set keys of the config
+        add_arguments: adds the script's own arguments to the parser
+        traits: see `Script`
+    """
+    script = Script(**traits)
+
+    def decorate(function: Main) -> Command:
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None) -> int:
+            parser = build_parser(description, options, script.trains)
+            add_arguments(parser)
+            arguments = parser.parse_args(argv)
+            read = _fast_imports()(functools.partial(resolve, arguments, options, script))
+            try:
+                if script.trains:
+                    return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
+                if launch.dist_info().rank == 0:
+                    function(read(), arguments)
+            except (UserError, RunError, OSError, RecursionError) as error:
+                if arguments.verbose:
+                    traceback.print_exc()
+                message = f"{parser.prog}: {_describe(error)}"
+                if launch.is_first_to_say(message):
+                    print(message, file=sys.stderr)
+                return 1 if isinstance(error, RunError) else 2
+            except Interrupted as stop:
+                return 128 + stop.signum
+            except KeyboardInterrupt:
+                return 130
+            return 0
+
+        return main
+
+    return decorate
+
+
+def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable) -> int:
+    """Run a script that trains; `read(trial_dir)` gives its configuration."""
+    with _join_processes(arguments.device), contextlib.ExitStack() as stack:
+        _resume_after_restart(arguments)
+        trial_dir = None
+        if arguments.check:
+            trial_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="kata-check-"))
+        config = read(trial_dir)
+        count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
+        if count > 1:
+            return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
+        function(config, arguments)
+    return 0
+
+
+def build_parser(
+    description: str, options: Iterable[CustomArgs], trains: bool
+) -> argparse.ArgumentParser:
+    """The arguments of all scripts, flags for `options`, and the arguments of training scripts."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-c", "--config", metavar="FILE", help="the configuration, JSON with comments")
+    add("-r", "--resume", metavar="PATH", nargs="?", const=NEWEST,
+        help="a checkpoint or a run's folder; without PATH the newest run")  # fmt: skip
+    add("-d", "--device", metavar="DEVICE",
+        help="cpu, a GPU's number, or several: 2,3 (default: a GPU if there is one)")  # fmt: skip
+    add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+        help="set any key of the config: -s trainer.epochs=5 metrics.0=accuracy")  # fmt: skip
+    for option in options:
+        key = ".".join(option.target)
+        add(*option.flags, type=option.type, dest=key, metavar="VALUE", help=f"sets {key}")
+    add(
+        "--check", action="store_true", help="build everything, run one batch, save, load, and stop"
+    )
+    add("--verbose", action="store_true", help="show the traceback of an error")
+    if trains:
+        add("--procs", type=int, metavar="N", help="with -d cpu: train in N processes")
+        add("--max-restarts", type=int, default=0, metavar="N",
+            help="if a process dies, resume from the last checkpoint, up to N times")  # fmt: skip
+    return parser
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the system'}: {error.strerror}"
+    if isinstance(error, RecursionError):
+        return "the configuration is nested too deeply"
+    return str(error)
+
+
+@contextlib.contextmanager
+def _fast_imports() -> Iterator[None]:
+    """Around many imports: the garbage collector need not search modules while they load."""
+    # pydantic would look for plugins among all installed packages
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # everything loaded counts as old at once, without a pass over it
+        gc.unfreeze()
+        gc.enable()
+
+
+def _join_processes(device: str | None) -> contextlib.AbstractContextManager:
+    """Join the processes that torchrun, SLURM or `launch.start` started beside this one."""
+    if launch.dist_info().world_size == 1:
+        return contextlib.nullcontext()
+    from utils.engine import distributed
+
+    return distributed.process_group(on_cpu=device == "cpu")
+
+
+def _resume_after_restart(arguments: argparse.Namespace) -> None:
+    """After a restart because a process died, resume the run if it saved anything."""
+    if not launch.restarted():
+        return
+    from utils import checkpoint
+    from utils.engine import distributed
+
+    run = distributed.stored_value(RUN)
+    saved = (
+        run is not None and Path(run).is_dir() and any(checkpoint.numbered_checkpoints(Path(run)))
+    )
+    if run is not None and distributed.broadcast(saved):
+        arguments.resume, arguments.config = run, None

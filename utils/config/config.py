@@ -1,0 +1,196 @@
+"""A checked configuration, which builds what it names."""
+
+import copy
+import functools
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.config.lookup import Source, metric_name
+from utils.config.signature import Signature
+from utils.errors import ConfigError, RunError, UserError
+
+SAVE_DIR = "saved/"
+RUN = "run folder"  # key under which restarted processes find the run they had begun
+
+
+class ConfigParser:
+    """A checked configuration. It does not change: what the command line says is in it already.
+
+    Args:
+        config: the whole configuration
+        origin: what to call it in messages, the file's name
+        resume: checkpoint to start from
+        continued: True if the run that wrote `resume` goes on, False if a new run starts from its
+            weights
+        trial: True if nothing is to be kept; save_dir is then a new folder even if a run goes on
+
+    Raises ConfigError, which lists every error.
+    """
+
+    def __init__(
+        self,
+        config: dict,
+        origin: str = "the config",
+        resume: Path | None = None,
+        continued: bool = False,
+        trial: bool = False,
+    ):
+        from utils.config.sections import ALIASES  # imported lazily: --help must not load pydantic
+        from utils.config.validate import find_errors
+
+        config = {section: value for section, value in config.items() if value is not None}
+        for (section, old), new in ALIASES.items():
+            if isinstance(config.get(section), dict) and old in config[section]:
+                values = {key: value for key, value in config[section].items() if key != old}
+                config[section] = {new: config[section][old]} | values
+        if errors := find_errors(config):
+            raise ConfigError(origin, errors)
+        self.config, self.origin = config, origin
+        self.resume, self.continued, self.trial = resume, continued, trial
+        self.warnings: list[str] = []  # to be logged once there is a log
+
+    def __getitem__(self, section: str) -> Any:
+        return self.config[section]
+
+    def get(self, section: str, default: object = None) -> Any:
+        """The section, or `default` if the config has none."""
+        return self.config.get(section, default)
+
+    def option(self, section: str, key: str, default: object = None) -> Any:
+        """A key beside a section's "type" and "args"."""
+        spec = self.config.get(section)
+        value = spec.get(key) if isinstance(spec, dict) else None
+        return default if value is None else value
+
+    def signature(self, section: str) -> Signature:
+        """The keyword arguments of what `section` names."""
+        source = _source(section)
+        return source.signature(source.find(source.split(self.config[section])[0]))
+
+    def argument(self, section: str, key: str) -> Any:
+        """An argument as it is used: the config's, or the default."""
+        default = self.signature(section).parameters[key].default
+        return self.init_ftn(section).keywords.get(key, default)
+
+    def replace(self, **sections: object) -> "ConfigParser":
+        """The same configuration with other sections, checked again."""
+        config = copy.deepcopy(self.config) | sections
+        changed = ConfigParser(config, self.origin, self.resume, self.continued, self.trial)
+        changed.warnings = self.warnings
+        return changed
+
+    def from_checkpoint(self, place: Path) -> "ConfigParser":
+        """The configuration that tests another run, checkpoint or file. Raises UserError."""
+        from utils import checkpoint
+        from utils.config.resolve import adopt_network
+
+        resume, state = checkpoint.find(place, best=True)
+        config, continued = state["config"] or self.config, state["config"] is not None
+        parser = ConfigParser(config, f"the config in {resume}", resume, continued)
+        return adopt_network(parser, state)
+
+    def init_obj(self, section: str, **supplied: object) -> Any:
+        """Build what `section` names; None if the config has no such section.
+
+        `supplied` are the arguments that a config cannot hold (params=, optimizer=); those that are
+        merely offered, like num_classes=, are passed if the callee takes them and the config is
+        silent. A list of specs gives a dict, name -> object.
+        """
+        value = self.config.get(section)
+        if section == "metrics":
+            return {metric_name(spec): self._build(section, spec, supplied) for spec in value or []}
+        return None if value is None else self._build(section, value, supplied)
+
+    def init_ftn(self, section: str, **supplied: object) -> functools.partial:
+        """The class or function that `section` names, with its arguments bound."""
+        target, arguments = self._resolve(section, self.config[section], supplied)
+        return functools.partial(target, **arguments)
+
+    def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
+        """A logger that shows warnings only (0), a line per epoch (1) or everything (2)."""
+        logger = logging.getLogger(name)
+        logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[verbosity])
+        return logger
+
+    @functools.cached_property
+    def save_dir(self) -> Path:
+        """The run's folder, saved/models/<name>/<mmdd_HHMMSS>; a new run's is created here.
+
+        The same on all processes.
+        """
+        from utils import checkpoint
+        from utils.engine import distributed
+
+        def find_or_create() -> str:
+            if self.continued and not self.trial:
+                return str(self.resume.parent)
+            root = Path(self["trainer"].get("save_dir", SAVE_DIR))
+            return str(checkpoint.new_run_dir(root, self["name"]))
+
+        return Path(distributed.broadcast_once(RUN, find_or_create))
+
+    @property
+    def log_dir(self) -> Path:
+        """saved/log/<name>/<mmdd_HHMMSS>, beside `save_dir`."""
+        from utils.checkpoint import log_dir_for
+
+        return log_dir_for(self.save_dir)
+
+    def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
+        target, arguments = self._resolve(section, spec, supplied)
+        source = _source(section)
+        if source.functional and not inspect.isclass(target):
+            return functools.partial(target, **arguments)
+        try:
+            return source.checked_result(target(**arguments), target)
+        except (UserError, RunError, OSError):
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"{section}: {target.__name__} could not be built from its arguments: "
+                f"{type(error).__name__}: {error} ({Path(place.filename).name}, line "
+                f"{place.lineno}; --verbose shows the traceback)"
+            ) from error
+
+    def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
+        """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
+        from utils.config.types import coerce
+
+        source = _source(section)
+        name, args = source.split(spec)
+        target = source.find(name)
+        signature = source.signature(target)
+        arguments = {}
+        for key, value in args.items():
+            if key in source.nested:
+                arguments[key] = self._build_nested(source.nested[key], value, supplied)
+            else:
+                parameter = signature.parameters.get(key)
+                arguments[key] = coerce(value, parameter.annotation if parameter else Any)
+        if "seed" in source.offered:
+            supplied = {"seed": self.get("seed", 0), **supplied}
+        accepted = {*signature.parameters, *source.given}
+        if signature.open:  # builders that take anything (timm.create_model) all know this name
+            accepted.add("num_classes")
+        return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
+
+    def _build_nested(self, section: str, value: object, supplied: dict) -> object:
+        """What a list of specs, or an object of such lists, names; a text stays as it is."""
+        if isinstance(value, dict):
+            return {k: self._build_nested(section, part, supplied) for k, part in value.items()}
+        source = _source(section)
+        supplied = {k: v for k, v in supplied.items() if k in source.given + source.offered}
+        if isinstance(value, list):
+            return [self._build(section, part, supplied) for part in value]
+        return value
+
+
+def _source(section: str) -> Source:
+    from utils.config.sections import SOURCES  # imported lazily: --help must not load pydantic
+
+    return SOURCES[section]

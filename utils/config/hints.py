@@ -1,0 +1,59 @@
+"""Type hints with bounds, for the arguments that a config can set: checked before anything is
+built.
+"""
+
+from typing import (  # pydantic accepts Python's own TypedDict only from 3.12 on
+    Annotated,
+    Literal,
+    NotRequired,
+    Required,
+)
+
+from annotated_types import Ge, Gt, Lt
+from typing_extensions import TypedDict
+
+PositiveInt = Annotated[int, Gt(0)]
+NonNegativeInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+OpenShare = Annotated[float, Gt(0), Lt(1)]
+
+
+class ParameterRule(TypedDict, total=False):
+    """Options of parameters whose name matches a pattern: {"match": "^fc", "lr": 0.01}."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's name for it)
+    match: Required[str]
+    lr: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    momentum: NonNegativeFloat
+    betas: tuple[float, float]
+
+
+class InspectionSettings(TypedDict):
+    """The section "inspection": the class not to be missed, and the share of it that may be."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    target: str
+    max_escape: NotRequired[Share]
+
+
+class EngineSettings(TypedDict, total=False):
+    """The section "engine": how to compute.
+
+    precision: tf32 is float32 through a GPU's fast units, bf16 and fp16 are mixed precision. With
+    several processes: batch_size says whether the config's is that of all together ("global") or of
+    each process, scale_lr whether the learning rate then grows with the batches; sync_batchnorm is
+    torch's SyncBatchNorm, find_unused_parameters an option of DistributedDataParallel.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
+    channels_last: bool
+    deterministic: bool
+    batch_size: Literal["global", "process"]
+    scale_lr: bool
+    sync_batchnorm: bool
+    find_unused_parameters: bool

@@ -1,0 +1,226 @@
+"""From a name in a config to the class or function it means, and the arguments that takes.
+ A name is looked up among what the section's folders define, then in the section's libraries; a
+dotted path ("timm.create_model") reaches everything else. Files in the folders are parsed, and only
+the one that defines the name is imported: a file that is broken or slow to import does not get in
+the way.
+"""
+
+import ast
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.config.signature import Signature, get_signature
+from utils.files import ROOT
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a section of the config finds what it names, and how that is called.
+
+    Attributes:
+        kind: dotted name of the class that every class named here derives from
+        folders: folders ("model") or files ("model/loss.py") of the project, searched first
+        without: files in them that belong to other sections or hold helpers
+        libraries: modules searched next
+        pattern: which of the libraries' names are meant, a regular expression
+        given: keyword arguments that scripts supply; a config cannot set them
+        offered: keyword arguments that scripts supply if the callee accepts them and the config is
+            silent
+        keys: keys beside "type" and "args", with their type hints
+        nested: arguments that hold specs themselves, in a list or an object of lists -> their
+            section
+        functions: whether functions count too, as builders of what the section wants
+        functional: True if a function is meant as a function of (output, target), not as a builder
+        default: the type if the section names none; its arguments then stand beside "type"
+        inner: True if the section occurs only in other sections' arguments
+    """
+
+    kind: str
+    folders: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    pattern: str = ""
+    given: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
+    keys: dict[str, Any] = field(default_factory=dict)
+    nested: dict[str, str] = field(default_factory=dict)
+    functions: bool = True
+    functional: bool = False
+    default: str | None = None
+    inner: bool = False
+
+    def split(self, spec: str | dict) -> tuple[str, Any]:
+        """Type and arguments of "Name", {"type", "args"} or a section with a default type."""
+        if isinstance(spec, str):
+            return spec, {}
+        if self.default:
+            return spec.get("type", self.default), {k: v for k, v in spec.items() if k != "type"}
+        return spec["type"], spec.get("args", {})
+
+    def find(self, name: str) -> Callable:
+        """The class or function called `name`. Raises LookupError, which lists what there is."""
+        own = self.own_names()
+        if name in own:
+            return self._checked(getattr(_import(own[name]), name), name)
+        for library in self.libraries:
+            target = getattr(importlib.import_module(library), name, None)
+            if target is not None and self._is_meant(name, target):
+                return target
+        if "." in name:
+            return self._checked(_find_dotted(name), name)
+        known, others = self.select(own), self.library_names()
+        listing = f"there are {', '.join(others)}"
+        if known or not others:
+            libraries = f"; also searched: {', '.join(self.libraries)}" if self.libraries else ""
+            listing = f"{', '.join(self.folders)}: {', '.join(known) or 'nothing'}{libraries}"
+        near = did_you_mean(name, [*known, *others]) or f" ({listing})"
+        broken = [problem for file in self._files() if (problem := _parse(file)[1])]
+        raise LookupError("; ".join([f'there is no "{name}"{near}', *broken]))
+
+    def own_names(self) -> dict[str, str]:
+        """The public classes and functions that the project's files define: name -> module."""
+        kinds = ast.ClassDef | ast.FunctionDef if self.functions else ast.ClassDef
+        return {
+            node.name: ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            for file in self._files()
+            for node in _parse(file)[0].body
+            if isinstance(node, kinds) and not node.name.startswith("_")
+        }
+
+    def select(self, names: Iterable[str]) -> dict[str, Callable]:
+        """Those of the names that the section can use: a folder also holds helpers."""
+        selected = {}
+        for name in names:
+            with contextlib.suppress(LookupError):
+                selected[name] = self.find(name)
+        return selected
+
+    def library_names(self) -> list[str]:
+        """What the section's libraries offer."""
+        return [
+            name
+            for library in self.libraries
+            for name, target in vars(importlib.import_module(library)).items()
+            if self._is_meant(name, target)
+        ]
+
+    def signature(self, target: Callable) -> Signature:
+        """The keyword arguments of `target` that a config can set."""
+        signature = get_signature(target)
+        hidden = set(self.given)
+        if self.functional and not inspect.isclass(target):
+            hidden |= set(list(signature.parameters)[:2])  # the network's output and the target
+        visible = {k: p for k, p in signature.parameters.items() if k not in hidden}
+        return Signature(visible, signature.open)
+
+    def checked_result(self, built: object, target: Callable) -> object:
+        """`built`, if it is what the section wants: functions return anything. Raises TypeError."""
+        if not isinstance(built, self._kind()):
+            returned = type(built).__name__
+            raise TypeError(
+                f"{target.__name__} returns a {returned}, not a {self._kind().__name__}"
+            )
+        return built
+
+    def _files(self) -> list[Path]:
+        places = [ROOT / folder for folder in self.folders]
+        files = [f for p in places for f in ([p] if p.suffix else sorted(p.glob("*.py")))]
+        return [file for file in files if file.name not in self.without and file.exists()]
+
+    def _is_meant(self, name: str, target: object) -> bool:
+        if name.startswith("_") or not re.search(self.pattern, name):
+            return False
+        if inspect.isclass(target):
+            return issubclass(target, self._kind()) and target is not self._kind()
+        return inspect.isfunction(target) or (self.functional and inspect.isbuiltin(target))
+
+    def _kind(self) -> type:
+        module, name = self.kind.rsplit(".", 1)
+        return getattr(importlib.import_module(module), name)
+
+    def _checked(self, target: object, name: str) -> Callable:
+        if inspect.isclass(target):
+            if not issubclass(target, self._kind()):
+                raise LookupError(f'"{name}" is not a {self._kind().__name__}')
+            if inspect.isabstract(target):
+                missing = ", ".join(sorted(target.__abstractmethods__))
+                raise LookupError(f'"{name}" is not finished: it must still define {missing}')
+        elif not (self.functions and inspect.isroutine(target)):
+            raise LookupError(
+                f'"{name}" is not a class' + (" or function" if self.functions else "")
+            )
+        return target
+
+
+def metric_name(spec: str | dict) -> str:
+    """What a metric is called in logs: its "name", else the last part of its type."""
+    if isinstance(spec, str):
+        return spec
+    return spec.get("name") or str(spec.get("type")).rpartition(".")[2]
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """'; did you mean "lr"?', or nothing if no known name is near. Abbreviations count as near."""
+    known = [k for k in known if not k.startswith("_")]
+    same = [k for k in known if k.lower() == name.lower()]
+    initials = "".join(word[:1] for word in name.lower().split("_"))
+    near = same or [k for k in known if k.lower() == initials]
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _find_dotted(name: str) -> Any:
+    try:
+        target = pkgutil.resolve_name(name)
+    except ValueError:
+        raise LookupError(f'"{name}" is not a dotted path') from None
+    except ImportError:
+        package = name.partition(".")[0]
+        raise LookupError(f'"{name}": no module named "{package}" is installed') from None
+    except AttributeError as error:
+        parent, missing = error.obj, error.name
+        near = did_you_mean(missing, dir(parent))
+        raise LookupError(f'"{name}": {parent.__name__} has no "{missing}"{near}') from None
+    # A checkpoint from elsewhere carries a config, which should not be an easy way to os.system.
+    # Other installed packages can do as much: this is no protection from malice.
+    module = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
+    if str(module).partition(".")[0] in sys.stdlib_module_names:
+        message = f'"{name}" belongs to Python\'s own library, which a config cannot name'
+        raise LookupError(message)
+    return target
+
+
+def _parse(file: Path) -> tuple[ast.Module, str]:
+    """The file's syntax tree, and what is wrong with the file; the tree is empty then."""
+    return _parse_version(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _parse_version(file: Path, modified: int) -> tuple[ast.Module, str]:
+    try:
+        return ast.parse(file.read_text(encoding="utf-8")), ""
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        reason = getattr(error, "msg", error)
+        return ast.Module([], []), f"{file.relative_to(ROOT)}{line} cannot be read: {reason}"
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a user's file does when it is imported
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        file = module.replace(".", "/") + ".py"
+        reason = f"{type(error).__name__}: {error} (line {line})"
+        raise LookupError(f"{file} cannot be imported: {reason}") from error

@@ -1,0 +1,181 @@
+"""From a command line to the configuration as used: the one place where values are put together.
+ File or checkpoint, then the script's defaults, its flags, -s; then what must follow from the
+checkpoint (normalisation, for tests the network) and from the number of processes. Afterwards
+nothing changes.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.config import config_file
+from utils.config.config import SAVE_DIR, ConfigParser
+from utils.engine import launch
+from utils.errors import UserError
+
+NEWEST = "the newest run"  # what -r without a path means
+
+
+class CustomArgs(NamedTuple):
+    """A flag that sets a key: CustomArgs(["--lr"], float, target=("optimizer", "args", "lr"))."""
+
+    flags: list[str]
+    type: type
+    target: tuple[str, ...]
+
+
+class Script(NamedTuple):
+    """What tells the scripts apart.
+
+    Attributes:
+        trains: False for a script that uses a finished network: a run's best checkpoint, as it is
+        keeps_network: a new run starts from the checkpoint's network, so its images are normalised
+            alike
+        defaults: section -> type, if the config does not say
+        needs: a section that the config must have -> what one looks like
+    """
+
+    trains: bool = True
+    keeps_network: bool = False
+    defaults: dict[str, str] = {}  # noqa: RUF012 (never changed)
+    needs: dict[str, str] = {}  # noqa: RUF012
+
+
+def resolve(
+    arguments: argparse.Namespace,
+    options: Iterable[CustomArgs],
+    script: Script,
+    trial_dir: str | None = None,
+) -> ConfigParser:
+    """The configuration that a command line asks for. Raises UserError.
+
+    With `trial_dir` the run keeps its files there.
+    """
+    config, origin, resume, state = _read(arguments, script)
+    continued = state is not None and config is state["config"]
+    for section, name in script.defaults.items():
+        spec = config.setdefault(section, {})
+        if isinstance(spec, dict):
+            spec.setdefault("type", name)
+    for section, example in script.needs.items():
+        if config.get(section) is None:
+            raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
+    for option in options:
+        value = getattr(arguments, ".".join(option.target))
+        if value is not None:
+            config_file.assign(config, list(option.target), value)
+    for assignment in arguments.set:
+        config_file.override(config, assignment)
+    parser = ConfigParser(config, origin, resume, continued, trial_dir is not None)
+    if state is not None and (continued or script.keeps_network or not script.trains):
+        parser = adopt_network(parser, state, arch=not script.trains)
+    if script.trains:
+        parser = multiply_batches(parser, launch.dist_info().world_size)
+    if trial_dir is not None:
+        kept_in = {"save_dir": trial_dir, "tensorboard": False}
+        parser = parser.replace(trainer=parser["trainer"] | kept_in)
+    return parser
+
+
+def _read(
+    arguments: argparse.Namespace, script: Script
+) -> tuple[dict, str, Path | None, dict | None]:
+    """The configuration, where it comes from, the checkpoint that -r names, and its content."""
+    if (not script.trains or script.needs) and not arguments.resume:
+        newest = "" if script.trains and arguments.config else ", or -r for the newest run"
+        raise UserError(f"which network? Pass -r PATH, a checkpoint or a run's folder{newest}")
+    config = config_file.read(Path(arguments.config)) if arguments.config else None
+    if not arguments.resume:
+        if config is None:
+            raise UserError("which configuration? Pass -c FILE, or -r PATH to resume a run")
+        return config, str(arguments.config), None, None
+    from utils import checkpoint
+
+    if arguments.resume == NEWEST:
+        place = _newest_run(config, arguments.set)
+        if script.trains:
+            config = None  # -r -c FILE resumes the newest run of that name, with its own config
+    else:
+        place = Path(arguments.resume)
+    resume, state = checkpoint.find(place, best=not script.trains or config is not None)
+    if script.trains and not state["state_dict"]:
+        raise UserError(f"{resume} can only be tested; train from the checkpoint it was made of")
+    if config is not None:
+        return config, str(arguments.config), resume, state
+    run = resume.parent.parent
+    is_inside = not (resume.parent / "config.json").exists() and (run / "config.json").exists()
+    if script.trains and is_inside:
+        raise UserError(
+            f"{resume} is a part of the run {run}: resume that with -r {run}, or start a new "
+            f"run with -c FILE -r {resume}"
+        )
+    if state["config"] is None:
+        raise UserError(f"{resume} carries no configuration: pass -c FILE, for data like its own")
+    return state["config"], f"the config in {resume}", resume, state
+
+
+def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
+    from utils.checkpoint import newest_run
+    from utils.engine import distributed
+
+    config = copy.deepcopy(config)
+    for assignment in assignments if config else ():  # which may name another run
+        config_file.override(config, assignment)
+    trainer = (config or {}).get("trainer", {})
+    save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
+    newest = newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
+    return Path(distributed.broadcast(str(newest)))
+
+
+def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> ConfigParser:
+    """The configuration for using a checkpoint's network: its normalisation, and its `arch`."""
+    from utils.config.sections import LOADERS
+
+    sections, trained_on = {}, state["input"] or {}
+    if trained_on.get("mean") is not None:
+        normalize = {key: trained_on[key] for key in ("mean", "std")}
+        for section in filter(config.get, LOADERS):
+            if "normalize" in config.signature(section).parameters:
+                sections[section] = _with_arguments(config[section], normalize=normalize)
+    if arch and not config.continued and state["config"]:
+        sections["arch"] = state["config"]["arch"]
+    changed = {key: value for key, value in sections.items() if value != config.get(key)}
+    return config.replace(**changed) if changed else config
+
+
+def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
+    """With engine.batch_size "process" multiply batches, with engine.scale_lr learning rates.
+
+    The configuration as used then says what they are, on any number of processes. Larger batches,
+    larger rate: Goyal et al., arXiv:1706.02677.
+    """
+    from utils.config.sections import LOADERS
+
+    settings = dict(config.get("engine", {}))
+    per_process = settings.pop("batch_size", "global") == "process"
+    scale_lr = settings.pop("scale_lr", False)
+    if settings == config.get("engine", {}):
+        return config
+    sections = {"engine": settings}
+    if per_process and not config.continued:
+        for section in filter(config.get, LOADERS):
+            size = config.argument(section, "batch_size") * processes
+            sections[section] = _with_arguments(config[section], batch_size=size)
+        if scale_lr:
+            rate = config.argument("optimizer", "lr") * processes
+            sections["optimizer"] = _with_arguments(config["optimizer"], lr=rate)
+            if rules := config.option("optimizer", "param_groups"):
+                scaled = [
+                    {k: v * processes if k == "lr" else v for k, v in r.items()} for r in rules
+                ]
+                sections["optimizer"]["param_groups"] = scaled
+    elif per_process:
+        config.warnings.append("engine.batch_size: ignored on resume, as it is fixed for a run")
+    return config.replace(**sections)
+
+
+def _with_arguments(spec: str | dict, **arguments: object) -> dict:
+    spec = {"type": spec} if isinstance(spec, str) else spec
+    return spec | {"args": spec.get("args", {}) | arguments}

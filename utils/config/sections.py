@@ -1,0 +1,76 @@
+"""What a config may hold: its sections, and where each finds what it names.
+
+A folder declares its own sections in a file sections.py: SECTIONS and PLAIN like those below, and
+EXTENDS for what it adds to another's section. So a folder that is deleted takes its sections along.
+"""
+
+import dataclasses
+import importlib
+from typing import Any, Literal
+
+from utils.config.hints import (
+    EngineSettings,
+    InspectionSettings,
+    NonNegativeInt,
+    OpenShare,
+    ParameterRule,
+    PositiveInt,
+)
+from utils.config.lookup import Source
+from utils.files import ROOT
+
+LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
+HELPERS = ("freezing.py", "heads.py", "structure.py", "summary.py", "weights.py")
+NOT_NETWORKS = (
+    "loss.py",
+    "metric.py",
+    *HELPERS,
+)  # files in model/ without networks, optimizers, schedulers
+
+NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights")
+PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config", "engine",
+         "recorder", "data_loader", "valid_data_loader", "freeze")  # fmt: skip
+
+LOADER = Source("base.BaseDataLoader", ("data_loader",), offered=("seed", "subset"),
+                nested={"transforms": "transforms"}, functions=False)  # fmt: skip
+SOURCES = {
+    "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS, ("torchvision.models",),
+                   "^(?!get_|list_)[a-z]", offered=NETWORK,
+                   keys={"weights": str, "freeze": str | list[str], "unfreeze_at": PositiveInt}),
+    "loss": Source("torch.nn.Module", ("model/loss.py",), (), ("torch.nn.functional", "torch.nn"),
+                   "[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
+    "metrics": Source("torchmetrics.Metric", ("model/metric.py",), (),
+                      ("torchmetrics", "torchmetrics.classification"),
+                      keys={"name": str}, functional=True),
+    "data_loader": LOADER,
+    "valid_data_loader": LOADER,
+    "test_data_loader": LOADER,
+    "transforms": Source("torch.nn.Module", ("data_loader/transforms.py",), (),
+                         ("torchvision.transforms.v2",), "^[A-Z]",
+                         nested={"transforms": "transforms"}, functions=False, inner=True),
+    "optimizer": Source("torch.optim.Optimizer", ("model",), NOT_NETWORKS, ("torch.optim",),
+                        "^[A-Z]", given=("params",),
+                        keys={"param_groups": list[ParameterRule], "no_decay": bool,
+                              "layer_decay": OpenShare}),
+    "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", ("model",), NOT_NETWORKS,
+                           ("torch.optim.lr_scheduler",), "(LR|Plateau|Scheduler|Restarts)$",
+                           given=("optimizer",), offered=("total_steps",),
+                           keys={"interval": Literal["step", "epoch"]},
+                           nested={"schedulers": "lr_scheduler"}),
+    "trainer": Source("base.BaseTrainer", ("trainer",), given=PARTS, default="Trainer",
+                      functions=False),
+}  # fmt: skip
+PLAIN: dict[str, Any] = {"$schema": str, "name": str, "about": str, "seed": int, "versions": dict,
+                         "n_gpu": NonNegativeInt, "engine": EngineSettings,
+                         "inspection": InspectionSettings}  # fmt: skip
+REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
+ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
+
+for _file in sorted(ROOT.glob("*/sections.py")):
+    _module = importlib.import_module(f"{_file.parent.name}.sections")
+    SOURCES |= getattr(_module, "SECTIONS", {})
+    PLAIN |= getattr(_module, "PLAIN", {})
+    for _section, _more in getattr(_module, "EXTENDS", {}).items():
+        _source = SOURCES[_section]
+        _joined = {key: getattr(_source, key) + value for key, value in _more.items()}
+        SOURCES[_section] = dataclasses.replace(_source, **_joined)

@@ -1,0 +1,77 @@
+"""What a class or function accepts by keyword, with type hints, through all constructors that a
+call runs.
+"""
+
+import collections.abc
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Keyword arguments by name; `open` if there are others, which cannot be checked."""
+
+    parameters: dict[str, inspect.Parameter]
+    open: bool
+
+
+def get_signature(target: Callable) -> Signature:
+    """What `target` accepts by keyword.
+
+    The **kwargs of a constructor are the arguments of its base class; those of a function are the
+    arguments of the class that it is annotated to return (torchvision's builders), some of which it
+    may supply itself.
+    """
+    if inspect.isclass(target):
+        return _merge(_constructors(target))
+    signature, built = _merge([target]), _hints(target).get("return")
+    if not signature.open or not inspect.isclass(built) or built.__module__.startswith("torch.nn."):
+        return signature
+    inner = get_signature(built)
+    optional = {
+        name: parameter.replace(default=None) if parameter.default is parameter.empty else parameter
+        for name, parameter in inner.parameters.items()
+    }
+    return Signature(optional | signature.parameters, inner.open)
+
+
+def _merge(calls: list[Callable]) -> Signature:
+    """The keyword arguments of the first callable and, while they end in **kwargs, the next."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for call in calls:
+        try:
+            own, hints = inspect.signature(call).parameters, _hints(call)
+        except (ValueError, TypeError):  # written in C, without a signature
+            return Signature(parameters, True)
+        kinds = [parameter.kind for parameter in own.values()]
+        for position, (name, parameter) in enumerate(own.items()):
+            is_self = position == 0 and name in ("self", "cls")
+            if not is_self and parameter.kind not in (
+                parameter.VAR_KEYWORD,
+                parameter.VAR_POSITIONAL,
+            ):
+                parameters.setdefault(name, parameter.replace(annotation=hints.get(name, Any)))
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
+            return Signature(parameters, False)
+    return Signature(parameters, True)
+
+
+def _constructors(cls: type) -> list[Callable]:
+    """The constructors that calling the class runs, the nearest first."""
+    own = [
+        c.__dict__["__init__"] for c in cls.__mro__ if "__init__" in c.__dict__ and c is not object
+    ]
+    return own if own and "__new__" not in cls.__dict__ else [cls.__new__]
+
+
+def _hints(call: Callable) -> dict[str, Any]:
+    """Resolved type hints; names that libraries import for type checkers only are supplied."""
+    modules = (typing, collections.abc)
+    names = {k: v for module in modules for k, v in vars(module).items() if k[:1].isupper()}
+    try:
+        return typing.get_type_hints(call, localns=names, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,108 @@
+"""Whether a JSON value fits a type hint: pydantic decides, and says what would be right."""
+
+import collections.abc
+import contextlib
+import json
+import math
+import numbers
+import types
+import typing
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from typing_extensions import is_typeddict
+
+KEY_ERRORS = {"missing": "missing", "extra_forbidden": "unknown key"}
+
+
+def coerce(value: object, hint: object) -> Any:
+    """`value` as the type that `hint` asks for: lists become tuples or tensors if those are wanted.
+
+    Raises pydantic's ValidationError, a ValueError.
+    """
+    adapter = _adapter(hint)
+    if adapter is None:
+        return value
+    # strict, and by JSON's rules: 1 is a float and [1, 2] a tuple, but "1" is not a number
+    coerced = adapter.validate_json(json.dumps(value), strict=True)
+    return value if isinstance(coerced, collections.abc.Iterator) else coerced
+
+
+def find_type_errors(path: str, value: object, hint: object) -> list[str]:
+    """What is wrong with the value of the key `path`, and what would be right."""
+    try:
+        coerce(value, hint)
+    except ValidationError as error:
+        wanted: dict[str, list[str]] = {}
+        for detail in error.errors(include_url=False):
+            if detail["type"] in KEY_ERRORS:
+                place = ".".join(map(str, (path, *detail["loc"])))
+                wanted[f"{place}: {KEY_ERRORS[detail['type']]}"] = []
+                continue
+            place, part = path, value
+            with contextlib.suppress(LookupError, TypeError):  # the rest names members of unions
+                for key in detail["loc"]:
+                    part, place = (
+                        (part if isinstance(part, dict | list) else {})[key],
+                        f"{place}.{key}",
+                    )
+            text = json.dumps(part, ensure_ascii=False)
+            text = text if len(text) <= 60 else f"{text[:57]}..."
+            message = detail["msg"].removeprefix("Input should be ")
+            wanted.setdefault(f"{place}: {text} should be ", []).append(message)
+        return [start + " or ".join(dict.fromkeys(options)) for start, options in wanted.items()]
+    return []
+
+
+def json_schema(hint: object) -> dict:
+    """The JSON Schema of what fits `hint`; {} if anything does."""
+    adapter = _adapter(hint)
+    try:
+        return adapter.json_schema() if adapter else {}
+    except PydanticUserError:
+        return {}
+
+
+def find_infinite(value: object, path: str = "") -> list[str]:
+    """Where a configuration holds NaN or infinity, which plain JSON cannot express."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{path}: {value} is not a finite number"]
+    items = value.items() if isinstance(value, dict) else ()
+    items = enumerate(value) if isinstance(value, list) else items
+    return [e for key, part in items for e in find_infinite(part, f"{path}.{key}".lstrip("."))]
+
+
+def _is_tensor(hint: object) -> bool:
+    return (getattr(hint, "__module__", ""), getattr(hint, "__name__", "")) == ("torch", "Tensor")
+
+
+def _to_tensor(value: list) -> Any:
+    import torch
+
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _for_json(hint: object) -> object:
+    """The hint with each tensor replaced by lists of numbers that become a tensor."""
+    if _is_tensor(hint):
+        return Annotated[list[float] | list[list[float]], AfterValidator(_to_tensor)]
+    if hint is numbers.Number:
+        return int | float
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_for_json, args))]  # noqa: UP007 (known only at run time)
+    if origin in (list, tuple, collections.abc.Sequence) and args:
+        return origin[tuple(map(_for_json, args))]
+    return hint
+
+
+def _adapter(hint: object) -> TypeAdapter | None:
+    if hint is Any:
+        return None
+    try:
+        # a TypedDict carries its own configuration and accepts no other
+        config = None if is_typeddict(hint) else ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(_for_json(hint), config=config)
+    except (PydanticUserError, NameError, TypeError):  # a hint that no JSON value can fit
+        return None

@@ -1,0 +1,146 @@
+"""All errors of a configuration, found at once. Builds nothing and reads no data."""
+
+import collections
+import json
+import re
+from collections.abc import Callable
+
+from utils.config.lookup import Source, did_you_mean, metric_name
+from utils.config.sections import PLAIN, REQUIRED, SOURCES
+from utils.config.types import find_infinite, find_type_errors
+
+RESERVED = (
+    "loss",
+    "lr",
+    "seconds",
+    "samples_per_second",
+    "epoch",
+    "step",
+)  # logged beside the metrics
+SPEC = 'should be a name or {"type": "Name", "args": {...}}'
+
+
+def find_errors(config: dict) -> list[str]:
+    """The errors of a configuration, each "path: what is wrong and what would be right"."""
+    errors = find_infinite(config)
+    errors += [f"{section}: missing" for section in REQUIRED if section not in config]
+    for section, value in config.items():
+        if section in PLAIN:
+            errors += find_type_errors(section, value, PLAIN[section])
+        elif section == "metrics":
+            errors += _check_metrics(value)
+        elif section in SOURCES and SOURCES[section].inner:
+            errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
+        elif section in SOURCES:
+            errors += _check_spec(section, section, value)
+        elif near := did_you_mean(section, (*SOURCES, *PLAIN, "extends"), cutoff=0.8):
+            errors.append(f"{section}: unknown section{near}")  # any other is the user's own
+    return errors + _check_name(config.get("name")) + _check_monitor(config)
+
+
+def _check_spec(section: str, path: str, spec: object) -> list[str]:
+    """One "Name" or {"type": "Name", "args": {...}}."""
+    source = SOURCES[section]
+    if isinstance(spec, dict) and source.default:
+        spec = {"type": source.default, **spec}
+    if not isinstance(spec, str) and not (
+        isinstance(spec, dict) and isinstance(spec.get("type"), str)
+    ):
+        return [f"{path}: {SPEC}"]
+    errors = []
+    if isinstance(spec, dict) and not source.default:
+        keys = {"type": str, "args": dict, **source.keys}
+        for key, value in spec.items():
+            if key not in keys:
+                near = did_you_mean(key, keys) or "; arguments go into args"
+                errors.append(f"{path}.{key}: unknown key{near}")
+            elif value is not None or key not in source.keys:  # null: as if it were not there
+                errors += find_type_errors(f"{path}.{key}", value, keys[key])
+    name, args = source.split(spec)
+    try:
+        target = source.find(name)
+    except LookupError as error:
+        errors.append(f"{path}{'' if isinstance(spec, str) else '.type'}: {error.args[0]}")
+    else:
+        if isinstance(args, dict):
+            errors += _check_arguments(
+                source, path if source.default else f"{path}.args", target, args
+            )
+    return errors
+
+
+def _check_arguments(source: Source, path: str, target: Callable, args: dict) -> list[str]:
+    errors, signature = [], source.signature(target)
+    for key, value in args.items():
+        if key in source.given:
+            errors.append(f"{path}.{key}: is supplied by the scripts, not by a config")
+        elif key in signature.parameters:
+            if key in source.nested:
+                errors += _check_nested(source.nested[key], f"{path}.{key}", value)
+                value = [] if isinstance(value, list) else value  # its items were checked just now
+            errors += find_type_errors(f"{path}.{key}", value, signature.parameters[key].annotation)
+        elif not signature.open:
+            near = did_you_mean(key, signature.parameters)
+            listing = f"; it takes {', '.join(signature.parameters) or 'no arguments'}"
+            errors.append(f'{path}.{key}: {target.__name__} takes no "{key}"{near or listing}')
+    for key, parameter in signature.parameters.items():
+        if parameter.default is parameter.empty and key not in args and key not in source.offered:
+            errors.append(f'{path}: {target.__name__} needs "{key}"')
+    return errors
+
+
+def _check_nested(section: str, path: str, value: object) -> list[str]:
+    """A list of specs, or an object of such lists; anything else names nothing."""
+    errors = []
+    for key, part in value.items() if isinstance(value, dict) else ():
+        errors += _check_nested(section, f"{path}.{key}", part)
+    for index, spec in enumerate(value) if isinstance(value, list) else ():
+        errors += _check_spec(section, f"{path}.{index}", spec)
+        keys = [key for key in SOURCES[section].keys if isinstance(spec, dict) and spec.get(key)]
+        errors += [
+            f"{path}.{index}.{key}: only the outermost may say {section}.{key}" for key in keys
+        ]
+    return errors
+
+
+def _check_metrics(specs: object) -> list[str]:
+    if not isinstance(specs, list):
+        return ['metrics: should be a list, for example ["accuracy"]']
+    errors = [
+        e for i, spec in enumerate(specs) for e in _check_spec("metrics", f"metrics.{i}", spec)
+    ]
+    if errors:
+        return errors
+    for name, count in collections.Counter(map(metric_name, specs)).items():
+        if name in RESERVED or name.startswith("val_"):
+            errors.append(f'metrics: "{name}" is a reserved name; give a "name" beside "type"')
+        if count > 1:
+            errors.append(f'metrics: several are called "{name}"; give each a "name" beside "type"')
+    return errors
+
+
+def _check_name(name: object) -> list[str]:
+    if not isinstance(name, str):
+        return []
+    if name.strip(" .") and len(name) <= 100 and not re.search(r'[\\/:*?"<>|\x00-\x1f]', name):
+        return []
+    shown = json.dumps(name)[:110]
+    return [f'name: {shown} becomes a folder: 1 to 100 characters, none of \\ / : * ? " < > |']
+
+
+def _check_monitor(config: dict) -> list[str]:
+    """A misspelt name would otherwise show only after the first epoch."""
+    trainer, metrics = config.get("trainer"), config.get("metrics", [])
+    rule = trainer.get("monitor") if isinstance(trainer, dict) else None
+    if not isinstance(rule, str) or rule == "off":
+        return []
+    mode, _, watched = rule.partition(" ")
+    if mode not in ("min", "max") or not watched:
+        example = '"off", "min NAME" or "max NAME", as in "max val_accuracy"'
+        return [f'trainer.monitor: "{rule}" should be {example}']
+    specs = [m for m in metrics if isinstance(m, str | dict)] if isinstance(metrics, list) else []
+    names = ["loss", *(str(metric_name(spec)) for spec in specs)]
+    names += [f"val_{name}" for name in names]
+    # a name that is near none of them may be logged by the user's own _train_epoch
+    near = "" if watched in names else did_you_mean(watched, names)
+    return [f'trainer.monitor: nothing is called "{watched}"{near}'] if near else []

@@ -1,0 +1,1 @@
+"""The machine: device, precision, processes, seeds, signals. Some of its modules need no torch."""

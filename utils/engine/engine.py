@@ -1,0 +1,263 @@
+"""Device, processes, precision, memory format, compiler, seeds: only this file knows of them."""
+
+import contextlib
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.config.hints import EngineSettings
+from utils.engine import distributed, launch, randomness
+from utils.errors import UserError
+
+T = TypeVar("T")
+CUDA_GRAPHS = "reduce-overhead", "max-autotune"  # the compiler's modes that record them
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of malloc.h
+
+
+class Engine:
+    """Where, how and from which seed a run computes.
+
+    Args:
+        device: "cpu", the number of a GPU ("0"), several ("2,3"), or None: a GPU if there is one
+        n_gpu: how many GPUs the config requests; 0 means the CPU
+        seed: all randomness of the run follows from it
+        settings: the config's section "engine"; the defaults are tf32, channels_last, not
+            compiled, not deterministic
+
+    If there are fewer GPUs than requested, those that are available are used, and a warning
+    (`pop_warnings`) says so. Raises UserError for a wrong device.
+    """
+
+    def __init__(
+        self,
+        device: str | None = None,
+        n_gpu: int = 1,
+        seed: int = 0,
+        settings: EngineSettings | None = None,
+    ):
+        settings = settings or {}
+        self.seed = seed
+        self.notes: list[str] = []
+        self.device = self._choose_device(device, n_gpu)
+        self.precision = settings.get("precision", "tf32")
+        self.compile = settings.get("compile")
+        self.sync_batchnorm = settings.get("sync_batchnorm", False)
+        self.find_unused_parameters = settings.get("find_unused_parameters", False)
+        if self.sync_batchnorm and distributed.world_size() > 1 and self.device.type == "cpu":
+            raise UserError("engine.sync_batchnorm: SyncBatchNorm needs GPUs; omit it on the CPU")
+        channels_last = settings.get("channels_last", True)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._unscaled = False
+        self._graph_breaks: set[str] = set()  # those that were reported
+        self._configure_torch(settings.get("deterministic", False))
+
+    def _choose_device(self, device: str | None, n_gpu: int) -> torch.device:
+        requested, count = launch.device_numbers(device, n_gpu), torch.cuda.device_count()
+        _, local_rank, world_size = launch.dist_info()
+        several = world_size > 1 and count > 0
+        if requested and several and device is None:
+            requested = list(range(count))
+        available = [number for number in requested if number < count]
+        if requested and several:
+            # A scheduler may show each process only its own GPU.
+            index = local_rank if len(available) > 1 else 0
+            if index >= len(available):
+                raise UserError(
+                    f"process {local_rank} of this machine has no GPU: of "
+                    f"{', '.join(map(str, requested))} there are {len(available)}; "
+                    "start as many processes, or pass -d cpu"
+                )
+            torch.cuda.set_device(available[index])
+            return torch.device("cuda", available[index])
+        if available != requested and (device is not None or n_gpu != 1):
+            self.notes.append(
+                f"GPU {', '.join(map(str, requested))} asked for, but this machine has "
+                f"{count or 'none'}; using {f'GPU {available[0]}' if available else 'the CPU'}"
+            )
+        elif len(available) > 1:
+            self.notes.append(f"this is done on one GPU: number {available[0]}")
+        return torch.device("cuda", available[0]) if available else torch.device("cpu")
+
+    def _configure_torch(self, deterministic: bool) -> None:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic
+        keep_freed_memory()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
+            if deterministic:  # cuBLAS reads it at its first use
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as it trains on this machine; `unwrap` undoes it. On all processes.
+
+        All processes get the main process's weights and buffers. Raises RunError if the shapes of
+        their networks differ.
+        """
+        model = model.to(self.device)
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+        if distributed.world_size() > 1:
+            if self.sync_batchnorm:
+                model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+            distributed.check_equal("the network", shapes)
+            # With one input channel, two memory formats are the same one.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            devices = [self.device] if self.device.type == "cuda" else None
+            unused = self.find_unused_parameters
+            model = DistributedDataParallel(model, devices, find_unused_parameters=unused)
+        if self.compile is None:
+            return model
+        torch._dynamo.reset()  # it gives up on a forward() that was compiled for several networks
+        # dynamic=False: the kernels must not depend on the shapes seen before, or a resumed run
+        # would compute with other ones.
+        return torch.compile(model, mode=self.compile, dynamic=False)
+
+    def accumulating(self, model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
+        """Context of a forward and backward pass; if the step has `more` batches, processes do not
+        exchange gradients yet.
+        """
+        return model.no_sync() if more and hasattr(model, "no_sync") else contextlib.nullcontext()
+
+    def broadcast_buffers(self, *models: nn.Module | None) -> None:
+        """Copy the main process's buffers, such as batch norm statistics, to all processes."""
+        for model in models:
+            if model is not None:
+                distributed.broadcast_tensors(model.buffers())
+
+    def forward(self, model: nn.Module, data: Any) -> Any:
+        """The model's output, computed in the chosen precision and returned as float32."""
+        if self.precision in HALF:
+            with torch.autocast(self.device.type, HALF[self.precision]):
+                output = model(data)
+            output = _map(output, lambda x: x.float() if x.dtype in HALF.values() else x)
+        else:
+            output = model(data)
+        if self.device.type == "cuda" and self.compile in CUDA_GRAPHS:
+            output = _map(output, torch.clone)  # CUDA graphs reuse the output buffer
+        return output
+
+    def to_device(self, batch: T) -> T:
+        """Tensors, modules, and lists, tuples, dicts or partials of them, moved to the device."""
+        return _map(batch, self._move)
+
+    def _move(self, part: Tensor | nn.Module) -> Tensor | nn.Module:
+        if isinstance(part, Tensor) and part.ndim == 4:
+            return part.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        return part.to(self.device, non_blocking=True)
+
+    def optimizer_options(self, cls: type, args: dict[str, object]) -> dict[str, bool]:
+        """{"fused": True} if one kernel for the whole step is faster and `args` allow it."""
+        fast = {torch.optim.Adam, torch.optim.AdamW}
+        if self.device.type == "cuda":
+            fast.add(torch.optim.SGD)
+        chosen = any(args.get(key) is not None for key in ("foreach", "fused", "differentiable"))
+        return {"fused": True} if cls in fast and not chosen else {}
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """Restore the optimizer's `state`, also if it was saved with another memory format."""
+        optimizer.load_state_dict(state)
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                # a fused step ignores strides: it would pair the wrong elements
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """Add `weight` times the loss's gradients to the parameters'."""
+        self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the gradients their true size before anything reads them: fp16 scales them."""
+        if not self._unscaled:
+            self.scaler.unscale_(optimizer)
+            self._unscaled = True
+
+    def optimizer_step(
+        self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None
+    ) -> None:
+        """Clip the gradients to a common norm, step, and clear the gradients."""
+        if max_grad_norm is not None:
+            self.unscale(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self._unscaled = False
+        optimizer.zero_grad(set_to_none=True)
+
+    def pop_warnings(self) -> list[str]:
+        """Warnings about the machine and the compiler that were not returned before."""
+        notes, self.notes = self.notes, []
+        if self.compile is not None:
+            from torch._dynamo.utils import counters
+
+            reasons = dict.fromkeys(why.splitlines()[0] for why in counters.pop("graph_break", {}))
+            new = [reason for reason in reasons if reason not in self._graph_breaks]
+            self._graph_breaks.update(new)
+            notes += [f"the network is compiled in several parts: {reason}" for reason in new]
+        return notes
+
+    def seed_epoch(self, epoch: int) -> None:
+        """Start the epoch's randomness, equal on all processes; epoch 0 initializes the network."""
+        randomness.seed_everything(self.seed, "epoch", epoch)
+
+    def seed_rank(self, epoch: int, step: int = 0) -> None:
+        """From here on each process draws its own numbers; rank 0 continues the epoch's."""
+        if distributed.rank():
+            randomness.seed_everything(self.seed, "epoch", epoch, step, distributed.rank())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network itself, without the wrappers that the engine adds; only this goes to disk."""
+    if hasattr(model, "_orig_mod"):
+        return unwrap(model._orig_mod)
+    is_parallel = isinstance(model, DistributedDataParallel | nn.DataParallel)
+    return unwrap(model.module) if is_parallel else model
+
+
+def unwrap_ddp(model: nn.Module) -> nn.Module:
+    """The model without the wrapper in which processes wait for each other: shares of evaluation
+    data are unequal.
+    """
+    inner = getattr(model, "_orig_mod", model)  # torch.compile is the outer wrapper
+    return inner.module if isinstance(inner, DistributedDataParallel) else model
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the rest of the process; other C libraries stay as they are.
+
+    Batches, and on the CPU each step of a network, free and request the same hundreds of megabytes.
+    glibc returns them to the system, and each 4 KiB costs a page fault when requested again: a
+    fifth of the time of a step on the CPU, and more.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(TRIM_THRESHOLD, -1)  # never return free memory
+        mallopt(MMAP_MAX, 0)  # and never take large blocks from outside the heap
+
+
+def _map(value: Any, change: Callable) -> Any:
+    """`value` with all tensors and modules in it changed, in lists, tuples, dicts and partials."""
+    if isinstance(value, Tensor | nn.Module):
+        return change(value)
+    if isinstance(value, partial):
+        return partial(value.func, *_map(value.args, change), **_map(value.keywords, change))
+    if isinstance(value, dict):
+        return {key: _map(part, change) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_map(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

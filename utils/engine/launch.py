@@ -1,0 +1,156 @@
+"""Start one process per device, and find out which of several processes this one is.
+
+Torch's elastic launcher does the work; it is imported lazily: --help must not load torch.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+
+class DistInfo(NamedTuple):
+    """One of a run's processes: its number among all and on its machine, and how many there are."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+
+def dist_info() -> DistInfo:
+    """This process, by torchrun's variables, or else by SLURM's for a step that srun started."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+    # Not SLURM_NTASKS: the batch script has it too, but is a single process.
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        names = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"
+    else:
+        return DistInfo()
+    return DistInfo(*(int(env.get(name, 0)) for name in names))
+
+
+def meeting_point() -> tuple[str, int]:
+    """Address and port, on the machine of rank 0, at which the processes find each other."""
+    env = os.environ
+    if "MASTER_ADDR" in env and "MASTER_PORT" in env:
+        return env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    job = int(env.get("SLURM_JOB_ID", 0)) * 8 + int(env.get("SLURM_STEP_ID", 0))
+    return env.get("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"])), 15000 + job % 15000
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a SLURM node list: "node[07-09,12],gpu1" -> "node07"."""
+    name, bracket, numbers = re.match(r"([^,\[]+)(\[)?([^\],-]*)", nodes).groups()
+    return name + numbers if bracket else name
+
+
+def restarted() -> bool:
+    """Whether torch's launcher has restarted the processes because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process has printed this message; all of them find the same mistakes."""
+    if dist_info().world_size == 1:
+        return True
+    from utils.engine import distributed
+
+    try:
+        key = f"said {hashlib.sha256(message.encode()).hexdigest()}"
+        return distributed.launcher_store().add(key, 1) == 1
+    except RuntimeError:  # the launcher is gone
+        return True
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_numbers(device: str | None, n_gpu: int) -> list[int]:
+    """The GPUs that `-d` ("2,3") or the config requests; none for the CPU. Raises UserError."""
+    if device == "cpu" or (device is None and n_gpu == 0):
+        return []
+    if device is None:
+        return list(range(n_gpu))
+    parts = device.removeprefix("cuda:").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f'-d {device}: should be "cpu", a number like 0, or several like 2,3')
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"-d {device}: a GPU runs one process; name each GPU once")
+    return numbers
+
+
+def processes_to_start(device: str | None, procs: int | None, n_gpu: int) -> int:
+    """How many processes to start for the work; 1 means that this process does it itself.
+
+    One per GPU that is requested (`-d`, or `n_gpu` of the config) and available, or `--procs` on
+    the CPU. Always 1 if this process is already one of several. Raises UserError.
+    """
+    requested = device_numbers(device, n_gpu)
+    if procs is not None and procs < 1:
+        raise UserError(f"--procs {procs}: should be at least 1")
+    if dist_info().world_size > 1 or (len(requested) < 2 and procs is None):
+        return 1
+    import torch
+
+    available = sum(number < torch.cuda.device_count() for number in requested)
+    if procs is not None and available and procs != available:
+        raise UserError(
+            f"--procs {procs}: a GPU runs one process, and {available} are chosen; "
+            "pass -d cpu, or leave --procs out"
+        )
+    return max(procs or available, 1)
+
+
+def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
+    """Run `script` in `count` processes on this machine until all end; returns the exit code.
+
+    Equals `torchrun --standalone --local-addr localhost --nproc-per-node COUNT --max-restarts N
+    SCRIPT ARGV`, with the cores divided among the processes. They receive this process's signals;
+    a second signal ends this process, and they follow.
+    """
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    # localhost: the machine's own name may not resolve, in containers for example
+    options = f"--standalone --local-addr localhost --nproc-per-node {count}".split()
+    arguments = run.parse_args([*options, f"--max-restarts={max_restarts}", script, *argv])
+    caught = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"  # by the launcher; Windows lacks two of them
+    handlers = {s: signal.getsignal(s) for s in signal.Signals if s.name in caught}
+    logging.disable(logging.CRITICAL)  # the processes report their errors themselves
+    try:
+        run.run(arguments)
+    except ChildFailedError as error:
+        return _exit_code(error.failures)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    finally:
+        logging.disable(logging.NOTSET)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    return 0
+
+
+def _exit_code(failures: "dict[int, ProcessFailure]") -> int:
+    # The largest: if one process is killed, the others fail with 1; 2 and 128 + signal say more.
+    for rank, failure in sorted(failures.items()):
+        # SIGTERM is how the launcher ends the others
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            name = signal.Signals(-failure.exitcode).name
+            message = f"process {rank} was ended by {name}; --max-restarts N would continue the run"
+            print(message, file=sys.stderr)
+    return max(1, *(failure.exitcode for failure in failures.values()))

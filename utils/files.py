@@ -1,0 +1,50 @@
+"""Files on disk: written completely or not at all, under names that every system accepts."""
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent  # of the project
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb", **options: str) -> Iterator[IO]:
+    """Open a temporary file that replaces `path` when the block ends without an error.
+
+    So `path` holds the old file or the complete new one, even after a power failure.
+    `options` are those of open(): encoding, newline.
+    """
+    # the process id: two runs may write the same file of a cache
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write `text` atomically; line ends stay as they are."""
+    with atomic_write(path, "w", encoding=encoding, newline="") as file:
+        file.write(text)
+
+
+def safe_name(name: str) -> str:
+    """`name` as a file name that Windows, macOS and Linux accept; "" if nothing is left."""
+    # a name may have 255 bytes; a Japanese character takes three
+    cleaned = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).encode()[:200].decode(errors="ignore")
+    return cleaned.strip(" .")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, then the same with -2, -3, ... before its suffix, endlessly: to find a free name."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
