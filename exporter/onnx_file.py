@@ -84,6 +84,8 @@ def save(model: "ModelProto", path: Path, kept: dict[str, str], metadata: dict) 
 
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
     onnx.helper.set_model_props(model, kept | texts)
+    for node in model.graph.node:  # torch puts stack traces there: paths of this machine
+        node.ClearField("metadata_props")
     with atomic_write(path) as file:
         onnx.save(model, file)
 

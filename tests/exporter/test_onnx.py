@@ -320,3 +320,8 @@ def test_steel_defects_raw_images_give_the_checkpoints_classes(kata_data, train,
         pixels = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR))
         [output] = session.run(None, {"input": pixels[None, :, :, None]})
         assert classes[output[0].argmax()] == row["predicted"]
+
+
+def test_exported_files_name_no_folder_of_this_machine(exported):
+    for name in ("model.onnx", "model.int8.onnx"):
+        assert str(ROOT).encode() not in (exported / name).read_bytes()
