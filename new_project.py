@@ -21,17 +21,7 @@ from utils.errors import UserError
 from utils.files import safe_name
 
 TEMPLATE = Path(__file__).resolve().parent
-LEFT_OUT = (
-    ".*",
-    "__pycache__",
-    "*.pyc",
-    "data",
-    "saved",
-    "venv",
-    "docs",
-    "README*",
-    "node_modules",
-)
+LEFT_OUT = (".*", "__pycache__", "*.pyc", "data", "saved", "venv", "docs", "README*")
 LEFT_OUT += ("benchmarks", "examples", "template")  # tests of the template itself
 README = """# {name}
 
@@ -46,18 +36,11 @@ Write your loader in `data_loader/`, your network, loss and metrics in `model/`,
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     add = parser.add_argument
     add("dest", metavar="DEST", type=Path, help="the new folder; its name becomes the project's")
-    add(
-        "--from",
-        dest="run",
-        metavar="RUN",
-        type=Path,
-        help="a run's folder or checkpoint to start from",
-    )
+    add("--from", dest="run", metavar="RUN", type=Path, help="a run or checkpoint to start from")
     add("--without", metavar="VERB", nargs="+", default=[], choices=sorted(optional_verbs()),
         help=f"leave out: {', '.join(sorted(optional_verbs()))}")  # fmt: skip
     arguments = parser.parse_args(argv)
@@ -85,9 +68,8 @@ def folder_of(verb: str) -> str:
 
 def optional_verbs() -> set[str]:
     """The scripts that have such a folder, but for the one that trains."""
-    return {p.stem for p in TEMPLATE.glob("*.py") if (TEMPLATE / folder_of(p.stem)).is_dir()} - {
-        "train"
-    }
+    scripts = {path.stem for path in TEMPLATE.glob("*.py")} - {"train"}
+    return {script for script in scripts if (TEMPLATE / folder_of(script)).is_dir()}
 
 
 def sections_of(folders: Collection[str]) -> set[str]:
@@ -105,9 +87,8 @@ def check_folders(folders: Collection[str]) -> None:
         if folder_of(verb) in folders:
             continue
         for file in [TEMPLATE / f"{verb}.py", *(TEMPLATE / folder_of(verb)).glob("*.py")]:
-            imported = re.findall(
-                r"^ *(?:from|import) (\w+)", file.read_text(encoding="utf-8"), re.M
-            )
+            code = file.read_text(encoding="utf-8")
+            imported = re.findall(r"^ *(?:from|import) (\w+)", code, re.MULTILINE)
             if used := sorted(folders & set(imported)):
                 raise UserError(f"--without: {verb} uses {used[0]}/; leave out {verb}, too")
 
@@ -117,15 +98,12 @@ def copy_template(dest: Path, without: Collection[str] = ()) -> None:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise UserError(f"{dest} is not empty; name a folder that does not exist yet")
     if dest.resolve().is_relative_to(TEMPLATE):
-        raise UserError(
-            f"{dest} is inside the template; name a folder beside it, like ../{dest.name}"
-        )
+        raise UserError(f"{dest} is inside the template; name one beside it, like ../{dest.name}")
     folders = {folder_of(verb) for verb in without}
     sections = sections_of(folders)
     left_out = (*LEFT_OUT, *folders, *(f"{verb}.py" for verb in without))
-    left_out += tuple(
-        file.name for file in TEMPLATE.glob("configs/*.json") if _uses(file, sections)
-    )
+    examples = TEMPLATE.glob("configs/*.json")
+    left_out += tuple(file.name for file in examples if _uses(file, sections))
     shutil.copytree(TEMPLATE, dest, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
     for kept in (".gitignore", ".ci/run"):
         (dest / kept).parent.mkdir(exist_ok=True)
@@ -174,9 +152,7 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
     config = {key: value for key, value in config.items() if key not in without}
     config_file.write(config | {"name": _name(dest)}, dest / "config.json")
     run = path.absolute().parent.name
-    folder = Path(
-        "saved", "models", safe_name(str(config["name"])) or "run", safe_name(run) or "run"
-    )
+    folder = Path("saved/models") / (safe_name(str(config["name"])) or "run") / safe_name(run)
     (dest / folder).mkdir(parents=True)
     shutil.copy2(path, dest / folder / path.name)
     return folder / path.name

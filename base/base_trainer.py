@@ -183,9 +183,8 @@ class BaseTrainer(ABC):
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         self._run_epoch(self.epoch)
         distributed.barrier()  # rank zero has written it
-        self.load_state_dict(
-            checkpoint.load(next(checkpoint.numbered_checkpoints(self.config.save_dir)))
-        )
+        written = next(checkpoint.numbered_checkpoints(self.config.save_dir))
+        self.load_state_dict(checkpoint.load(written))
         self.logger.info("check passed")
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
@@ -234,25 +233,26 @@ class BaseTrainer(ABC):
         """Raises RunError for an infinite or NaN loss, before this epoch is written to disk."""
         if math.isfinite(value):
             return
-        last_good = next(checkpoint.numbered_checkpoints(self.config.save_dir), None)
-        state = (
-            f"the last good state is {last_good}" if last_good else "no epoch was completed before"
-        )
+        last_good = next(checkpoint.numbered_checkpoints(self.config.save_dir), "none")
         rate = self.optimizer.param_groups[0]["lr"]
         raise RunError(
-            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g}; {state}. "
+            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g} "
+            f"(last good state: {last_good}). "
             "A lower learning rate or trainer.clip_grad_norm usually helps."
         )
 
     def _save_numbered(self) -> None:
-        checkpoint.save(
-            self.state_dict(), self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth"
-        )
+        path = self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth"
+        checkpoint.save(self.state_dict(), path)
         checkpoint.keep_last(self.config.save_dir, self.keep_last)
 
     def state_dict(self) -> dict:
         """Everything needed to resume, and to rebuild the network elsewhere, as plain data."""
         network, ema = unwrap(self.model), self.ema
+        if ema is not None:
+            ema = {"n_averaged": int(ema.n_averaged), "state_dict": ema.module.state_dict()}
+        # each process has its own; after an epoch's end they follow from the seed
+        generators = randomness.torch_rng_state(self.engine.device) if self.step else None
         return {
             "arch": type(network).__name__,
             "epoch": self.epoch,
@@ -262,16 +262,12 @@ class BaseTrainer(ABC):
             "config": self.config.config,
             "lr_scheduler": self.schedule.state_dict(),
             "scaler": self.engine.scaler.state_dict() or None,
-            "ema": ema
-            and {"n_averaged": int(ema.n_averaged), "state_dict": ema.module.state_dict()},
+            "ema": ema,
             "trainer": {
                 "step": self.step,
                 "monitor": self.monitor.state_dict(),
                 "processes": distributed.world_size(),
-                # each process has its own; after an epoch's end they follow from the seed
-                "generators": distributed.all_gather(
-                    randomness.torch_rng_state(self.engine.device) if self.step else None
-                ),
+                "generators": distributed.all_gather(generators),
             },
             "rng": randomness.get_state(),
             "structure": getattr(network, "pruned_structure", None),

@@ -57,9 +57,8 @@ def build_loaders(config: ConfigParser) -> tuple[BaseDataLoader, BaseDataLoader 
     Raises UserError if the data cannot be used.
     """
     data_loader = config.init_obj("data_loader")
-    valid_data_loader = (
-        build_loader(config, "valid_data_loader", "val") or data_loader.split_validation()
-    )
+    valid_data_loader = build_loader(config, "valid_data_loader", "val")
+    valid_data_loader = valid_data_loader or data_loader.split_validation()
     loaders = [loader for loader in (data_loader, valid_data_loader) if loader is not None]
     with distributed.local_main_first():  # one process of a machine downloads and fills caches
         for line in dict.fromkeys(line for loader in loaders for line in loader.check()):

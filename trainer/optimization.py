@@ -22,21 +22,17 @@ def build_optimizer(config: ConfigParser, engine: Engine, network: nn.Module) ->
     if not any(True for _ in network.parameters()):
         raise UserError(f"arch: {type(network).__name__} has no parameters to train")
     bound = config.init_ftn("optimizer")
-    groups = parameter_groups(
-        network,
-        bound.keywords.get("lr"),
-        config.option("optimizer", "param_groups"),
-        config.option("optimizer", "no_decay", False),
-        config.option("optimizer", "layer_decay"),
-    )
+    keys = ("param_groups", "no_decay", "layer_decay")
+    rules, no_decay, layer_decay = (config.option("optimizer", key) for key in keys)
+    lr = bound.keywords.get("lr")
+    groups = parameter_groups(network, lr, rules, bool(no_decay), layer_decay)
     fast = engine.optimizer_options(bound.func, bound.keywords)
     optimizer = config.init_obj("optimizer", params=groups, **fast)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise UserError(
-            f"optimizer.type: {type(optimizer).__name__} computes the loss several times a step; "
-            "that takes a trainer of its own (write _train_epoch)"
-        )
+        name = type(optimizer).__name__
+        reason = "computes the loss several times a step; that takes a trainer of its own"
+        raise UserError(f"optimizer.type: {name} {reason} (write _train_epoch)")
     return optimizer
 
 

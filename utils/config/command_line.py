@@ -89,11 +89,8 @@ def build_parser(
     description: str, options: Iterable[CustomArgs], trains: bool
 ) -> argparse.ArgumentParser:
     """The arguments of all scripts, flags for `options`, and the arguments of training scripts."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="the configuration, JSON with comments")
     add("-r", "--resume", metavar="PATH", nargs="?", const=NEWEST,
@@ -105,9 +102,7 @@ def build_parser(
     for option in options:
         key = ".".join(option.target)
         add(*option.flags, type=option.type, dest=key, metavar="VALUE", help=f"sets {key}")
-    add(
-        "--check", action="store_true", help="build everything, run one batch, save, load, and stop"
-    )
+    add("--check", action="store_true", help="build everything, run one batch, save, load, stop")
     add("--verbose", action="store_true", help="show the traceback of an error")
     if trains:
         add("--procs", type=int, metavar="N", help="with -d cpu: train in N processes")
@@ -155,8 +150,7 @@ def _resume_after_restart(arguments: argparse.Namespace) -> None:
     from utils.engine import distributed
 
     run = distributed.stored_value(RUN)
-    saved = (
-        run is not None and Path(run).is_dir() and any(checkpoint.numbered_checkpoints(Path(run)))
-    )
+    is_there = run is not None and Path(run).is_dir()
+    saved = is_there and any(checkpoint.numbered_checkpoints(Path(run)))
     if run is not None and distributed.broadcast(saved):
         arguments.resume, arguments.config = run, None

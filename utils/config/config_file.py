@@ -67,9 +67,8 @@ def assign(config: dict, keys: list[str], value: object) -> None:
         if isinstance(place, list):
             if not key.isdecimal() or int(key) >= len(place):
                 where = ".".join(keys[:depth])
-                raise UserError(
-                    f'{where} is a list; "{key}" is not an index from 0 to {len(place) - 1}'
-                )
+                last = len(place) - 1
+                raise UserError(f'{where} is a list; "{key}" is not an index from 0 to {last}')
             key = int(key)
         if depth == len(keys) - 1:
             place[key] = value
@@ -91,9 +90,7 @@ def _parse(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        siblings = (
-            sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        )
+        siblings = sorted(p.name for p in path.parent.glob("*.json"))
         hint = f"; beside it: {', '.join(siblings)}" if siblings else ""
         raise UserError(f"there is no file {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

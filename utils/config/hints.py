@@ -2,15 +2,10 @@
 built.
 """
 
-from typing import (  # pydantic accepts Python's own TypedDict only from 3.12 on
-    Annotated,
-    Literal,
-    NotRequired,
-    Required,
-)
+from typing import Annotated, Literal, NotRequired, Required
 
 from annotated_types import Ge, Gt, Lt
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic accepts typing's only from Python 3.12 on
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]

@@ -127,10 +127,8 @@ class Source:
     def checked_result(self, built: object, target: Callable) -> object:
         """`built`, if it is what the section wants: functions return anything. Raises TypeError."""
         if not isinstance(built, self._kind()):
-            returned = type(built).__name__
-            raise TypeError(
-                f"{target.__name__} returns a {returned}, not a {self._kind().__name__}"
-            )
+            returned, wanted = type(built).__name__, self._kind().__name__
+            raise TypeError(f"{target.__name__} returns a {returned}, not a {wanted}")
         return built
 
     def _files(self) -> list[Path]:
@@ -157,9 +155,8 @@ class Source:
                 missing = ", ".join(sorted(target.__abstractmethods__))
                 raise LookupError(f'"{name}" is not finished: it must still define {missing}')
         elif not (self.functions and inspect.isroutine(target)):
-            raise LookupError(
-                f'"{name}" is not a class' + (" or function" if self.functions else "")
-            )
+            wanted = "class or function" if self.functions else "class"
+            raise LookupError(f'"{name}" is not a {wanted}')
         return target
 
 

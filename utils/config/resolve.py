@@ -167,10 +167,8 @@ def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
             rate = config.argument("optimizer", "lr") * processes
             sections["optimizer"] = _with_arguments(config["optimizer"], lr=rate)
             if rules := config.option("optimizer", "param_groups"):
-                scaled = [
-                    {k: v * processes if k == "lr" else v for k, v in r.items()} for r in rules
-                ]
-                sections["optimizer"]["param_groups"] = scaled
+                rules = [r | {"lr": r["lr"] * processes} if "lr" in r else r for r in rules]
+                sections["optimizer"]["param_groups"] = rules
     elif per_process:
         config.warnings.append("engine.batch_size: ignored on resume, as it is fixed for a run")
     return config.replace(**sections)

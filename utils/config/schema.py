@@ -72,9 +72,8 @@ def descriptions(target: Callable) -> dict[str, str]:
 
 def known_names(source: Source) -> dict[str, Callable]:
     """The project's own classes and functions, and torch's; others take seconds to import."""
-    return source.select(
-        [*source.own_names(), *(source.library_names() if _is_light(source) else ())]
-    )
+    library = source.library_names() if _is_light(source) else []
+    return source.select([*source.own_names(), *library])
 
 
 def _is_light(source: Source) -> bool:
@@ -88,13 +87,11 @@ def _spec(source: Source) -> dict:
     names = {"type": "string", "anyOf": [{"enum": sorted(known)}, any_other]}
     keys = {"type": names, "args": {"type": "object"}}
     keys |= {key: json_schema(hint) for key, hint in source.keys.items()}
-    cases = [
-        {
-            "if": {"properties": {"type": {"const": name}}},
-            "then": {"properties": {"args": _arguments(source, target)}},
-        }
-        for name, target in sorted(known.items())
-    ]
+    cases = []
+    for name, target in sorted(known.items()):
+        condition = {"properties": {"type": {"const": name}}}
+        arguments = {"properties": {"args": _arguments(source, target)}}
+        cases.append({"if": condition, "then": arguments})
     whole = {
         "type": "object",
         "properties": keys,

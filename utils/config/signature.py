@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -49,10 +51,7 @@ def _merge(calls: list[Callable]) -> Signature:
         kinds = [parameter.kind for parameter in own.values()]
         for position, (name, parameter) in enumerate(own.items()):
             is_self = position == 0 and name in ("self", "cls")
-            if not is_self and parameter.kind not in (
-                parameter.VAR_KEYWORD,
-                parameter.VAR_POSITIONAL,
-            ):
+            if not is_self and parameter.kind not in VARIADIC:
                 parameters.setdefault(name, parameter.replace(annotation=hints.get(name, Any)))
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return Signature(parameters, False)
@@ -61,9 +60,8 @@ def _merge(calls: list[Callable]) -> Signature:
 
 def _constructors(cls: type) -> list[Callable]:
     """The constructors that calling the class runs, the nearest first."""
-    own = [
-        c.__dict__["__init__"] for c in cls.__mro__ if "__init__" in c.__dict__ and c is not object
-    ]
+    classes = [c for c in cls.__mro__ if "__init__" in vars(c) and c is not object]
+    own = [vars(c)["__init__"] for c in classes]
     return own if own and "__new__" not in cls.__dict__ else [cls.__new__]
 
 

@@ -43,10 +43,8 @@ def find_type_errors(path: str, value: object, hint: object) -> list[str]:
             place, part = path, value
             with contextlib.suppress(LookupError, TypeError):  # the rest names members of unions
                 for key in detail["loc"]:
-                    part, place = (
-                        (part if isinstance(part, dict | list) else {})[key],
-                        f"{place}.{key}",
-                    )
+                    part = (part if isinstance(part, dict | list) else {})[key]
+                    place = f"{place}.{key}"
             text = json.dumps(part, ensure_ascii=False)
             text = text if len(text) <= 60 else f"{text[:57]}..."
             message = detail["msg"].removeprefix("Input should be ")

@@ -9,14 +9,8 @@ from utils.config.lookup import Source, did_you_mean, metric_name
 from utils.config.sections import PLAIN, REQUIRED, SOURCES
 from utils.config.types import find_infinite, find_type_errors
 
-RESERVED = (
-    "loss",
-    "lr",
-    "seconds",
-    "samples_per_second",
-    "epoch",
-    "step",
-)  # logged beside the metrics
+# logged beside the metrics
+RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
 SPEC = 'should be a name or {"type": "Name", "args": {...}}'
 
 
@@ -43,9 +37,7 @@ def _check_spec(section: str, path: str, spec: object) -> list[str]:
     source = SOURCES[section]
     if isinstance(spec, dict) and source.default:
         spec = {"type": source.default, **spec}
-    if not isinstance(spec, str) and not (
-        isinstance(spec, dict) and isinstance(spec.get("type"), str)
-    ):
+    if not isinstance(spec.get("type") if isinstance(spec, dict) else spec, str):
         return [f"{path}: {SPEC}"]
     errors = []
     if isinstance(spec, dict) and not source.default:
@@ -63,9 +55,8 @@ def _check_spec(section: str, path: str, spec: object) -> list[str]:
         errors.append(f"{path}{'' if isinstance(spec, str) else '.type'}: {error.args[0]}")
     else:
         if isinstance(args, dict):
-            errors += _check_arguments(
-                source, path if source.default else f"{path}.args", target, args
-            )
+            place = path if source.default else f"{path}.args"
+            errors += _check_arguments(source, place, target, args)
     return errors
 
 
@@ -97,18 +88,17 @@ def _check_nested(section: str, path: str, value: object) -> list[str]:
     for index, spec in enumerate(value) if isinstance(value, list) else ():
         errors += _check_spec(section, f"{path}.{index}", spec)
         keys = [key for key in SOURCES[section].keys if isinstance(spec, dict) and spec.get(key)]
-        errors += [
-            f"{path}.{index}.{key}: only the outermost may say {section}.{key}" for key in keys
-        ]
+        message = f"only the outermost may say {section}."
+        errors += [f"{path}.{index}.{key}: {message}{key}" for key in keys]
     return errors
 
 
 def _check_metrics(specs: object) -> list[str]:
     if not isinstance(specs, list):
         return ['metrics: should be a list, for example ["accuracy"]']
-    errors = [
-        e for i, spec in enumerate(specs) for e in _check_spec("metrics", f"metrics.{i}", spec)
-    ]
+    errors = []
+    for index, spec in enumerate(specs):
+        errors += _check_spec("metrics", f"metrics.{index}", spec)
     if errors:
         return errors
     for name, count in collections.Counter(map(metric_name, specs)).items():
