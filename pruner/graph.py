@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.modules.module import register_module_forward_hook
 
-from model.heads import all_thawed, run_with_auxiliary_heads
+from model.heads import Output, auxiliary_outputs, main_output
 from pruner.families import fix_attributes, kept_parts, traceable
 from utils.errors import UserError
 
@@ -192,3 +195,51 @@ def explain_failure(network: nn.Module) -> Iterator[None]:
     except Exception as error:  # torch-pruning has no exceptions of its own
         name, reason = type(network).__name__, f"{type(error).__name__}: {error}"
         raise UserError(f"pruner: torch-pruning failed on {name} ({reason}); {ADVICE}") from error
+
+
+def run_with_auxiliary_heads(network: nn.Module, example: Tensor) -> Output:
+    """Run the network in evaluation mode, auxiliary heads included.
+
+    Only the outermost module is told that it trains: that is what makes it run the auxiliary heads.
+    """
+    was_training, network.training = network.training, True
+    try:
+        return network(example)
+    finally:
+        network.training = was_training
+
+
+@contextmanager
+def all_thawed(network: nn.Module) -> Iterator[None]:
+    """Inside the `with` block all parameters require gradients: autograd skips frozen layers."""
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+    try:
+        network.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def output_layers(network: nn.Module, example: Tensor) -> list[str]:
+    """The names of the layers that produce the outputs, those of auxiliary heads included."""
+    layers = {module: name for name, module in network.named_modules()}
+    produced_by: dict[Node, str] = {}
+
+    def record(module: nn.Module, _: tuple, output: Tensor) -> None:
+        if isinstance(module, LAYERS):
+            produced_by[output.grad_fn] = layers[module]
+
+    with all_thawed(network), register_module_forward_hook(record):
+        output = run_with_auxiliary_heads(network, example)
+
+    def last_layers(node: Node | None) -> Iterator[str]:
+        if node in produced_by:
+            yield produced_by[node]
+        elif node is not None:
+            for previous, _ in node.next_functions:
+                yield from last_layers(previous)
+
+    outputs = main_output(output), *auxiliary_outputs(output)
+    return list(dict.fromkeys(name for part in outputs for name in last_layers(part.grad_fn)))

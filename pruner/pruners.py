@@ -11,12 +11,20 @@ from torch import Tensor, nn
 
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
-from model.heads import main_output, output_layers
+from model.heads import main_output
 from model.structure import describe, note_cut
 from model.summary import multiply_adds
 from pruner.base_pruner import BasePruner, Original
 from pruner.criteria import build_importance, needs_gradients
-from pruner.graph import ADVICE, ChannelGraph, ChannelGroup, Removals, SizeForecast, explain_failure
+from pruner.graph import (
+    ADVICE,
+    ChannelGraph,
+    ChannelGroup,
+    Removals,
+    SizeForecast,
+    explain_failure,
+    output_layers,
+)
 from pruner.latency_search import LatencySearch
 from pruner.plan import Plan
 from pruner.sections import PruningTarget

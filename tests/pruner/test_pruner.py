@@ -12,11 +12,11 @@ from torchvision import models
 from exporter.onnx_exporter import onnx_bytes
 from exporter.onnx_file import session
 from model.freezing import set_training_mode
-from model.heads import auxiliary_outputs, main_output, output_layers
+from model.heads import auxiliary_outputs, main_output
 from model.model import LeNet
 from model.structure import describe, get_structure, resize
 from model.summary import multiply_adds
-from pruner.graph import SizeForecast
+from pruner.graph import SizeForecast, output_layers
 from pruner.latency_search import bisect
 from pruner.pruners import MagnitudePruner
 from pruner.sparse import BNScalePruner, GroupNormPruner, GrowingRegPruner
