@@ -23,6 +23,7 @@ def profile(trainer: Trainer, batches: int) -> dict[str, float]:
     """
     if batches < 1:
         raise UserError(f"--profile {batches}: should be at least 1")
+    trainer.rehearse()
     trainer.len_epoch = WARM_UP
     trainer._train_epoch(1)
     trainer.step, trainer.len_epoch, trainer.log_interval = 0, batches, max(1, batches // 10)

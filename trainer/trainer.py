@@ -56,11 +56,12 @@ class Trainer(BaseTrainer):
         return -(-self.len_epoch // self.grad_accum_steps)
 
     def train(self) -> dict[str, float]:
-        self._rehearse()
+        self.rehearse()
         return super().train()
 
     def check(self) -> None:
         self.reuse_features = False  # that would take all samples
+        self.rehearse()
         super().check()
 
     def loss(self, output: Output, target: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class Trainer(BaseTrainer):
             self.signals.check()
             yield from islice(batches, 1)
 
-    def _rehearse(self) -> None:
+    def rehearse(self) -> None:
         """Log the layers, and try network, loss and metrics on two samples.
 
         Raises UserError if they do not fit each other.

@@ -451,10 +451,11 @@ def test_check_runs_a_batch_and_leaves_nothing(digits, train, capsys, tmp_path):
     ],
 )
 def test_parts_that_do_not_fit_are_errors_before_training(digits, train, capsys, changes, message):
-    train(digits(changes), code=2)
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
+    for flags in ([], ["--check"], ["--profile", 2]):
+        train(digits(changes), *flags, code=2)
+        error = capsys.readouterr().err
+        assert message in error, flags
+        assert "Traceback" not in error
 
 
 def test_logged_numbers_of_any_kind_become_floats(plain, own_code):
