@@ -140,6 +140,7 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
     The new project trains: another verb's trainer and the sections of its folder stay behind, like
     the sections `without`.
     """
+    from utils import checkpoint
     from utils.config.sections import SOURCES
 
     config = {key: value for key, value in state["config"].items() if key != "versions"}
@@ -155,6 +156,8 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
     folder = Path("saved/models") / (safe_name(str(config["name"])) or "run") / safe_name(run)
     (dest / folder).mkdir(parents=True)
     shutil.copy2(path, dest / folder / path.name)
+    if config.keys() != state["config"].keys() - {"versions"} or config["trainer"] != settings:
+        checkpoint.save(state | {"config": config}, dest / folder / path.name)
     return folder / path.name
 
 

@@ -31,6 +31,11 @@ class BasePruner(ABC):
     threads = batch_size = 1  # for the latency measurement
     aim: dict[str, float]  # what the last step should reach, for the report: {"macs": 0.3}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "cut" in vars(cls) and "prune" not in vars(cls):
+            cls.prune = cls.cut  # what the method was called before November 2026
+
     @abstractmethod
     def prune(self, network: nn.Module, example: Tensor, step: int, original: Original) -> bool:
         """Remove channels from the network, in place. Returns True if this was the last step.

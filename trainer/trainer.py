@@ -191,7 +191,7 @@ class Trainer(BaseTrainer):
         self.reuse_features = self.tail is not None
         if self.tail is None:
             return
-        self.logger.info("frozen backbone, no randomness: its features are computed once")
+        self.logger.info("the backbone is frozen, nothing is random: features are computed once")
         self.data_loader, self.valid_data_loader = (
             loader and with_features(network, self.tail, loader, self.engine)
             for loader in (self.data_loader, self.valid_data_loader)

@@ -132,9 +132,9 @@ def load_file(path: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except Exception as error:  # torch raises seven types, depending on where the damage is
-        reason = first_line(error)
+        reason = f"the file is damaged or of another kind ({first_line(error)[:80]})"
         if path.suffix not in SUFFIXES:
-            reason += f" (nothing in this project reads {path.suffix or 'files without suffix'})"
+            reason = f"nothing in this project reads {path.suffix or 'files without suffix'}"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 

@@ -170,13 +170,13 @@ PLACE = "data_loader.args.transforms"
     [
         (
             "imagnet",
-            f"{PLACE}: \"imagnet\" should be 'imagenet', 'inspection' or 'none' or an object",
+            f'{PLACE}: "imagnet" should be one of "imagenet", "inspection", "none" or an object',
         ),
         (3, f"{PLACE}: 3 should be"),
         ([], f"{PLACE}: [] should be"),
         (["RandomInvert"], f"{PLACE}: [] should be"),
         ({"val": []}, f'{PLACE}: {{"val": []}} should be'),
-        ({"val": []}, "or 'train' or 'eval'"),
+        ({"val": []}, 'whose keys are one of "train", "eval"'),
         ({"train": "Resize"}, f"{PLACE}: "),
         (
             {"train": ["RandomHorizontalFlp"]},
@@ -196,7 +196,7 @@ PLACE = "data_loader.args.transforms"
         ({"eval": [{"type": "Resize", "arg": {}}]}, f"{PLACE}.eval.0.arg: unknown key"),
         (
             {"train": [{"type": "RandomRotation", "args": {"degrees": "5"}}]},
-            f'{PLACE}.train.0.args.degrees: "5" should be a valid integer or a valid number or',
+            f'{PLACE}.train.0.args.degrees: "5" should be a whole number or a number or a list',
         ),
         ({"train": ["os.system"]}, f"{PLACE}.train.0: "),
         ({"train": ["Pipeline"]}, f'{PLACE}.train.0: "Pipeline" is not a Module'),

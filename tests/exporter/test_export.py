@@ -426,3 +426,12 @@ def test_denormalize_restores_the_loaders_pixels():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_network_of_each_family_equals_its_file(name, tmp_path):
     export_and_compare(build_family(name), FAMILIES[name], tmp_path / "model.onnx")
+
+
+def test_contract_can_be_imported_from_base_too():
+    import base
+    from exporter.base_exporter import BaseExporter
+
+    assert base.BaseExporter is BaseExporter
+    with pytest.raises(AttributeError, match="BaseNothing"):
+        _ = base.BaseNothing

@@ -424,3 +424,13 @@ def test_network_that_torch_pruning_cannot_follow_is_a_clear_error():
         MagnitudePruner(channel_sparsity=0.5, round_to=1).prune(
             Reshaped().eval(), torch.randn(2, 8), 1, {}
         )
+
+
+def test_pruner_written_for_the_old_names_still_works():
+    from base import BasePruner
+
+    class Old(BasePruner):
+        def cut(self, network, example, step, original):
+            return step == 2
+
+    assert [Old().prune(None, None, step, {}) for step in (1, 2)] == [False, True]

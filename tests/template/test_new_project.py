@@ -89,8 +89,9 @@ def test_project_from_a_pruning_run_trains(old_run, tmp_path):
     assert not {"type", "last_epochs", "save_onnx"} & config["trainer"].keys()
     [weights] = (dest / "saved" / "models").glob("*/*/*.pth")
     command = ["train.py", "-c", "config.json", "-r", str(weights), "--epochs", "1", *arguments]
-    done = python(dest, *command)
-    assert done.returncode == 0, done.stderr
+    for words in (command, ["test.py", "-r", str(weights), *arguments]):
+        done = python(dest, *words)
+        assert done.returncode == 0, done.stderr
 
 
 def test_name_of_a_run_cannot_lead_out_of_the_project(digits, train, tmp_path):

@@ -172,7 +172,7 @@ def test_threshold_is_chosen_on_validation_data_and_stored(tested):
     [
         ({"target": "NG"}, ['inspection.target: "NG" is not one of the classes 0, 1, 2']),
         ({"taget": "8"}, ["inspection.target: missing", "inspection.taget: unknown key"]),
-        ({"target": "8", "max_escape": 1.5}, ["max_escape", "should be less than 1"]),
+        ({"target": "8", "max_escape": 1.5}, ["inspection.max_escape: 1.5 should be less than 1"]),
     ],
 )
 def test_errors_in_the_inspection_section(digits, train, capsys, section, messages):

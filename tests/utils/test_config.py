@@ -141,7 +141,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         "optimizer.args.betas.1: missing",
         'loss: there is no "cross_entropi"; did you mean "cross_entropy"?',
         'metrics.0: there is no "acuracy"; did you mean "accuracy"?',
-        'trainer.epochs: "ten" should be a valid integer',
+        'trainer.epochs: "ten" should be a whole number above 0',
         'trainer.savefreq: Trainer takes no "savefreq"; did you mean "save_freq"?',
     ):
         assert message in error
@@ -153,9 +153,9 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
     ("key", "value", "message"),
     [
         ("name", "a/b", "name: "),
-        ("name", 3, "name: 3 should be a valid string"),
-        ("seed", 1.5, "seed: 1.5 should be a valid integer"),
-        ("seed", True, "seed: true should be a valid integer"),
+        ("name", 3, "name: 3 should be a text"),
+        ("seed", 1.5, "seed: 1.5 should be a whole number"),
+        ("seed", True, "seed: true should be a whole number"),
         ("optimzer", {}, 'optimzer: unknown section; did you mean "optimizer"?'),
         ("arch", None, "arch: missing"),
         ("arch", 3, "arch: should be a name or"),
@@ -169,7 +169,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         ("arch", "torch.os.system", "Python's own library"),
         ("arch", "utils.config.config_file.json.loads", "Python's own library"),
         ("arch", ".x", "is not a dotted path"),
-        ("n_gpu", -1, "n_gpu: -1 should be greater than or equal to 0"),
+        ("n_gpu", -1, "n_gpu: -1 should be a whole number of at least 0"),
         (
             "metrics",
             [{"type": "accuracy", "name": "loss"}],
@@ -182,17 +182,17 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
             {"type": "torch.nn.Linear", "args": {"in_features": 3}},
             'arch.args: Linear needs "out_features"',
         ),
-        ("arch.args.image_size", 0, "arch.args.image_size: 0 should be greater than 0"),
+        ("arch.args.image_size", 0, "arch.args.image_size: 0 should be a whole number above 0"),
         ("optimizer.args.params", [], "optimizer.args.params: is supplied by the scripts"),
-        ("optimizer.args.lr", "0.1", 'optimizer.args.lr: "0.1" should be a valid number'),
-        ("optimizer.args.amsgrad", 1, "optimizer.args.amsgrad: 1 should be a valid boolean"),
+        ("optimizer.args.lr", "0.1", 'optimizer.args.lr: "0.1" should be a number'),
+        ("optimizer.args.amsgrad", 1, "optimizer.args.amsgrad: 1 should be true or false"),
         ("optimizer.args.lr", float("inf"), "optimizer.args.lr: inf is not a finite number"),
         (
             "data_loader.args.validation_split",
             1.0,
             "data_loader.args.validation_split: 1.0 should be",
         ),
-        ("data_loader.args.subset", "dev", "should be 'train', 'val' or 'test'"),
+        ("data_loader.args.subset", "dev", 'should be one of "train", "val", "test"'),
         ("data_loader", "read_digits", 'data_loader: there is no "read_digits"'),
         ("metrics", "accuracy", "metrics: should be a list"),
         ("metrics", ["top_k_acc", "top_k_acc"], 'several are called "top_k_acc"'),
@@ -205,7 +205,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         (
             "lr_scheduler.interval",
             "batch",
-            "lr_scheduler.interval: \"batch\" should be 'step' or 'epoch'",
+            'lr_scheduler.interval: "batch" should be one of "step", "epoch"',
         ),
         (
             "lr_scheduler",
@@ -233,7 +233,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         ),
         ("trainer.monitor", "val_accuracy", "trainer.monitor: "),
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
-        ("trainer.verbosity", 3, "trainer.verbosity: 3 should be 0, 1 or 2"),
+        ("trainer.verbosity", 3, "trainer.verbosity: 3 should be one of 0, 1, 2"),
         ("optimizer", "LeNett", 'optimizer: there is no "LeNett" (there are Ada'),
         ("arch", "Xyzzy", "(model: LeNet, "),
         (

@@ -11,6 +11,9 @@ def test_schema_is_what_the_signatures_say():
     """If this fails, run `python parse_config.py`: a class or an argument has changed."""
     kept = json.loads((ROOT / "docs" / "config.schema.json").read_text(encoding="utf-8"))
     current = build_schema()
+    # sections of a verb that was deleted by hand do no harm
+    known = {key: kept["properties"][key] for key in current["properties"]}
+    kept |= {"properties": known}
     if kept["$comment"] == current["$comment"]:
         assert kept == current
     else:  # another torch: its own optimizers and losses may differ

@@ -13,7 +13,12 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
-KEY_ERRORS = {"missing": "missing", "extra_forbidden": "unknown key"}
+from utils.config.lookup import did_you_mean
+
+TYPES = {"integer": "a whole number", "number": "a number", "string": "a text", "null": "null"}
+TYPES |= {"boolean": "true or false", "object": "an object", "array": "a list"}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "of at least"}
+BOUNDS |= {"exclusiveMaximum": "below", "maximum": "at most"}
 
 
 def coerce(value: object, hint: object) -> Any:
@@ -34,23 +39,40 @@ def find_type_errors(path: str, value: object, hint: object) -> list[str]:
     try:
         coerce(value, hint)
     except ValidationError as error:
-        wanted: dict[str, list[str]] = {}
+        wanted: dict[str, str] = {}
         for detail in error.errors(include_url=False):
-            if detail["type"] in KEY_ERRORS:
-                place = ".".join(map(str, (path, *detail["loc"])))
-                wanted[f"{place}: {KEY_ERRORS[detail['type']]}"] = []
-                continue
             place, part = path, value
             with contextlib.suppress(LookupError, TypeError):  # the rest names members of unions
                 for key in detail["loc"]:
                     part = (part if isinstance(part, dict | list) else {})[key]
                     place = f"{place}.{key}"
-            text = json.dumps(part, ensure_ascii=False)
-            text = text if len(text) <= 60 else f"{text[:57]}..."
-            message = detail["msg"].removeprefix("Input should be ")
-            wanted.setdefault(f"{place}: {text} should be ", []).append(message)
-        return [start + " or ".join(dict.fromkeys(options)) for start, options in wanted.items()]
+            key = detail["loc"][-1] if detail["loc"] else ""
+            if detail["type"] == "missing":
+                wanted[f"{place}.{key}"] = "missing"
+            elif detail["type"] == "extra_forbidden":
+                known = typing.get_type_hints(hint) if is_typeddict(hint) else {}
+                wanted[place] = f"unknown key{did_you_mean(key, known)}"
+            else:
+                text = json.dumps(part, ensure_ascii=False)
+                text = text if len(text) <= 60 else f"{text[:57]}..."
+                message = detail["msg"].removeprefix("Input should be ")
+                message = describe_schema(json_schema(hint)) if place == path else message
+                wanted[place] = f"{text} should be {message}"
+        return [f"{place}: {message}" for place, message in wanted.items()]
     return []
+
+
+def describe_schema(schema: dict) -> str:
+    """A JSON Schema in words: "a whole number above 0 or null"."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(describe_schema, schema["anyOf"])))
+    if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return "one of " * (len(choices) > 1) + ", ".join(map(json.dumps, choices))
+    bounds = [f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema]
+    words = TYPES.get(schema.get("type"), "another value")
+    keys = schema.get("propertyNames")
+    bounds = [f"whose keys are {describe_schema(keys)}"] if keys else bounds
+    return f"{words} {' and '.join(bounds)}".strip()
 
 
 def json_schema(hint: object) -> dict:
