@@ -114,9 +114,8 @@ def build_parser(
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}"
-    if isinstance(error, RecursionError):
-        return "the configuration is nested too deeply"
-    return str(error)
+    nested = isinstance(error, RecursionError)
+    return "the configuration is nested too deeply" if nested else str(error)
 
 
 @contextlib.contextmanager

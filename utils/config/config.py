@@ -90,8 +90,8 @@ class ConfigParser:
 
         resume, state = checkpoint.find(place, best=True)
         config, continued = state["config"] or self.config, state["config"] is not None
-        parser = ConfigParser(config, f"the config in {resume}", resume, continued)
-        return adopt_network(parser, state)
+        origin = f"the config in {resume}"
+        return adopt_network(ConfigParser(config, origin, resume, continued), state)
 
     def init_obj(self, section: str, **supplied: object) -> Any:
         """Build what `section` names; None if the config has no such section.

@@ -193,8 +193,7 @@ def _find_dotted(name: str) -> Any:
     # Other installed packages can do as much: this is no protection from malice.
     module = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
     if str(module).partition(".")[0] in sys.stdlib_module_names:
-        message = f'"{name}" belongs to Python\'s own library, which a config cannot name'
-        raise LookupError(message)
+        raise LookupError(f'"{name}" belongs to Python\'s own library, which a config cannot name')
     return target
 
 

@@ -46,12 +46,11 @@ def find_type_errors(path: str, value: object, hint: object) -> list[str]:
                 for key in detail["loc"]:
                     part = (part if isinstance(part, dict | list) else {})[key]
                     place = f"{place}.{key}"
-            key = detail["loc"][-1] if detail["loc"] else ""
             if detail["type"] == "missing":
-                wanted[f"{place}.{key}"] = "missing"
+                wanted[f"{place}.{detail['loc'][-1]}"] = "missing"
             elif detail["type"] == "extra_forbidden":
                 known = typing.get_type_hints(hint) if is_typeddict(hint) else {}
-                wanted[place] = f"unknown key{did_you_mean(key, known)}"
+                wanted[place] = f"unknown key{did_you_mean(detail['loc'][-1], known)}"
             else:
                 text = json.dumps(part, ensure_ascii=False)
                 text = text if len(text) <= 60 else f"{text[:57]}..."
