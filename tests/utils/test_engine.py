@@ -67,13 +67,17 @@ def test_later_models_are_compiled_too_and_graph_breaks_reported_once(digits, ow
     )
     import breaking
 
+    from trainer.optimization import build_optimizer
+
     trainer = build(
         digits({"arch": "breaking.net", "engine": {"compile": "default"}, "trainer.epochs": 3})
     )
 
     def before_epoch(epoch):
         if epoch == 2:
-            trainer.set_model(breaking.net(5))
+            network = breaking.net(5)
+            optimizer = build_optimizer(trainer.config, trainer.engine, network)
+            trainer.set_model(network, optimizer)
 
     trainer.before_epoch = before_epoch
     assert trainer.train()["val_loss"] < 2.3
