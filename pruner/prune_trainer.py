@@ -320,4 +320,4 @@ class PruneTrainer(Trainer):
         super().load_state_dict(state)
 
     def _warn_if_complete(self) -> None:
-        """Does nothing: the run goes on after a complete stage."""
+        """Does nothing: a complete stage does not end the run."""

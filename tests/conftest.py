@@ -30,6 +30,18 @@ DIGITS = {
     "trainer": {"epochs": 2, "verbosity": 1, "monitor": "min val_loss", "tensorboard": False},
 }
 
+SMALL_NETWORK = """
+from collections import OrderedDict
+from torch import nn
+def small(num_classes=10):
+    return nn.Sequential(OrderedDict(
+        conv=nn.Conv2d(1, 8, 3, stride=2), norm=nn.BatchNorm2d(8), act=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(4), flat=nn.Flatten(), head=nn.Linear(128, num_classes)))
+def dropping(num_classes=10):
+    network = small(num_classes)
+    network.flat = nn.Sequential(nn.Flatten(), nn.Dropout())
+    return network
+"""
 OLD_PARTS = {
     "train": {"NG": 10, "OK": 22},
     "val": {"NG": 6, "OK": 9},
@@ -125,6 +137,26 @@ def old_run(tmp_path):
         return run, ["-d", "cpu", "-s", *settings, f"trainer.save_dir={tmp_path / 'saved'}"]
 
     return copy_run
+
+
+@pytest.fixture
+def frozen(digits, own_code):
+    """A function that gives the configuration of a small network whose backbone is frozen."""
+    own_code("net", SMALL_NETWORK)
+
+    def make(changes=None):
+        return digits(
+            {
+                "arch": {"type": "net.small", "freeze": "backbone"},
+                "data_loader.args.batch_size": 150,
+                "optimizer.args.lr": 0.01,
+                "lr_scheduler": None,
+                "trainer.epochs": 2,
+                **(changes or {}),
+            }
+        )
+
+    return make
 
 
 @pytest.fixture

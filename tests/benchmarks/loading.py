@@ -86,7 +86,7 @@ def consume(loader: Any) -> None:
 
 
 class one_core:  # noqa: N801
-    """Within this the process has one core, where the system lets it be said."""
+    """Inside, the process uses one core, if the system can restrict it."""
 
     def __enter__(self) -> None:
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

@@ -6,38 +6,6 @@ import torch
 from tests.conftest import assert_same, last_checkpoint
 
 MESSAGE = "features are computed once"
-SMALL = """
-from collections import OrderedDict
-from torch import nn
-def small(num_classes=10):
-    return nn.Sequential(OrderedDict(
-        conv=nn.Conv2d(1, 8, 3, stride=2), norm=nn.BatchNorm2d(8), act=nn.ReLU(),
-        pool=nn.AdaptiveAvgPool2d(4), flat=nn.Flatten(), head=nn.Linear(128, num_classes)))
-def dropping(num_classes=10):
-    network = small(num_classes)
-    network.flat = nn.Sequential(nn.Flatten(), nn.Dropout())
-    return network
-"""
-
-
-@pytest.fixture
-def frozen(digits, own_code):
-    """A function that gives the configuration of a small network whose backbone is frozen."""
-    own_code("net", SMALL)
-
-    def make(changes=None):
-        return digits(
-            {
-                "arch": {"type": "net.small", "freeze": "backbone"},
-                "data_loader.args.batch_size": 150,
-                "optimizer.args.lr": 0.01,
-                "lr_scheduler": None,
-                "trainer.epochs": 2,
-                **(changes or {}),
-            }
-        )
-
-    return make
 
 
 def test_stored_features_give_the_same_head(frozen, train, capsys):

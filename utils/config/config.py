@@ -24,9 +24,8 @@ class ConfigParser:
         config: the whole configuration
         origin: what to call it in messages, the file's name
         resume: checkpoint to start from
-        continued: True if the run that wrote `resume` goes on, False if a new run starts from its
-            weights
-        trial: True if nothing is to be kept; save_dir is then a new folder even if a run goes on
+        continued: True to resume the run that wrote `resume`, False to start a new one from it
+        trial: True if nothing is kept; save_dir is then a new folder even if a run is resumed
 
     Raises ConfigError, which lists every error.
     """

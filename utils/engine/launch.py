@@ -64,7 +64,7 @@ def is_first_to_say(message: str) -> bool:
     from utils.engine import distributed
 
     try:
-        key = f"said {hashlib.sha256(message.encode()).hexdigest()}"
+        key = f"message {hashlib.sha256(message.encode()).hexdigest()}"
         return distributed.launcher_store().add(key, 1) == 1
     except RuntimeError:  # the launcher is gone
         return True
