@@ -168,6 +168,8 @@ class BaseTrainer(ABC):
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config.save_dir, self.config.config, logged)
+        if ending := self.schedule.find_end():
+            self.logger.warning(ending)
         with self.signals:
             while not self.finished():
                 log = self._run_epoch(self.epoch)

@@ -3,7 +3,13 @@ from collections.abc import Callable
 from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LRScheduler,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+)
 
 from base.monitor import Monitor
 from utils.errors import UserError
@@ -22,6 +28,7 @@ class Schedule:
         self.spec, self.build, self.interval = spec, build, step_interval(spec)
         self.scheduler: LRScheduler | None = None
         self.watched: str | None = None
+        self.steps = 0  # that the run takes, in `interval`s
 
     def start(
         self, optimizer: Optimizer, epochs: int, steps_per_epoch: int, monitor: Monitor
@@ -35,7 +42,7 @@ class Schedule:
         steps = epochs * (steps_per_epoch if self.interval == "step" else 1)
         length = {} if "steps_per_epoch" in arguments else {"total_steps": steps}
         scheduler = self.build(optimizer=optimizer, **length)
-        self.scheduler, self.watched = scheduler, None
+        self.scheduler, self.watched, self.steps = scheduler, None, steps
         if isinstance(scheduler, ReduceLROnPlateau):
             if self.interval == "step":
                 raise UserError(
@@ -56,6 +63,24 @@ class Schedule:
     def after_epoch(self, log: dict[str, float]) -> None:
         watched = () if self.watched is None else (log.get(self.watched, log["loss"]),)
         self._step("epoch", *watched)
+
+    def find_end(self) -> str | None:
+        """A sentence about a schedule that is over before the run is, or None.
+
+        A run that was made longer on resume reaches that point, or a config that counts epochs
+        where steps are meant.
+        """
+        ends = {OneCycleLR: ("total_steps", "stays where it is"),
+                PolynomialLR: ("total_iters", "is 0"),
+                CosineAnnealingLR: ("T_max", "rises again")}  # fmt: skip
+        for cls, (key, then) in ends.items():
+            if isinstance(self.scheduler, cls) and getattr(self.scheduler, key) < self.steps:
+                return (
+                    f"lr_scheduler: {cls.__name__} ends after {getattr(self.scheduler, key):,} of "
+                    f"{self.steps:,} {self.interval}s; from there on the learning rate {then}. For "
+                    "a longer schedule start a new run from the weights: -r PATH -c FILE"
+                )
+        return None
 
     def state_dict(self) -> dict | None:
         return None if self.scheduler is None else self.scheduler.state_dict()

@@ -1,5 +1,6 @@
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -7,12 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from base.monitor import Monitor
-from base.samples import Batch
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
+from model.batch_norm import batch_norms, count_anew
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
 from model.weights import read_weights
@@ -30,7 +30,6 @@ from utils.engine.engine import unwrap
 from utils.errors import CheckpointError, RunError, UserError
 from utils.files import atomic_write
 
-BATCHES = 20  # of training data: for batch norms after a cut, and for gradients before one
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
 
 
@@ -161,7 +160,8 @@ class PruneTrainer(Trainer):
         self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network))
-        update_bn((self.engine.to_device(data) for data, _ in self._some_batches()), network)
+        forward = partial(self.engine.forward, network)
+        count_anew(network, batch_norms(network), forward, self.first_inputs(epoch))
         self.engine.broadcast_buffers(network)
         before = self._accuracy(network)
         self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}
@@ -175,7 +175,7 @@ class PruneTrainer(Trainer):
         network.eval()
         network.zero_grad(set_to_none=True)
         if self.pruner.needs_gradients:
-            for data, target in map(self.engine.to_device, self._some_batches()):
+            for data, target in map(self.engine.to_device, self.first_batches(self.epoch)):
                 self.loss(self.engine.forward(network, data), target).backward()
             for parameter in network.parameters():
                 if parameter.grad is not None:
@@ -300,10 +300,6 @@ class PruneTrainer(Trainer):
         if now < original - drop:
             self.logger.info(f"step {self.stage}: accuracy {now:.4f} is {lost}; it is not kept")
         return now >= original - drop
-
-    def _some_batches(self) -> Iterator[Batch]:
-        first, count = (self.epoch - 1) * self.len_epoch, min(BATCHES, self.len_epoch)
-        return islice(self.data_loader.batches(first), count)
 
     def state_dict(self) -> dict:
         state = super().state_dict()

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from trainer.decisions import class_number
 
 KEPT = 200  # mistakes
 
@@ -85,10 +85,7 @@ class Predictions:
 
         Raises UserError if there is no such class.
         """
-        if name not in self.classes:
-            known = ", ".join(self.classes)
-            raise UserError(f'inspection.target: "{name}" is not one of the classes {known}')
-        number = self.classes.index(name)
+        number = class_number(name, self.classes)
         return self.probabilities[:, number], self.targets == number
 
     def confusion(self) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
-from itertools import islice
 from pathlib import Path
 
 from torch import nn
@@ -9,11 +8,13 @@ from base import BaseDataLoader
 from logger.logger import setup_logging
 from model.weights import load_weights, read_weights
 from tester.predictions import Predictions
+from trainer.agreement import check_agreement
 from trainer.build import build_loader, build_network, create_engine, seed_and_warn
 from trainer.evaluate import Metric, evaluate, progress
+from trainer.rehearsal import rehearse
 from utils import checkpoint
 from utils.config.config import ConfigParser
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError
 
 
@@ -26,27 +27,22 @@ class Test:
         split: the samples to test on: "test", "val" or "train"
         threads: threads that run a file in another format; 0 for all
 
-    Raises UserError if the data has another number of classes than the network.
+    Raises UserError if network, loss, metrics and data do not fit each other.
     """
 
     def __init__(self, config: ConfigParser, device: str | None, split: str, threads: int):
         setup_logging()
         self.config, self.split, self.threads = config, split, threads
         self.loader, self.trained = build_eval_loader(config, split), trained_state(config)
-        known, present = self.trained["classes"], self.loader.classes
-        if known is not None and present is not None and len(known) != len(present):
-            raise UserError(
-                f"{config.resume} has {len(known)} classes ({_shorten(known)}), "
-                f"the data has {len(present)} ({_shorten(present)})"
-            )
         self.engine = build_engine(config, device)
         self.model = self.engine.prepare(build_trained_network(config, threads))
         self.criterion = self.engine.to_device(config.init_obj("loss"))
         self.metrics = self.engine.to_device(config.init_obj("metrics"))
+        network, loss, metrics = unwrap(self.model), self.criterion, self.metrics
+        rehearse(network, self.loader, loss, metrics, self.engine, training=False)
 
     def check(self) -> None:
-        """Test one batch, and write nothing."""
-        evaluate(self.model, islice(self.loader, 1), self.criterion, self.metrics, self.engine)
+        """Says that everything is built, and was tried on a batch; writes nothing."""
         self.config.get_logger("test").info("check passed")
 
     def predict(
@@ -55,7 +51,8 @@ class Test:
         """The predictions for a loader's samples, and the loss and `metrics` over them."""
         predictions = Predictions(self.trained["classes"], loader.classes)
         batches, add = progress(loader, title), predictions.add
-        values = evaluate(self.model, batches, self.criterion, metrics, self.engine, add)
+        classes, engine = loader.classes, self.engine
+        values = evaluate(self.model, batches, self.criterion, metrics, engine, add, classes)
         return predictions, values
 
     def measure_speed(self) -> dict | None:
@@ -84,7 +81,10 @@ def trained_state(config: ConfigParser) -> dict:
 
 
 def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
-    """The loader of "test", "val" or "train", not shuffled or augmented. Raises UserError."""
+    """The loader of "test", "val" or "train", not shuffled or augmented.
+
+    Raises UserError if there are no such samples, or if they are not for the trained network.
+    """
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
     loader = build_loader(config, own, split) if own else None
     if loader is None:
@@ -92,6 +92,8 @@ def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
         loader = training.split_validation() if split == "val" else training.for_subset(split)
     if loader is None:
         raise UserError("there is no validation data: set data_loader.args.validation_split")
+    for line in check_agreement(str(config.resume), checkpoint.load(config.resume), loader):
+        config.get_logger("test").warning(line)
     return loader
 
 
@@ -107,7 +109,3 @@ def build_trained_network(config: ConfigParser, threads: int = 1) -> nn.Module:
     network = build_network(config, state["classes"], state["input"]["shape"])
     load_weights(network, read_weights(path), str(path), new_head=False)
     return network.eval()
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"

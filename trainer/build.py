@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from base import BaseDataLoader
 from model.structure import resize
 from model.weights import load_weights, read_weights, take_channels, torchvision_weights
+from trainer.agreement import check_agreement, rows_by_name
+from trainer.rehearsal import shorten
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.engine import distributed
 from utils.engine.engine import Engine
+from utils.errors import UserError
 from utils.versions import versions
 
 
@@ -60,6 +63,13 @@ def build_loaders(config: ConfigParser) -> tuple[BaseDataLoader, BaseDataLoader 
     valid_data_loader = build_loader(config, "valid_data_loader", "val")
     valid_data_loader = valid_data_loader or data_loader.split_validation()
     loaders = [loader for loader in (data_loader, valid_data_loader) if loader is not None]
+    if valid_data_loader is not None:
+        classes, others = data_loader.classes, valid_data_loader.classes
+        if None not in (classes, others) and classes != others:
+            raise UserError(
+                f"valid_data_loader: its classes are {shorten(others)}, those of data_loader "
+                f"{shorten(classes)}"
+            )
     with distributed.local_main_first():  # one process of a machine downloads and fills caches
         for line in dict.fromkeys(line for loader in loaders for line in loader.check()):
             config.get_logger("data").info(line)
@@ -88,9 +98,18 @@ def build_model(
     """The network to train, on the engine's device.
 
     A new run starts with the weights of -r PATH or arch.weights; a head of another size starts
-    fresh, unless `new_head` forbids it.
+    fresh, one for the same classes in another order is sorted. With `new_head` False, and in a
+    resumed run, the data must have the checkpoint's classes.
     """
-    network = build_network(config, data_loader.classes, data_loader.input["shape"])
+    logger, rows, classes = config.get_logger("start"), None, data_loader.classes
+    if config.resume is not None:
+        state = checkpoint.load(config.resume)
+        if config.continued or not new_head:
+            for line in check_agreement(str(config.resume), state, data_loader):
+                logger.warning(line)
+        else:
+            rows = rows_by_name(state.get("classes"), classes)  # noqa: F841
+    network = build_network(config, classes, data_loader.input["shape"])
     name = config.option("arch", "weights")
     if not config.continued and (config.resume is not None or name is not None):
         if config.resume is not None:
@@ -102,7 +121,7 @@ def build_model(
             weights = torchvision_weights(config["arch"]["type"], name)
         fresh = load_weights(network, weights, origin, new_head)
         note = f"; starting fresh, as its size differs: {', '.join(fresh)}" if fresh else ""
-        config.get_logger("start").info(f"weights of {origin}{note}")
+        logger.info(f"weights of {origin}{note}")
     return network.to(engine.device)
 
 

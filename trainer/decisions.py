@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from utils.errors import UserError
+
 
 def choose_threshold(probability: np.ndarray, max_escape: float) -> float:
     """The largest threshold that misses at most a share `max_escape` of the target class.
@@ -23,3 +25,11 @@ def rates(called: np.ndarray, is_target: np.ndarray) -> dict[str, float | None]:
     """
     wrong = {"escape": ~called[is_target], "overkill": called[~is_target]}
     return {name: float(part.mean()) if len(part) else None for name, part in wrong.items()}
+
+
+def class_number(target: str, classes: list[str]) -> int:
+    """The number of the class that must not be missed. Raises UserError if there is no such one."""
+    if target not in classes:
+        known = ", ".join(classes)
+        raise UserError(f'inspection.target: "{target}" is not one of the classes {known}')
+    return classes.index(target)

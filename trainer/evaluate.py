@@ -28,17 +28,18 @@ def evaluate(
     metrics: dict[str, Metric],
     engine: Engine,
     each_batch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    classes: list[str] | None = None,
 ) -> dict[str, float]:
     """Loss and metrics of `model`, exact over all samples: each batch counts by its size.
 
     On all processes: each evaluates its share, and the result is that of all samples. Calls
     `each_batch(data, target, output)` for what else is wanted of a batch. The model keeps its mode
-    (train or eval). Returns "loss" and one number per metric.
+    (train or eval). Returns "loss" and the metrics' numbers, see `Meters`.
     """
     model = unwrap_ddp(model)
     was_training = model.training
     model.eval()
-    meters = Meters(metrics, engine.device)
+    meters = Meters(metrics, engine.device, classes)
     try:
         for data, target in map(engine.to_device, batches):
             output = engine.forward(model, data)
@@ -61,9 +62,16 @@ class Meters:
         metrics: name -> function of (output, target) that returns the mean over the batch, weighted
             here by the batch's size; or a torchmetrics object, for what is not a mean
         device: where to keep the sums
+        classes: their names, for metrics that give one number per class: recall_NG, recall_OK
     """
 
-    def __init__(self, metrics: dict[str, Metric], device: torch.device):
+    def __init__(
+        self,
+        metrics: dict[str, Metric],
+        device: torch.device,
+        classes: list[str] | None = None,
+    ):
+        self.classes = classes
         # Copies, so that training and validation do not share counts.
         self.objects = {k: copy.deepcopy(m) for k, m in metrics.items() if isinstance(m, nn.Module)}
         self.functions = {name: m for name, m in metrics.items() if name not in self.objects}
@@ -116,20 +124,30 @@ class Meters:
         return distributed.all_reduce_sum(torch.stack([count, *self.sums.values()])).tolist()
 
     def result(self) -> dict[str, float]:
-        """The loss, then the metrics in their order.
+        """The loss, then the metrics in their order; one number each, or one per class.
 
-        Raises UserError if nothing was counted, or if a metric is not one number.
+        Raises UserError if nothing was counted, or if a metric gives another number of numbers.
         """
         count, *sums = self._totals()
         if count == 0:
             raise UserError("there are no samples to evaluate")
         values = {name: total / count for name, total in zip(self.sums, sums, strict=True)}
-        for name, metric in self.objects.items():
-            value = metric.compute()
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                raise UserError(f'metrics: {name} gives more than one number; set its "average"')
-            values[name] = value.item()
-        return {name: values[name] for name in self.names}
+        values |= {name: metric.compute() for name, metric in self.objects.items()}
+        return {k: v for name in self.names for k, v in self._named(name, values[name]).items()}
+
+    def _named(self, name: str, value: Tensor | float) -> dict[str, float]:
+        if isinstance(value, float):
+            return {name: value}
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return {name: value.item()}
+        if isinstance(value, Tensor) and value.ndim == 1:
+            classes = self.classes or [str(number) for number in range(len(value))]
+            if len(classes) == len(value):
+                return {f"{name}_{c}": v for c, v in zip(classes, value.tolist(), strict=True)}
+        raise UserError(
+            f"metrics: {name} should give one number, or one for each class; it may have an "
+            'argument "average"'
+        )
 
     def state_dict(self) -> dict:
         count, *sums = self._totals()

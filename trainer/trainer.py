@@ -1,26 +1,32 @@
-import copy
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
-from base import BaseTrainer
+from base import BaseDataLoader, BaseTrainer
 from base.samples import Batch
 from logger.files import aligned
+from model.batch_norm import batch_norms, count_anew, unsettled
 from model.freezing import set_training_mode
 from model.heads import Output, auxiliary_outputs, main_output
 from model.summary import summary
+from trainer.decisions import class_number
+from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, first_samples, reusable_tail, with_features
+from trainer.rehearsal import input_and_target, rehearse
+from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
 from utils.engine.engine import unwrap
-from utils.errors import UserError
 
 AUXILIARY_WEIGHT = 0.3
+STATISTICS_BATCHES = 20  # of training data, for what is computed from a sample of it
 SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, if there is no terminal for a bar
 
 
@@ -45,19 +51,38 @@ class Trainer(BaseTrainer):
     ):
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
         self.reuse_features = reuse_features
+        self.doubts: dict[int, list[str]] = {}  # about the validation of each epoch
         self.tail: str | None = None  # the part of the network that trains on stored features
         super().__init__(*args, **kwargs)
         self.log_interval = max(1, self.len_epoch // 10)
         self._last_line = time.monotonic()
         self._stream: Iterator[Batch] | None = None
-        self.meters = Meters(self.metrics, self.engine.device)
+        self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
+
+    def set_model(self, model: nn.Module, optimizer: Optimizer) -> None:
+        # batch norms' statistics as training goes on with them, while evaluation uses others
+        self.running_statistics: dict[str, Tensor] = {}
+        super().set_model(model, optimizer)
 
     def steps_per_epoch(self) -> int:
         return -(-self.len_epoch // self.grad_accum_steps)
 
     def train(self) -> dict[str, float]:
         self.rehearse()
-        return super().train()
+        log = super().train()
+        for doubt in self.last_doubts():
+            self.logger.warning(doubt)
+        return log
+
+    def last_doubts(self) -> list[str]:
+        """What is suspicious about the answers of the best epoch, or of the last one."""
+        last = self.epoch - 1
+        epoch = self.monitor.best_epoch or last
+        doubts = [f"epoch {epoch}: {doubt}" for doubt in self.doubts.get(epoch, [])]
+        network = unwrap(self.model)
+        if self.tail is None and last in self.doubts and batch_norms(network):
+            doubts += contradiction(network, self.first_batches(last), self.engine)
+        return doubts
 
     def check(self) -> None:
         self.reuse_features = False  # that would take all samples
@@ -77,9 +102,11 @@ class Trainer(BaseTrainer):
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         if self.reuse_features and self.tail is None:
             self._store_features()
+        unwrap(self.evaluated_model).load_state_dict(self.running_statistics, strict=False)
+        self.running_statistics = {}
         set_training_mode(self.model)
         if self.step == 0:
-            self.meters = Meters(self.metrics, self.engine.device)
+            self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
         start_time, start_count = time.perf_counter(), self.meters.count
         with self._bar(epoch) as bar:
             for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
@@ -98,6 +125,7 @@ class Trainer(BaseTrainer):
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, data)
         log = self.meters.result()
+        self._settle_statistics(epoch)
         count = sum(distributed.all_gather(self.meters.count - start_count))
         if count:  # none if the epoch was complete before a resume
             log["samples_per_second"] = count / (time.perf_counter() - start_time)
@@ -107,7 +135,31 @@ class Trainer(BaseTrainer):
         if self.valid_data_loader is None:
             return {}
         batches = self._until_stopped(self.valid_data_loader)
-        return evaluate(self.evaluated_model, batches, self.criterion, self.metrics, self.engine)
+        model, answers, classes = self.evaluated_model, Answers(), self.data_loader.classes
+        log = evaluate(
+            model, batches, self.criterion, self.metrics, self.engine, answers.add, classes
+        )
+        self.doubts[epoch] = find_doubts(answers.confusion(), classes)
+        return log
+
+    def _settle_statistics(self, epoch: int) -> None:
+        """For evaluation, compute batch norms' statistics anew that still hold old values."""
+        network, updates = unwrap(self.model), (epoch - 1) * self.len_epoch + self.step
+        if names := unsettled(network, updates):
+            self.engine.broadcast_buffers(network, self.ema)
+            network = unwrap(self.evaluated_model)
+            forward, inputs = partial(self.engine.forward, network), self.first_inputs(epoch)
+            self.running_statistics = count_anew(network, names, forward, inputs)
+
+    def first_inputs(self, epoch: int) -> Iterator[Tensor]:
+        """The inputs of the epoch's first training batches, at most 20."""
+        return (data for data, _ in map(self.engine.to_device, self.first_batches(epoch)))
+
+    def first_batches(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's first training batches, at most 20."""
+        self._stream = None  # workers serve one stream at a time
+        count = min(STATISTICS_BATCHES, self.len_epoch)
+        return islice(self.data_loader.batches((epoch - 1) * self.len_epoch), count)
 
     def _rest_of_epoch(self, epoch: int) -> Iterator[Batch]:
         # One stream for all epochs: workers prepare the next batches while the validation runs.
@@ -157,30 +209,23 @@ class Trainer(BaseTrainer):
             yield from islice(batches, 1)
 
     def rehearse(self) -> None:
-        """Log the layers, and try network, loss and metrics on two samples.
+        """Log the layers, and try a training step and an evaluation; see `trainer.rehearsal`.
 
-        Raises UserError if they do not fit each other.
+        Raises UserError if network, loss, metrics and data do not fit each other.
         """
-        batch = self.engine.to_device(first_samples(self.data_loader, 2))
-        is_pair = isinstance(batch, list | tuple) and len(batch) == 2
-        if not (is_pair and isinstance(batch[0], Tensor)):
-            raise UserError(
-                "data_loader: Trainer needs pairs (input, target) of tensors or numbers"
-            )
-        data, target = batch
-        network, classes = unwrap(self.model), self.data_loader.classes or []
-        rows, output = summary(network, data)
+        if self.config.continued:
+            self._check_resumable(checkpoint.load(self.config.resume))
+        network = unwrap(self.model)
+        data, _ = input_and_target(self.engine.to_device(first_samples(self.data_loader, 2)))
+        rows, _ = summary(network, data)
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
-        if output.ndim == 2 and output.shape[1] < len(classes):
-            counts = f"{output.shape[1]} outputs, but there are {len(classes)} classes"
-            raise UserError(f"arch: the network gives {counts}")
-        for name, function in {"loss": self.criterion, **self.metrics}.items():
-            try:
-                copy.deepcopy(function)(output, target)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                parts = f"output ({_describe(output)}) and the targets ({_describe(target)})"
-                raise UserError(f"{name} does not fit the network's {parts}: {reason}") from error
+        target = self.config.option("inspection", "target")
+        if target is not None and self.data_loader.classes is not None:
+            class_number(target, self.data_loader.classes)
+        rehearse(network, self.data_loader, self.loss, self.metrics, self.engine, training=True)
+        valid, criterion = self.valid_data_loader, self.criterion
+        if isinstance(valid, BaseDataLoader):
+            rehearse(network, valid, criterion, self.metrics, self.engine, training=False)
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""
@@ -206,17 +251,13 @@ class Trainer(BaseTrainer):
     def state_dict(self) -> dict:
         state = super().state_dict()
         state["trainer"]["meters"] = self.meters.state_dict() if self.step else None
+        state["trainer"]["running_statistics"] = self.running_statistics
         return state
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._stream = None
-        self.meters = Meters(self.metrics, self.engine.device)
+        self.running_statistics = state["trainer"].get("running_statistics", {})
+        self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
         if counts := state["trainer"].get("meters"):
             self.meters.load_state_dict(counts)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{'x'.join(map(str, value.shape))} {value.dtype}"
-    return type(value).__name__

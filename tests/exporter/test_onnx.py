@@ -200,8 +200,8 @@ def test_wrong_number_of_classes_is_reported(exported, foreign, digits, tmp_path
     loader = "tests.exporter.test_onnx.ThreeDigitsLoader"
     file.write_text(json.dumps(digits({"data_loader.type": loader})))
     error = error_of(capsys, "-r", exported / "model.onnx", "-c", file)
-    assert "has 10 classes" in error
-    assert "the data has 3 (0, 1, 2)" in error
+    assert "the data's classes are 0, 1, 2, those of" in error
+    assert "0, 1, 2, 3, 4, ... 9: 3, 4, 5, 6, 7, ... 9 missing" in error
     error = error_of(capsys, "-r", foreign, "-c", file)
     assert "foreign.onnx has 10 classes, the data has 3" in error
 

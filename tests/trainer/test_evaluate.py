@@ -82,10 +82,19 @@ def test_only_small_outputs_wait_to_be_counted():
     assert len(counted) == 3
 
 
+def test_a_number_per_class_is_called_by_its_class():
+    f1 = F1Score(task="multiclass", num_classes=3, average="none")
+    model = network()
+    arguments = model, BATCHES, F.cross_entropy, {"f1": f1}, Engine("cpu"), None
+    result, numbered = evaluate(*arguments, classes=["a", "b", "c"]), evaluate(*arguments)
+    expected = f1_score(TARGET.numpy(), model.eval()(DATA).argmax(1).numpy(), average=None)
+    assert [result[f"f1_{name}"] for name in "abc"] == pytest.approx(expected.tolist())
+    assert [numbered[f"f1_{number}"] for number in range(3)] == pytest.approx(expected.tolist())
+    with pytest.raises(UserError, match='an argument "average"'):
+        evaluate(*arguments, classes=["a", "b"])
+
+
 def test_values_that_are_not_one_number_are_refused():
-    per_class = {"f1": F1Score(task="multiclass", num_classes=3, average="none")}
-    with pytest.raises(UserError, match='set its "average"'):
-        evaluate(network(), BATCHES, F.cross_entropy, per_class, Engine("cpu"))
     with pytest.raises(UserError, match="one number"):
         evaluate(network(), BATCHES, partial(F.cross_entropy, reduction="none"), {}, Engine("cpu"))
     with pytest.raises(UserError, match="no samples"):

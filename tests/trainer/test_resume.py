@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 import train as train_script
-from tests.conftest import assert_same, build, last_checkpoint, runs, save_images
+from tests.conftest import (
+    SMALL_NETWORK,
+    assert_same,
+    build,
+    last_checkpoint,
+    runs,
+    save_images,
+)
 from utils import checkpoint
 
 ADAM = {}
@@ -29,6 +36,8 @@ PLATEAU = {
     "lr_scheduler": {"type": "ReduceLROnPlateau", "args": {"patience": 0, "threshold": 0.5}},
     "trainer.early_stop": 3,
 }
+NORMS = {"arch": "net.dropping", "metrics": ["accuracy"]}  # statistics that are counted anew
+AVERAGED_NORMS = CYCLE | NORMS
 ITERATIONS = {"trainer.len_epoch": 9, "data_loader.args.drop_last": True}
 SEQUENCE = {
     "optimizer": {"type": "AdamW", "args": {"lr": 0.002}},
@@ -60,10 +69,11 @@ def rows(run):
 
 @pytest.mark.parametrize(
     "changes",
-    [ADAM, CYCLE, PLATEAU, ITERATIONS, SEQUENCE],
-    ids=["adam", "cycle", "plateau", "len", "seq"],
+    [ADAM, CYCLE, PLATEAU, ITERATIONS, SEQUENCE, NORMS, AVERAGED_NORMS],
+    ids=["adam", "cycle", "plateau", "len", "seq", "norms", "averaged-norms"],
 )
-def test_resumed_run_equals_unbroken_run(digits, train, resume, changes):
+def test_resumed_run_equals_unbroken_run(digits, train, resume, own_code, changes):
+    own_code("net", SMALL_NETWORK)
     whole = train(digits(changes), "--epochs", 4)
     half = train(digits(changes), "--epochs", 2)
     resume(half, "-s", "trainer.epochs=4")
@@ -111,13 +121,16 @@ class Stopped(Trainer):
         (13, "train", ADAM, 13),
         (2, "valid", CYCLE, 13),
         (12, "train", ITERATIONS, 3),
+        (16, "train", NORMS, 3),
+        (2, "valid", AVERAGED_NORMS, 13),
     ],
-    ids=["mid", "mid-cycle", "last-batch", "validation", "len"],
+    ids=["mid", "mid-cycle", "last-batch", "validation", "len", "norms", "averaged-norms"],
 )
 def test_run_resumed_after_a_signal_equals_unbroken_run(
     digits, train, resume, own_code, capsys, at, where, changes, step
 ):
     own_code("stopper", STOPPER)
+    own_code("net", SMALL_NETWORK)
     stopped = {**changes, "trainer.type": "stopper.Stopped", "trainer.epochs": 3}
     whole = train(digits(stopped))
     half = train(digits({**stopped, "trainer.at": at, "trainer.where": where}), code=130)
@@ -217,13 +230,36 @@ def test_resuming_an_earlier_checkpoint_sets_the_later_ones_aside(digits, train,
     assert len(rows(run)) == 4
 
 
-def test_schedule_that_has_ended_keeps_its_last_rate(digits, train, resume):
+def test_schedule_that_has_ended_keeps_its_last_rate_and_says_so(digits, train, resume, capsys):
     run = train(
         digits({"lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}}}), "--epochs", 2
     )
+    assert "ends after" not in capsys.readouterr().out
     resume(run, "--epochs", 4)
+    assert "OneCycleLR ends after 26 of 52 steps" in capsys.readouterr().out
     lowest = 0.01 / 25 / 1e4
     assert [float(row["lr"]) for row in rows(run)][2:] == pytest.approx([lowest, lowest])
+
+
+@pytest.mark.parametrize(
+    ("type", "arguments", "message"),
+    [
+        ("PolynomialLR", {"total_iters": 2}, "ends after 2 of 3 epochs; from there on the learning "
+         "rate is 0"),
+        ("CosineAnnealingLR", {"T_max": 2}, "the learning rate rises again"),
+        ("OneCycleLR", {"max_lr": 0.01, "total_steps": 30}, "ends after 30 of 39 steps"),
+        ("PolynomialLR", {"total_iters": 3}, None),
+        ("LinearLR", {"total_iters": 1}, None),
+        ("StepLR", {"step_size": 1}, None),
+    ],
+)  # fmt: skip
+def test_schedule_that_is_over_before_the_run_is_reported(
+    digits, train, capsys, type, arguments, message
+):
+    train(digits({"lr_scheduler": {"type": type, "args": arguments}}), "--epochs", 3)
+    output = capsys.readouterr().out
+    assert (message or "") in output
+    assert (message is not None) == ("ends after" in output)
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, train, resume, capsys):
@@ -236,7 +272,19 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, train, r
     assert_same(comparable(last_checkpoint(run)), comparable(whole))
 
 
-def test_new_run_from_old_weights(digits, train, tmp_path, capsys):
+TWELVE = """
+from data_loader.data_loaders import DigitsDataLoader
+class Twelve(DigitsDataLoader):
+    "Two more classes, without samples."
+    def build_dataset(self, subset, augment):
+        data = super().build_dataset(subset, augment)
+        data.classes = [*data.classes, "ten", "eleven"]
+        return data
+"""
+
+
+def test_new_run_from_old_weights(digits, train, own_code, capsys):
+    own_code("twelve", TWELVE)
     old = train(digits({"trainer.ema_decay": 0.9}))
     new = digits({"optimizer.args.lr": 1e-9, "trainer.epochs": 1})
     run = train(new, "-r", old)
@@ -245,7 +293,14 @@ def test_new_run_from_old_weights(digits, train, tmp_path, capsys):
         torch.testing.assert_close(tensor, weights[name])
     assert f"weights of {old}" in capsys.readouterr().out
     run = train(
-        digits({"arch.args.num_classes": 12, "optimizer.args.lr": 1e-9, "trainer.epochs": 1}),
+        digits(
+            {
+                "arch": "LeNet",
+                "data_loader.type": "twelve.Twelve",
+                "optimizer.args.lr": 1e-9,
+                "trainer.epochs": 1,
+            }
+        ),
         "-r",
         old,
     )

@@ -20,7 +20,7 @@ from utils.config.lookup import Source
 from utils.files import ROOT
 
 LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
-HELPERS = ("freezing.py", "heads.py", "structure.py", "summary.py", "weights.py")
+HELPERS = ("batch_norm.py", "freezing.py", "heads.py", "structure.py", "summary.py", "weights.py")
 NOT_NETWORKS = (
     "loss.py",
     "metric.py",
