@@ -14,7 +14,6 @@ from torchvision.datasets import ImageFolder
 
 from data_loader.files import find_files
 from data_loader.image_folder import ImageFolderDataLoader
-from tester.predict import find_images
 from tests.conftest import save_images
 from utils.config.config import ConfigParser
 from utils.config.resolve import adopt_network
@@ -209,7 +208,7 @@ def test_no_folder_is_read_twice(folder, kind):
     LINKS[kind](folder / "train")
     assert names(image_loader(folder), folder) == expected
     for place, count in ((folder / "train", 9), (folder, 27), (folder / "train" / "A", 3)):
-        ours = [os.path.realpath(path) for path in find_images([str(place)])]
+        ours = [os.path.realpath(path) for path in find_files(place).images]
         assert (
             len(ours) == len(set(ours)) == (7 if kind == "another class" and count == 3 else count)
         )
@@ -261,7 +260,7 @@ def test_folders_that_systems_make_are_left_out_and_said(folder, place):
     assert (loader.classes, names(loader, folder)) == expected
     said = [line for line in loader.check() if "folders left out" in line]
     assert [line.split()[0] for line in said] == ([] if place == "." else [str(len(JUNK))])
-    assert len(list(find_images([str(folder)]))) == 27
+    assert len(find_files(folder).images) == 27
 
 
 def test_empty_folders_are_no_classes_and_are_said(folder):
@@ -322,7 +321,7 @@ def test_masks_beside_their_images_are_refused(folder, mask):
     with pytest.raises(UserError, match=r"4 of 5 images have partners .*move those"):
         len(image_loader(folder).dataset)
     with pytest.raises(UserError, match="4 of 5 images have partners"):
-        list(find_images([str(folder)]))
+        find_files(folder)
 
 
 def test_a_single_partner_is_said(folder):
@@ -332,14 +331,6 @@ def test_a_single_partner_is_said(folder):
     lines = [line for line in image_loader(folder).check() if "partners" in line]
     assert [line.partition(" images")[0] for line in lines] == ["2", "2"]
     assert str(folder / "train" / "B" / "0.gif") in lines[0]
-
-
-def test_predictions_follow_the_same_rule(folder):
-    ours = [str(path) for path in find_images([str(folder / "train")])]
-    assert ours == image_loader(folder).paths
-    assert find_files(folder).images == [str(path) for path in find_images([str(folder)])]
-    single = folder / "train" / "A" / "0.png"
-    assert list(find_images([str(single)])) == [single]
 
 
 # --- names that are not UTF-8 ----------------------------------------------------------------
