@@ -24,15 +24,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_loader.images import BadImage, image_suffixes
+from data_loader.files import File
+from data_loader.images import BadImage
 from utils.engine.launch import cores
 from utils.errors import UserError
-from utils.files import atomic_write, write_text
+from utils.files import atomic_write, printable, write_text
 
 VERSION = 2  # of how images are read and stored; a change makes old cache files stale
 SHARE = 4  # "auto" takes at most a quarter of the free memory
 Cache = Literal["ram", "disk", "auto"] | None
-File = tuple[str, int]  # path and class number
 Reader = functools.partial[Tensor]  # of read_image
 
 
@@ -41,34 +41,42 @@ class Contents:
     """The readable images of one folder, and what is wrong with the other files.
 
     Attributes:
-        paths: the files
-        targets: their class numbers
+        files: the files
         digests: one per image, equal for equal pixels
         counts: how often each of the 256 values occurs in each channel (C, 256)
         images: the decoded images, uint8 (C, H, W), if they are kept
         read: reads a file, for images that are not kept
         bad: a line per file that cannot be read
         ignored: files whose names are not those of images
-        note: where the decoded images are kept, if the user should know
+        notes: what the user should know besides
     """
 
-    paths: list[str]
-    targets: list[int]
+    files: list[File]
     digests: list[str]
     counts: np.ndarray
     images: Sequence[Tensor] | None
     read: Reader
     bad: list[str]
     ignored: list[str]
-    note: str
+    notes: list[str]
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """The files' paths, to be shown."""
+        return [printable(file.path) for file in self.files]
+
+    @functools.cached_property
+    def targets(self) -> list[int]:
+        """The files' class numbers."""
+        return [file.target for file in self.files]
 
     def image(self, index: int) -> Tensor:
         """An image, uint8 (C, H, W)."""
-        return self.read(self.paths[index]) if self.images is None else self.images[index]
+        return self.read(self.files[index].path) if self.images is None else self.images[index]
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Of each channel, over all pixels scaled to 0..1; std is 1 for a constant channel."""
-        if not self.paths:
+        if not self.files:
             raise UserError('there are no training images for normalize "data"')
         values, shares = np.arange(256) / 255, self.counts / self.counts.sum(axis=1, keepdims=True)
         mean = shares @ values
@@ -76,19 +84,26 @@ class Contents:
         return mean.tolist(), np.where(std > 0, std, 1).tolist()
 
 
-def read_all(files: list[File], read: Reader, cache: Cache, folder: Path, subset: str) -> Contents:
+def read_all(
+    files: list[File],
+    ignored: list[str],
+    notes: list[str],
+    read: Reader,
+    cache: Cache,
+    folder: Path,
+    subset: str,
+) -> Contents:
     """Decode the image files of a subset in threads, or take them from the cache.
 
     Args:
-        files: all files of the subset
+        files: the image files of the subset
+        ignored: its other files
+        notes: what the user should know of them
         read: decodes a file to uint8 (C, H, W); raises BadImage
         cache: where the decoded images are kept, see `cache.keep`
         folder: of all subsets; the cache is beside it
         subset: "train", "val" or "test"
     """
-    suffixes = image_suffixes()
-    ignored = [path for path, _ in files if os.path.splitext(path)[1].lower() not in suffixes]
-    files = [file for file in files if os.path.splitext(file[0])[1].lower() in suffixes]
     stem = cache_stem(folder, subset, files, *read.keywords.values())
     if cache in ("disk", "auto") and (stored := load(stem)):
         (images, index), note = stored, ""
@@ -96,9 +111,9 @@ def read_all(files: list[File], read: Reader, cache: Cache, folder: Path, subset
         # files by number, as the folder may be moved
         index = {"files": [], "digests": [], "counts": 0, "bad": []}
         images, note = keep(_decode(files, read, index), cache, stem, index)
-    paths, targets = ([files[number][part] for number in index["files"]] for part in (0, 1))
     digests, counts, bad = index["digests"], np.asarray(index["counts"]), index["bad"]
-    return Contents(paths, targets, digests, counts, images, read, bad, ignored, note)
+    files, notes = [files[number] for number in index["files"]], [*notes, *[note] * bool(note)]
+    return Contents(files, digests, counts, images, read, bad, ignored, notes)
 
 
 def _decode(files: list[File], read: Reader, index: dict) -> Iterator[Tensor]:
@@ -106,7 +121,7 @@ def _decode(files: list[File], read: Reader, index: dict) -> Iterator[Tensor]:
 
     def examine(file: File) -> tuple[Tensor, str, np.ndarray] | BadImage:
         try:
-            image = read(file[0])
+            image = read(file.path)
         except BadImage as error:
             return error
         pixels = image.permute(1, 2, 0).numpy()
@@ -233,12 +248,20 @@ def cache_stem(folder: Path, subset: str, files: list[File], *settings: int | No
     Its name changes with the names, sizes and times of the files, and with the settings of reading.
     """
     digest = hashlib.blake2b(repr((VERSION, settings)).encode(), digest_size=8)
-    for path, target in files:
-        stat = os.stat(path)
-        row = os.path.relpath(path, folder), target, stat.st_size, stat.st_mtime_ns
+    for file in files:
+        row = file.name, file.target, *stamp(file.path)
         digest.update(repr(row).encode())
     folder = folder.resolve()
     return folder.with_name(f"{folder.name}.cache") / f"{subset}-{digest.hexdigest()}"
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size in bytes and time of the last change (ns) of a file; (-1, -1) if there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def free_memory() -> int:

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Sequence
 
 from data_loader.cache import Contents
+from data_loader.files import some
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
@@ -17,21 +18,23 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
         totals = collections.Counter(contents.targets)
         counts = {name: totals[number] for number, name in enumerate(classes)}
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
-        lines.append(f"{subset}: {len(contents.paths)} images ({listing})")
+        lines.append(f"{subset}: {len(contents.files)} images ({listing})")
         if missing := [name for name, count in counts.items() if count == 0]:
             lines.append(f"{subset} has no images of {', '.join(missing)}")
         present = [name for name in counts if counts[name]]
         if subset == "train" and present:
             most, least = max(present, key=counts.get), min(present, key=counts.get)
             if counts[most] > IMBALANCE * counts[least]:
-                rare = f"{counts[least]} of {least}"
-                lines.append(f"train has {counts[most]} images of {most} and {rare}; {ADVICE}")
+                two = f"{counts[most]} are of {most} and {counts[least]} of {least}"
+                lines.append(f"of {len(contents.files)} training images {two}; {ADVICE}")
+    if len(classes) == 1:
+        lines.append(f"there is only one class ({classes[0]}), so there is nothing to learn")
     # The subsets may be parts of one folder: say everything once.
-    lines += dict.fromkeys(contents.note for contents in subsets.values() if contents.note)
-    ignored = dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)
+    lines += dict.fromkeys(note for contents in subsets.values() for note in contents.notes)
+    ignored = [*dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)]
     if ignored:
-        some = ", ".join([*list(ignored)[:5], *(["..."] if len(ignored) > 5 else [])])
-        lines += [f"{len(ignored)} files ignored, as their names are not those of images: {some}"]
+        reason = f"ignored, as their names are not those of images: {some(ignored)}"
+        lines.append(f"{len(ignored)} files {reason}")
     bad = dict.fromkeys(line for contents in subsets.values() for line in contents.bad)
     return [*lines, *(f"left out: {line}" for line in bad), *_copies(subsets, classes)]
 

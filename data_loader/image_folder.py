@@ -1,5 +1,4 @@
 import functools
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,15 +8,13 @@ import torch
 from torch import Tensor
 
 from base import BaseDataLoader, BaseDataset
-from data_loader.cache import Cache, Contents, File, Reader, read_all
+from data_loader.cache import Cache, Contents, Reader, read_all
 from data_loader.checks import check_images
+from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
 from utils.config.hints import PositiveInt, Share
-from utils.engine.randomness import derive_seed
 from utils.errors import UserError
-
-SUBSETS = ("train", "val", "test")
 
 
 class ImageFolderDataLoader(BaseDataLoader):
@@ -27,7 +24,8 @@ class ImageFolderDataLoader(BaseDataLoader):
     read once at the start, so that a damaged one is found before the training.
 
     Args:
-        data_dir: folder that contains train, val and test (optional) or, with `split`, the classes
+        data_dir: folder that contains train, val and test (optional; valid, validation, training
+            and testing mean the same) or, with `split`, the classes
         image_size: pixels to resize images to: of a side, or [height, width]
         channels: 3 for colour, 1 for grey
         split: shares of training, validation, test, [0.8, 0.1, 0.1], if data_dir contains classes.
@@ -40,6 +38,8 @@ class ImageFolderDataLoader(BaseDataLoader):
         cache: where to keep decoded images: "ram", "disk", "auto", or null to decode in each epoch.
             "disk" is the folder data_dir.cache, for later runs, too; "auto" uses memory if a
             quarter of what is free is enough, else the disk. The batches are the same with each
+        classes: names of the classes in the order of the network's outputs; null for those of the
+            folders with training images, sorted. With a checkpoint its classes, unless set here
     """
 
     def __init__(
@@ -55,29 +55,30 @@ class ImageFolderDataLoader(BaseDataLoader):
         balance: Literal["sampler", "loss"] | None = None,
         on_bad_file: Literal["skip", "stop"] = "skip",
         cache: Cache = "auto",
+        classes: list[str] | None = None,
         **kwargs: Any,
     ):
         if split is not None and abs(sum(split) - 1) > 1e-6:
             raise UserError(f"data_loader.args.split: the shares {list(split)} must add up to 1")
-        self.folder = Path(data_dir)
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        self.channels, self.split, self.transforms, self.cache = channels, split, transforms, cache
+        self.channels, self.transforms, self.cache = channels, transforms, cache
         self.balance, self.on_bad_file = balance, on_bad_file
         if normalize != "data":
             self.normalisation = given_normalisation(normalize, channels)
-        # by subset; shared with the other subsets' loaders
-        self._contents: dict[str, Contents] = {}
         super().__init__(**kwargs)
+        # shared with the other subsets' loaders
+        self.folder = DataFolder(Path(data_dir), split, classes, self.settings["seed"])
+        self._contents: dict[str, Contents] = {}
 
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
         balanced = augment and self.balance == "sampler"
-        return ImageFiles(contents, self.class_names, self._pipeline(augment), balanced)
+        return ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
 
     @property
     def has_validation(self) -> bool:
-        own, cut = self._has("val"), super().has_validation
+        own, cut = "val" in self.folder.subsets, super().has_validation
         if own and cut:
             raise UserError("data_loader.args.validation_split must be 0: there is a val part")
         return own or cut
@@ -88,7 +89,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         if self.balance != "loss":
             return None
         targets = np.asarray(self.samples.targets)[self.dataset.indices]
-        counts = np.bincount(targets, minlength=len(self.class_names))
+        counts = np.bincount(targets, minlength=len(self.folder.classes))
         return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
 
     @functools.cached_property
@@ -104,27 +105,19 @@ class ImageFolderDataLoader(BaseDataLoader):
 
     def check(self) -> list[str]:
         """The report on all subsets. Raises UserError for bad files if on_bad_file is "stop"."""
-        present = [subset for subset in SUBSETS if subset == "train" or self._has(subset)]
+        present = [s for s in SUBSETS if s == "train" or s in self.folder.subsets]
         self._stop_at_bad_files([self._read(subset) for subset in present])
         if self.has_validation and "val" not in present:  # cut from the training images
             present.insert(1, "val")
         contents = {subset: self.for_subset(subset).part() for subset in present}
-        return check_images(contents, self.class_names)
+        return check_images(contents, self.folder.classes)
 
     def part(self) -> Contents:
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents
-        indices = self.dataset.indices if whole.paths else []
-        columns = {name: getattr(whole, name) for name in ("paths", "targets", "digests")}
+        indices = self.dataset.indices if whole.files else []
+        columns = {name: getattr(whole, name) for name in ("files", "digests")}
         return replace(whole, **{name: [v[i] for i in indices] for name, v in columns.items()})
-
-    @functools.cached_property
-    def class_names(self) -> list[str]:
-        """Names of the folders of training images, sorted; their places are the class numbers."""
-        folder = self._folder_of("train")
-        if names := _folders(folder):
-            return names
-        raise UserError(f"{folder} contains no folders; it should contain one per class")
 
     @functools.cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -144,8 +137,8 @@ class ImageFolderDataLoader(BaseDataLoader):
 
     def _read(self, subset: str) -> Contents:
         if subset not in self._contents:
-            files = self._files(subset)
-            self._contents[subset] = read_all(files, self.read, self.cache, self.folder, subset)
+            found, folder = self.folder.files(subset), self.folder.folder
+            self._contents[subset] = read_all(*found, self.read, self.cache, folder, subset)
         return self._contents[subset]
 
     def _stop_at_bad_files(self, contents: list[Contents]) -> None:
@@ -153,45 +146,6 @@ class ImageFolderDataLoader(BaseDataLoader):
         if bad and self.on_bad_file == "stop":
             title = "images that cannot be read (data_loader.args.on_bad_file is stop):"
             raise UserError("\n  ".join([title, *bad]))
-
-    def _files(self, subset: str) -> list[File]:
-        """The subset's files in torchvision's order, without hidden ones."""
-        folder = self._folder_of(subset)
-        labels = _folders(folder)
-        if unknown := [name for name in labels if name not in self.class_names]:
-            train = self._folder_of("train")
-            raise UserError(f"{folder} contains {', '.join(unknown)}, which {train} does not")
-        walk = functools.partial(os.walk, onerror=_refuse, followlinks=True)
-        return [
-            (str(path), self.class_names.index(label))
-            for label in labels
-            for place, _, names in sorted(walk(folder / label))
-            for path in (Path(place, name) for name in sorted(names))
-            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            and (self.split is None or self._part_of(path) == subset)
-        ]
-
-    def _part_of(self, path: Path) -> str:
-        # From the name alone: with its rank among all files, a new file would move others.
-        name = path.relative_to(self.folder).as_posix()
-        place = derive_seed(self.settings["seed"], "part", name) / 2**63
-        return SUBSETS[int(np.searchsorted(np.cumsum(self.split)[:2], place, side="right"))]
-
-    def _has(self, subset: str) -> bool:
-        if self.split:
-            return self.split[SUBSETS.index(subset)] > 0
-        return (self.folder / subset).is_dir()
-
-    def _folder_of(self, subset: str) -> Path:
-        folder = self.folder if self.split else self.folder / subset
-        if not folder.is_dir():
-            unsplit = not self.split and not self._has("train") and self.folder.is_dir()
-            hint = '; if data_dir contains the classes\' folders, set "split": [0.8, 0.1, 0.1]'
-            hint = hint if unsplit and _folders(self.folder) else ""
-            raise UserError(f"data_loader.args.data_dir: there is no folder {folder}{hint}")
-        if self.split and {"train", "val"} <= set(_folders(folder)):
-            raise UserError(f"data_loader.args.split: {folder} is already split into train and val")
-        return folder
 
 
 class ImageFiles(BaseDataset):
@@ -222,12 +176,3 @@ class ImageFiles(BaseDataset):
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         images, targets = zip(*samples, strict=True)
         return self.pipeline.collate(images), torch.tensor(targets)
-
-
-def _refuse(error: OSError) -> None:
-    raise error  # os.walk would silently skip a folder that it cannot read
-
-
-def _folders(folder: Path) -> list[str]:
-    entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
-    return sorted(entry.name for entry in entries if not entry.name.startswith("."))

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from utils.errors import UserError, first_line
+from utils.files import printable
 
 FAR = 2  # an image is reduced while it is read if it is more than so many times as large as needed
 
@@ -41,7 +42,7 @@ def read_image(path: str | os.PathLike, channels: int, side: int | None = None) 
                 return decoded
             return _decode(image, channels, side if far_larger else None)
     except Exception as error:  # Pillow's decoders raise all kinds of errors
-        raise BadImage(str(path), _reason(path, error)) from error
+        raise BadImage(printable(os.fspath(path)), _reason(path, error)) from error
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, channels: int) -> Tensor | None:
@@ -99,8 +100,8 @@ def image_suffixes() -> set[str]:
 def _reason(path: str | os.PathLike, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "cannot be opened (permission denied)"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
+    if not os.path.exists(path):
+        return "is a link to nothing" if os.path.islink(path) else "no such file"
     if isinstance(error, Image.DecompressionBombError):
         return f"is too large to be decoded: {re.search('[0-9]+', str(error))[0]} pixels"
     if os.path.isfile(path) and os.path.getsize(path) == 0:

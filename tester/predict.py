@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_loader.images import image_suffixes, read_image
+from data_loader.files import find_files
+from data_loader.images import read_image
 from logger.charts import to_pil_image
 from logger.files import file_names, write_csv
 from logger.logger import setup_logging
@@ -20,6 +21,7 @@ from tester.report import test_folder
 from tester.trained import build_engine, build_trained_network, trained_state
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
+from utils.files import printable
 
 LIKELIEST = 3
 
@@ -48,21 +50,22 @@ def predict_images(
     folder = test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
     rows, unreadable, classes, inspection = [], [], [], state.get("inspection")
-    overlay_names = file_names((file.stem for file in files), ".jpg")
-    for file, overlay_name in zip(files, overlay_names, strict=True):
+    names = [printable(str(file)) for file in files]
+    overlay_names = file_names((Path(name).stem for name in names), ".jpg")
+    for file, name, overlay_name in zip(files, names, overlay_names, strict=True):
         try:
             data = engine.to_device(prepare(file))[None]
         except UserError as error:
             logger.warning(f"{error}")
-            unreadable.append(f"{file}")
+            unreadable.append(name)
             continue
         probability = probabilities(model, data)
         classes = classes or class_names(len(probability), state.get("classes"))
         order = probability.argsort(descending=True)
         decision = [decide(probability, classes, inspection)] if inspection else []
         likeliest = ", ".join(f"{classes[n]} {probability[n]:.4f}" for n in order[:LIKELIEST])
-        logger.info(f"{file}: {likeliest}" + "".join(f" -> {name}" for name in decision))
-        rows.append([file, classes[order[0]], *decision, *probability_cells(probability.tolist())])
+        logger.info(f"{name}: {likeliest}" + "".join(f" -> {label}" for label in decision))
+        rows.append([name, classes[order[0]], *decision, *probability_cells(probability.tolist())])
         if heatmap:
             heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
@@ -78,14 +81,18 @@ def predict_images(
 
 def find_images(paths: Iterable[str]) -> Iterator[Path]:
     """The files among `paths`, and the image files below the folders among them, sorted."""
-    suffixes = image_suffixes()
     for path in map(Path, paths):
         if not path.exists():
-            raise UserError(f"--images: there is no {path}")
-        images = [p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file()]
-        if path.is_dir() and not images:
-            raise UserError(f"--images: there are no images in {path}")
-        yield from sorted(images) if path.is_dir() else [path]
+            raise UserError(f"--images: there is no {printable(str(path))}")
+        if path.is_dir():
+            found = find_files(path)
+            if not found.images:
+                raise UserError(f"--images: there are no images in {printable(str(path))}")
+            for note in found.notes:
+                logging.getLogger("test").info(note)
+            yield from map(Path, found.images)
+        else:
+            yield path
 
 
 def preparation(config: ConfigParser, input_spec: dict) -> Callable[[Path], Tensor]:

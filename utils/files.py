@@ -36,6 +36,29 @@ def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
         file.write(text)
 
 
+def printable(path: str) -> str:
+    """`path` as text that every file, screen and format accepts; to open the file, use `path`.
+
+    Python reads bytes that are not UTF-8 as lone surrogates, which cannot be written. They are read
+    as Shift-JIS here (old Japanese Windows), or else escaped, like control characters.
+    """
+    if path.isprintable():
+        return path
+    return os.sep.join(map(_printable_name, path.split(os.sep)))  # each may have its own encoding
+
+
+def _printable_name(name: str) -> str:
+    content = os.fsencode(name)
+    for encoding in ("utf-8", "cp932"):
+        with contextlib.suppress(UnicodeDecodeError):
+            name = content.decode(encoding)
+            break
+    else:
+        name = content.decode(errors="backslashreplace")
+    # control characters, and what cp932 makes of bytes without a meaning
+    return re.sub("[\x00-\x1f\x7f-\x9f\uf8f0-\uf8f3]", lambda match: ascii(match[0])[1:-1], name)
+
+
 def safe_name(name: str) -> str:
     """`name` as a file name that Windows, macOS and Linux accept; "" if nothing is left."""
     # a name may have 255 bytes; a Japanese character takes three

@@ -25,6 +25,28 @@ def test_resumed_run_keeps_its_normalisation(run, resume):
     assert last_checkpoint(run)["input"] == before
 
 
+def test_resumed_run_keeps_its_classes(run, resume, capsys):
+    """Another folder among the training images, which would renumber the others, is refused."""
+    run, folder = run
+    save_images(folder / "train", {"A": 3})
+    resume(run, "--epochs", 3, code=2)
+    error = capsys.readouterr().err
+    assert "contains A, which data_loader.args.classes" in error
+    assert "Traceback" not in error
+    (folder / "train" / "A").rename(folder / "train" / "OK" / "more")
+    resume(run, "--epochs", 3)
+    state = last_checkpoint(run)
+    assert (state["epoch"], state["classes"]) == (3, ["NG", "OK"])
+    assert state["config"]["data_loader"]["args"]["classes"] == ["NG", "OK"]
+
+
+def test_new_run_from_a_checkpoint_has_the_classes_of_its_own_data(run, image_config, train):
+    run, folder = run
+    save_images(folder / "train", {"A": 3})
+    new = train(image_config(folder) | {"arch": "LeNet"}, "-r", run, "--epochs", 1)
+    assert last_checkpoint(new)["classes"] == ["A", "NG", "OK"]
+
+
 def test_rare_classes_have_larger_weights_in_the_loss(run):
     run, _ = run
     state = last_checkpoint(run)

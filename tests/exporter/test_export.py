@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import os
 import xml.etree.ElementTree
 
 import numpy as np
@@ -24,6 +25,7 @@ from exporter.onnx_exporter import OnnxExporter
 from exporter.proof import in_sizes, prove
 from model.model import LeNet
 from parse_config import ConfigParser
+from tests.conftest import save_images
 from tests.exporter.conftest import build_family, export_and_compare
 from tests.model.test_networks import FAMILIES
 from utils import checkpoint
@@ -341,6 +343,16 @@ def test_checkpoint_of_a_run_in_progress_is_exported_and_proven(exported, tmp_pa
     with pytest.raises(RunError, match="outputs differ"):
         export_checkpoint(ConfigParser(config | {"exporter": damaging}), "cpu", best, path)
     assert path.with_name("step.1.onnx.failed").exists()
+
+
+def test_names_of_classes_in_shift_jis_are_exported(image_config, train, tmp_path):
+    for subset in ("train", "val"):
+        save_images(
+            tmp_path / "parts" / subset, {os.fsdecode("不良".encode("cp932")): 4, "良品": 6}
+        )
+    run = train(image_config(tmp_path / "parts"), "--epochs", 1)
+    assert export(run, "-s", LEGACY) == 0
+    assert metadata(run / "model.onnx")["classes"] == ["不良", "良品"]
 
 
 def test_check_leaves_nothing_behind(exported, capsys):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ import torch
 from PIL import Image
 
 import test as test_script
+from data_loader.image_folder import ImageFolderDataLoader
 from model.model import LeNet
+from tester.predict import find_images
 from tests.conftest import save_images
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -65,6 +70,70 @@ def test_prediction_of_individual_images_equals_the_test(run):
     for file, probabilities in zip(files, expected(run, files), strict=True):
         ours = [float(value) for value in rows[str(file)][-2:]]
         assert ours == pytest.approx(probabilities.tolist(), abs=2e-3)
+
+
+def test_folder_of_individual_images_follows_the_rule_of_training(tmp_path, caplog):
+    place = tmp_path / "train" / "A"
+    save_images(tmp_path / "train", {"A": 3, "B/deep": 2, "@eaDir": 1, ".hidden": 1})
+    (place / "loop").symlink_to(tmp_path)
+    (place / "gone.png").symlink_to("nowhere")
+    files = list(find_images([str(tmp_path / "train")]))
+    bad = place / "gone.png"
+    loader = ImageFolderDataLoader(str(tmp_path), image_size=8)
+    assert [str(file) for file in files if file != bad] == loader.paths
+    assert bad in files  # to be reported when it is read
+    assert "3 folders left out" in caplog.text
+    assert list(find_images([str(place / "0.png")])) == [place / "0.png"]
+    for path in list(place.glob("?.png")):
+        shutil.copy(path, place / f"{path.stem}.jpg")
+    with pytest.raises(UserError, match="6 of 7 images have partners"):
+        list(find_images([str(place)]))
+    for missing in (tmp_path / "nowhere", bad):
+        with pytest.raises(UserError, match=f"there is no {missing}"):
+            list(find_images([str(missing)]))
+
+
+def test_names_in_shift_jis_are_tested_and_predicted(image_config, train, tmp_path, capsys):
+    """Folders and files as an old Windows names them: readable in every table and log."""
+    name, folder = os.fsdecode("不良表".encode("cp932")), tmp_path / "parts"
+    for subset in ("train", "val", "test"):
+        save_images(folder / subset, {name: 6, "良品": 9})
+        (folder / subset / name / "0.png").rename(folder / subset / name / f"{name}.png")
+    config = image_config(folder, validation_split=0)
+    run = train(config | {"inspection": {"target": "不良表"}})
+    assert test_script.main(["-r", str(run)]) == 0
+    arguments = ["--images", str(folder / "test"), "--heatmap"]
+    assert test_script.main(["-r", str(run), *arguments]) == 0
+    shown = str(folder / "test" / "不良表" / "不良表.png")
+    tested, single = (
+        predicted(run / "test" / place / "predictions.csv") for place in (".", "images")
+    )
+    assert {row["true"] for row in tested} == {"不良表", "良品"}
+    for rows, key in ((tested, "sample"), (single, "picture")):
+        assert [row[key] for row in rows].count(shown) == 1
+        assert len(rows) == 15
+    assert (run / "test" / "images" / "heatmaps" / "不良表.jpg").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    out = capsys.readouterr()
+    assert "Traceback" not in out.out + out.err
+    assert "--- Logging error ---" not in out.err
+
+
+@pytest.mark.parametrize("change", ["added", "no train"])
+def test_run_keeps_its_classes_whatever_the_folders_are(image_config, train, tmp_path, change):
+    """After the training a folder comes before the others, or the training images are gone."""
+    folder = tmp_path / "parts"
+    for subset in ("train", "val", "test"):
+        save_images(folder / subset, {"NG": 6, "OK": 9})
+    run = train(image_config(folder))
+    assert test_script.main(["-r", str(run)]) == 0
+    before = predicted(run / "test" / "predictions.csv")
+    if change == "added":
+        save_images(folder / "train", {"A": 3})
+    else:
+        shutil.rmtree(folder / "train")
+    assert test_script.main(["-r", str(run)]) == 0
+    assert predicted(run / "test" / "predictions.csv") == before
 
 
 def test_loader_without_the_keyword_subset_serves_the_test_part(own_code, digits, train, data_dir):

@@ -1,7 +1,7 @@
 """From a command line to the configuration as used: the one place where values are put together.
  File or checkpoint, then the script's defaults, its flags, -s; then what must follow from the
-checkpoint (normalisation, for tests the network) and from the number of processes. Afterwards
-nothing changes.
+checkpoint (normalisation, classes, for tests the network) and from the number of processes.
+Afterwards nothing changes.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from utils.config import config_file
 from utils.config.config import SAVE_DIR, ConfigParser
 from utils.engine import launch
 from utils.errors import UserError
+from utils.files import printable
 
 NEWEST = "the newest run"  # what -r without a path means
 
@@ -130,15 +131,29 @@ def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
 
 
 def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> ConfigParser:
-    """The configuration for using a checkpoint's network: its normalisation, and its `arch`."""
+    """The configuration for using a checkpoint's network: its normalisation, the names of its
+    classes unless the configuration has its own, and its `arch`.
+    """
     from utils.config.sections import LOADERS
+    from utils.config.types import find_type_errors
 
-    sections, trained_on = {}, state["input"] or {}
+    sections, trained_on, adopted = {}, state["input"] or {}, {}
     if trained_on.get("mean") is not None:
-        normalize = {key: trained_on[key] for key in ("mean", "std")}
-        for section in filter(config.get, LOADERS):
-            if "normalize" in config.signature(section).parameters:
-                sections[section] = _with_arguments(config[section], normalize=normalize)
+        adopted["normalize"] = {key: trained_on[key] for key in ("mean", "std")}
+    if state.get("classes"):
+        adopted["classes"] = [printable(name) for name in state["classes"]]
+    for section in filter(config.get, LOADERS):
+        parameters, own = config.signature(section).parameters, config.option(section, "args", {})
+        arguments = {
+            key: value
+            for key, value in adopted.items()
+            if key in parameters
+            and (key != "classes" or own.get(key) is None)
+            # a loader of somebody's own may mean something else by the name
+            and not find_type_errors(key, value, parameters[key].annotation)
+        }
+        if arguments:
+            sections[section] = _with_arguments(config[section], **arguments)
     if arch and not config.continued and state["config"]:
         sections["arch"] = state["config"]["arch"]
     changed = {key: value for key, value in sections.items() if value != config.get(key)}
