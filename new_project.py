@@ -1,9 +1,10 @@
 """Start a project of your own:  python new_project.py ../MyProject
 
-Copies the template into a new folder, without git, caches, data and what runs left behind. With
---from RUN the project starts from a finished run: its configuration becomes config.json, and its
-best weights come along. With --without VERB ... the project does not have those verbs: no file,
-section or requirement of theirs is left.
+Copies the template into a new folder, without git, caches, virtual environments, data and what
+runs left behind; also without whatever else is large and holds no Python code. With --from RUN the
+project starts from a finished run: its configuration becomes config.json, and its best weights come
+along. With --without VERB ... the project does not have those verbs: no file, section or
+requirement of theirs is left.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from utils.errors import UserError
 from utils.files import safe_name
 
 TEMPLATE = Path(__file__).resolve().parent
-LEFT_OUT = (".*", "__pycache__", "*.pyc", "data", "saved", "venv", "docs", "README*")
-LEFT_OUT += ("benchmarks", "examples", "template")  # tests of the template itself
+LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
+OUTER = ("data", "saved", "docs", "README*", "*.pth", "*.pt", "*.onnx", "benchmarks.json")
+TESTS_OF_TEMPLATE = ("benchmarks", "examples", "template")
+LARGE = 5_000_000  # bytes
 README = """# {name}
 
 Made from Kata, a PyTorch project template.
@@ -101,10 +104,22 @@ def copy_template(dest: Path, without: Collection[str] = ()) -> None:
         raise UserError(f"{dest} is inside the template; name one beside it, like ../{dest.name}")
     folders = {folder_of(verb) for verb in without}
     sections = sections_of(folders)
-    left_out = (*LEFT_OUT, *folders, *(f"{verb}.py" for verb in without))
     examples = TEMPLATE.glob("configs/*.json")
-    left_out += tuple(file.name for file in examples if _uses(file, sections))
-    shutil.copytree(TEMPLATE, dest, ignore=shutil.ignore_patterns(*left_out), dirs_exist_ok=True)
+    by_folder = {
+        TEMPLATE: (*OUTER, *folders, *(f"{verb}.py" for verb in without)),
+        TEMPLATE / "configs": [file.name for file in examples if _uses(file, sections)],
+        TEMPLATE / "tests": (*TESTS_OF_TEMPLATE, *folders),
+    }
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        ignore = shutil.ignore_patterns(*LEFT_OUT, *by_folder.get(Path(folder), ()))
+        ignored = ignore(folder, names)
+        large = {name for name in names if name not in ignored and _is_foreign(Path(folder, name))}
+        for name in sorted(large):
+            print(f"left out: {Path(folder, name)}")
+        return ignored | large
+
+    shutil.copytree(TEMPLATE, dest, ignore=left_out, dirs_exist_ok=True)
     for kept in (".gitignore", ".ci/run"):
         (dest / kept).parent.mkdir(exist_ok=True)
         shutil.copy2(TEMPLATE / kept, dest / kept)
@@ -163,7 +178,19 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
 
 def _uses(file: Path, sections: Collection[str]) -> bool:
     """Whether an example configuration, or one that it extends, has one of the sections."""
-    return not config_file.read(file).keys().isdisjoint(sections)
+    return not config_file.read_layers(file)[0].keys().isdisjoint(sections)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is no source code: a virtual environment, or large and without Python files."""
+    if (path / "pyvenv.cfg").exists() or (path / "conda-meta").exists():
+        return True
+    size = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.suffix == ".py":
+            return False
+        size += file.lstat().st_size
+    return size > LARGE
 
 
 def _name(dest: Path) -> str:

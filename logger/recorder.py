@@ -1,7 +1,9 @@
 """Brings together everything that records a run."""
 
+import itertools
 import logging
 import re
+import textwrap
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +15,8 @@ from utils import checkpoint
 from utils.files import ROOT
 
 Log = dict[str, float]  # what an epoch measured
+COLUMNS = 80  # of a line on the screen
+LAST = ("lr", "seconds", "samples_per_second")  # shown after the rest
 OFFER = re.compile(r"python \S+\.py -r (?=saved/models/<name>/<run>$)")
 
 
@@ -45,13 +49,9 @@ class Recorder:
     def epoch(
         self, epoch: int, epochs: int, len_epoch: int, log: Log, best: bool, model: nn.Module
     ) -> None:
-        """An epoch is done: one line, one row, a point on each curve, histograms of parameters."""
-        values = "  ".join(
-            f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}"
-            for name, value in log.items()
-        )
-        number = f"{epoch:{len(str(epochs))}}/{epochs}"
-        self.logger.info(f"epoch {number}  {values}{'  * best' if best else ''}")
+        """An epoch is done: show it, a row, a point on each curve, histograms of parameters."""
+        head = f"epoch {epoch:{len(str(epochs))}}/{epochs}  "
+        self.logger.info(head + _values(log, best, indent=len(head)))
         self.metrics.add({"epoch": epoch, "step": epoch * len_epoch, **log})
         for name, value in log.items():
             if name != "loss":  # the trainer writes loss/train after each batch
@@ -95,6 +95,24 @@ def next_commands(run: Path) -> list[str]:
     first_lines = (path.read_text("utf-8", "replace").partition("\n")[0] for path in scripts)
     offers = (OFFER.search(line) for line in first_lines)
     return [f"{offer[0]}{run}" for offer in offers if offer]
+
+
+def _values(log: Log, best: bool, indent: int) -> str:
+    """An epoch's numbers in a line; if that is too long training, validation, the rest in lines."""
+    shown = {k: f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in log.items()}
+    rest = [shown.pop(name) for name in LAST if name in shown] + ["* best"] * best
+    validation = [shown.pop(name) for name in log if name.startswith("val_")]
+    groups = [[*shown.values()], validation, rest]
+    line = "  ".join(itertools.chain(*groups))
+    if indent + len(line) <= COLUMNS:
+        return line
+    lines = []
+    for group in groups:  # a no-break space keeps a name, also one with spaces, and its value
+        text = "  ".join(value.replace(" ", "\xa0") for value in group)
+        lines += textwrap.wrap(
+            text, COLUMNS - indent, break_long_words=False, break_on_hyphens=False
+        )
+    return f"\n{' ' * indent}".join(lines).replace("\xa0", " ")
 
 
 def _tag(name: str) -> str:

@@ -38,6 +38,7 @@ class TensorboardWriter:
         self.step, self.mode = 0, "train"
         self._writer: SummaryWriter | None = None
         self._purge_step: int | None = None
+        self._hyperparameters: tuple[dict, dict] | None = None
         self._histogram_seconds = 0.0
 
     def set_step(self, step: int, mode: str = "train") -> None:
@@ -76,17 +77,15 @@ class TensorboardWriter:
         self._histogram_seconds += time.perf_counter() - start_time
 
     def add_hyperparameters(self, hyperparameters: dict[str, object], metrics: list[str]) -> None:
-        """What TensorBoard's HPARAMS page compares runs by; `metrics` are the tags they log."""
-        if not self.enabled:
-            return
-        from torch.utils.tensorboard.summary import hparams
+        """What TensorBoard's HPARAMS page compares runs by; `metrics` are the tags they log.
 
+        Written with whatever is added next, so that a run that fails before leaves no file.
+        """
         plain = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in hyperparameters.items()
         }
-        for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
-            self._open().file_writer.add_summary(summary)
+        self._hyperparameters = plain, dict.fromkeys(metrics, 0.0)
 
     def add_input_images(self, data: torch.Tensor, count: int = 16) -> None:
         """The first images of a batch (N, 1 or 3, H, W), scaled to the range that can be shown."""
@@ -105,8 +104,12 @@ class TensorboardWriter:
     def _open(self) -> "SummaryWriter":
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from torch.utils.tensorboard.summary import hparams
 
             self._writer = SummaryWriter(
                 str(self.log_dir), purge_step=self._purge_step, max_queue=100, flush_secs=30
             )
+            for summary in hparams(*self._hyperparameters) if self._hyperparameters else ():
+                self._writer.file_writer.add_summary(summary)
+            self._hyperparameters = None
         return self._writer

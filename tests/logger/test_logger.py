@@ -16,7 +16,7 @@ from logger.files import file_names
 from logger.logger import ConsoleFormatter
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
-from logger.recorder import next_commands
+from logger.recorder import Recorder, next_commands
 from utils import checkpoint
 
 
@@ -142,6 +142,61 @@ def test_verbosity(digits, train, capsys, verbosity, lines, network):
     assert captured.err == ""  # no bar where there is no terminal
     log = (checkpoint.log_dir_for(run) / "info.log").read_text(encoding="utf-8")
     assert log.count("val_accuracy") == 2  # the file is the same for each
+
+
+PER_CLASS = ("NG", "OK", "疵 A/b", "scratched, deep", 'the "other"')
+
+
+def test_epoch_fits_the_screen_and_names_every_number(tmp_path, caplog):
+    log = {
+        "loss": 0.43211,
+        "accuracy": 0.87654,
+        "top_k_acc": 0.98765,
+        "samples_per_second": 12345.6,
+    }
+    log |= {f"recall_{name}": 0.5 for name in PER_CLASS}
+    log |= {f"val_{name}": value for name, value in log.items() if name != "samples_per_second"}
+    log |= {"lr": 0.001, "seconds": 1.2345}
+    recorder = Recorder(tmp_path, tensorboard=True)
+    recorder.begin(tmp_path, {"name": "x"}, ["loss", "recall", "val_recall"])
+    with caplog.at_level("INFO", "trainer"):
+        recorder.epoch(3, 40, 10, log, True, nn.Linear(1, 1))
+        recorder.epoch(4, 40, 10, {"loss": 1e-7, "lr": 0.1, "seconds": 2.0}, False, nn.Linear(1, 1))
+    recorder.writer.close()
+    _, first, second = (record.getMessage() for record in caplog.records)
+    assert second == "epoch  4/40  loss 1e-07  lr 0.1  seconds 2"
+    lines = first.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("epoch  3/40  loss 0.4321  accuracy 0.8765  top_k_acc 0.9877")
+    assert all(line.startswith(" " * 13) and line[13] != " " for line in lines[1:])
+    assert lines[-1].endswith("lr 0.001  seconds 1.234  samples_per_second 12,346  * best")
+    parts = "  ".join(line.strip() for line in lines).split("  ")
+    assert parts[:2] == ["epoch", "3/40"]
+    assert {part.rpartition(" ")[0] for part in parts[2:-1]} == set(log)
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        [row, _] = csv.DictReader(file)
+    assert {k: float(v) for k, v in row.items()} == {"epoch": 3, "step": 30, **log}
+    again = MetricsFile(tmp_path / "metrics.csv")
+    again.resume(3)
+    assert [dict(kept) for kept in again.rows] == [row]
+    read = events(tmp_path)
+    for name in PER_CLASS:
+        for part in ("train", "valid"):
+            assert [point.value for point in read.Scalars(f"recall_{name}/{part}")] == [0.5]
+
+
+def test_hyperparameters_are_written_with_the_first_number(tmp_path):
+    writer = TensorboardWriter(tmp_path / "log")
+    writer.add_hyperparameters({"lr": 0.1, "names": ["疵 A/b"]}, ["recall_疵 A/b/valid"])
+    writer.close()
+    assert not (tmp_path / "log").exists()
+    for value in (1.0, 2.0):
+        writer.add_scalar("x", value)
+        writer.close()
+    read = events(tmp_path / "log")
+    session = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert "疵 A/b".encode() in session
+    assert len(read.Scalars("x/train")) == 2
 
 
 def test_end_of_a_run_shows_where_everything_is(digits, train, capsys):

@@ -51,6 +51,44 @@ def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
     assert len(list((dest / "saved" / "models" / "ライン1 NG-OK").iterdir())) == 1
 
 
+def test_what_is_no_source_code_stays_behind(tmp_path):
+    first, second = tmp_path / "First", tmp_path / "Second"
+    new_project.copy_template(first)
+    junk = {
+        "env/pyvenv.cfg": 1,
+        "env/lib/site.py": 1,
+        "model_best.pth": 1,
+        "photos/line 1/a.jpg": 6_000_000,
+        "model/pretrained.bin": 6_000_000,
+        "data/digits.npz": 1,
+        ".idea/workspace.xml": 1,
+        "node_modules/x.js": 1,
+        "model/__pycache__/x.pyc": 1,
+        "kata.egg-info/PKG-INFO": 1,
+    }
+    own = {
+        "model/own_net.py": 1,
+        "line/plc.py": 1,
+        "line/photos.bin": 5,
+        "examples/data/table.csv": 3,
+        "configs/template/a.json": 2,
+        "notes.txt": 9,
+    }
+    for name, size in (junk | own).items():
+        (first / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(first / name, "wb") as file:
+            file.truncate(size)
+    done = python(first, "new_project.py", str(second))
+    assert done.returncode == 0, done.stderr
+    for large in ("env", "photos", "model/pretrained.bin"):
+        assert f"left out: {first / large}" in done.stdout
+    copied = {path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file()}
+    assert set(own) <= copied
+    assert not set(junk) & copied
+    before = {path.relative_to(first).as_posix() for path in first.rglob("*") if path.is_file()}
+    assert (before - set(junk)) | {"README.md"} == copied
+
+
 def test_existing_files_are_never_mixed_with(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert new_project.main([str(tmp_path)]) == 2

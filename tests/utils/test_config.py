@@ -47,9 +47,148 @@ def test_extends_merges_deeply_and_null_removes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("base", "over", "arguments", "note"),
+    [
+        (  # the named case
+            {"arch": {"type": "LeNet", "args": {"in_channels": 1, "num_classes": 10}}},
+            {"arch": {"type": "mobilenet_v3_small"}},
+            {"num_classes": 10},
+            "arch.args: mobilenet_v3_small does not take in_channels; dropped",
+        ),
+        (
+            {"optimizer": {"type": "Adam", "args": {"lr": 0.1, "amsgrad": True, "foreach": None}}},
+            {"optimizer": {"type": "SGD", "args": {"momentum": 0.9}}},
+            {"lr": 0.1, "foreach": None, "momentum": 0.9},
+            "optimizer.args: SGD does not take amsgrad; dropped",
+        ),
+        (
+            {"lr_scheduler": {"type": "StepLR", "args": {"step_size": 5, "gamma": 0.1}}},
+            {"lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.1}}},
+            {"max_lr": 0.1},
+            "lr_scheduler.args: OneCycleLR does not take step_size, gamma; dropped",
+        ),
+        (
+            {"data_loader": {"type": "Cifar10DataLoader", "args": {"shift": 2, "batch_size": 8}}},
+            {"data_loader": {"type": "DigitsDataLoader"}},
+            {"batch_size": 8},
+            "data_loader.args: DigitsDataLoader does not take shift; dropped",
+        ),
+        (  # null removes without a word
+            {"optimizer": {"type": "Adam", "args": {"lr": 0.1, "amsgrad": True}}},
+            {"optimizer": {"type": "SGD", "args": {"amsgrad": None}}},
+            {"lr": 0.1},
+            None,
+        ),
+        (  # the same type: a mistake stays one
+            {"optimizer": {"type": "Adam", "args": {"momentum": 0.9}}},
+            {"optimizer": {"type": "Adam", "args": {"lr": 0.1}}},
+            {"momentum": 0.9, "lr": 0.1},
+            None,
+        ),
+        (  # what stands beside the new type is meant for it
+            {"optimizer": {"type": "Adam", "args": {"amsgrad": True}}},
+            {"optimizer": {"type": "SGD", "args": {"amsgrad": False}}},
+            {"amsgrad": False},
+            None,
+        ),
+        (
+            {"optimizer": {"type": "Adam", "args": {"amsgrad": True}}},
+            {"optimizer": {"type": "NoSuch"}},
+            {"amsgrad": True},
+            None,
+        ),
+        (  # a bare name replaces the section
+            {"optimizer": {"type": "Adam", "args": {"lr": 0.1}}},
+            {"optimizer": "SGD"},
+            None,
+            None,
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_dropped(tmp_path, base, over, arguments, note):
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    (tmp_path / "over.json").write_text(json.dumps({"extends": "base.json"} | over))
+    config, layers = config_file.read_layers(tmp_path / "over.json")
+    assert config_file.drop_foreign_arguments(config, layers) == ([note] if note else [])
+    [section] = over
+    if arguments is None:
+        assert config == over
+    else:
+        assert config[section] == {"type": over[section]["type"], "args": arguments}
+    assert config_file.read(tmp_path / "over.json") == config
+
+
+def test_keys_of_another_trainer_are_dropped(own_code, tmp_path):
+    own_code(
+        "own_trainer",
+        "from base import BaseTrainer\n"
+        "class Small(BaseTrainer):\n"
+        "    def _train_epoch(self, epoch): ...\n",
+    )
+    base = {"trainer": {"epochs": 2, "save_period": 3, "clip_grad_norm": 1.0}}
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    over = {"extends": "base.json", "trainer": {"type": "own_trainer.Small", "tensorboard": False}}
+    (tmp_path / "over.json").write_text(json.dumps(over))
+    config, layers = config_file.read_layers(tmp_path / "over.json")
+    assert config_file.drop_foreign_arguments(config, layers) == [
+        "trainer: own_trainer.Small does not take clip_grad_norm; dropped"
+    ]
+    kept = {"epochs": 2, "save_period": 3, "type": "own_trainer.Small", "tensorboard": False}
+    assert config["trainer"] == kept
+
+
+def test_dropped_arguments_may_still_be_removed_or_taken_up_again(tmp_path):
+    """A file further up names the type, or says null as was necessary before."""
+    first = {"optimizer": {"type": "Adam", "args": {"lr": 0.1, "amsgrad": True}}}
+    second = {"extends": "first.json", "optimizer": {"type": "SGD", "args": {"momentum": 0.9}}}
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    (tmp_path / "second.json").write_text(json.dumps(second))
+    for third, arguments in (
+        ({"type": "AdamW"}, {"lr": 0.1, "amsgrad": True}),
+        ({"args": {"amsgrad": None}}, {"lr": 0.1, "momentum": 0.9}),
+    ):
+        config = {"extends": "second.json", "optimizer": third}
+        (tmp_path / "third.json").write_text(json.dumps(config))
+        assert config_file.read(tmp_path / "third.json")["optimizer"]["args"] == arguments
+
+
+def test_dropped_arguments_are_reported_once(digits, train, capsys):
+    config = digits({"arch.args.image_size": 28, "loss": {"type": "nll_loss"}})
+    settings = ["arch.type=MnistModel", "optimizer=SGD", "loss=mse_loss", "loss=nll_loss"]
+    config["optimizer"]["args"]["amsgrad"] = True
+    run = train(config, "--epochs", 1, "-s", *settings)
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["optimizer"] == {"type": "SGD", "args": {"lr": 0.002}}
+    assert saved["arch"] == {"type": "MnistModel", "args": {"num_classes": 10, "image_size": 28}}
+    line = "warning: optimizer.args: SGD does not take amsgrad; dropped"
+    assert capsys.readouterr().out.count(line) == 1
+    train(config, "-s", *settings, "trainer.epochs=0", code=2)
+    error = capsys.readouterr().err
+    assert "trainer.epochs: 0 should be" in error
+    assert error.count(line) == 1
+    # an argument on the command line is meant for the type on the command line
+    train(config, "-s", "optimizer=SGD", "optimizer.args.amsgrad=true", code=2)
+    assert 'SGD takes no "amsgrad"' in capsys.readouterr().err
+
+
+def test_null_leaves_an_argument_to_the_scripts(digits):
+    """As files said that extended a config.json with num_classes."""
+    config = digits({"arch": {"type": "LeNet", "args": {"num_classes": None}}})
+    assert ConfigParser(config).init_obj("arch", num_classes=4).fc2.out_features == 4
+    loss = {"type": "cross_entropy", "args": {"weight": None}}  # here null is a value
+    weight = ConfigParser(digits({"loss": loss})).init_obj("loss", weight=torch.ones(10))
+    assert weight.keywords == {"weight": None}
+    [error] = errors_of(digits({"data_loader.args": {"batch_size": None}}))
+    assert error.startswith("data_loader.args.batch_size: null should be a whole number")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1,\n "b": }', "2 Unexpected"),
+        ('{"a": 1,\n "b": }', 'line 2, column 7: Unexpected "}"'),
+        ("# A title\n", 'line 1, column 1: Unexpected "#"'),
+        ('{"a": [1, 2', "line 1, column 12: Unexpected end of input"),
+        ('{"a": "x\n"}', 'line 1, column 9: Unexpected "\n"'),
         ('{"a": 1, "a": 2}', 'Duplicate key "a"'),
         ("[1]", "one JSON object"),
         ("", "not JSON"),
@@ -65,6 +204,12 @@ def test_unreadable_files_are_refused_in_a_sentence(tmp_path, capsys, text, mess
     (tmp_path / "c.json").write_text(text)
     assert train_script.main(["-c", str(tmp_path / "c.json")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_is_not_a_configuration(tmp_path, capsys):
+    (tmp_path / "parts.json").write_text("{}")
+    assert train_script.main(["-c", str(tmp_path)]) == 2
+    assert f"{tmp_path} is a folder, not a file; in it: parts.json" in capsys.readouterr().err
 
 
 def test_missing_file_lists_the_files_beside_it(tmp_path, capsys):
@@ -234,7 +379,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         ("trainer.monitor", "val_accuracy", "trainer.monitor: "),
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
         ("trainer.verbosity", 3, "trainer.verbosity: 3 should be one of 0, 1, 2"),
-        ("optimizer", "LeNett", 'optimizer: there is no "LeNett" (there are Ada'),
+        ("optimizer", "LeNett", 'there is no "LeNett" (model: nothing; torch.optim: Ada'),
         ("arch", "Xyzzy", "(model: LeNet, "),
         (
             "trainer.type",
@@ -242,9 +387,16 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
             'trainer.type: there is no "Judgr" (trainer',
         ),
         ("trainer.type", "Trainr", 'trainer.type: there is no "Trainr"; did you mean "Trainer"?'),
+        ("trainer.monitor", "max val_acuracy_x", None),
+        ("trainer.monitor", "max val_accuracy_NG", None),
+        ("trainer.monitor", "min accuracy_疵 a/b", None),
+        ("trainer.monitor", "max val_top_k_acc_OK", None),
     ],
 )
 def test_each_kind_of_config_error(digits, key, value, message):
+    if message is None:
+        assert ConfigParser(digits({key: value}))
+        return
     errors = errors_of(digits({key: value}))
     assert any(message in error for error in errors), errors
 

@@ -6,8 +6,10 @@ import functools
 import gc
 import inspect
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -81,8 +83,31 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
             return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
-        function(config, arguments)
+        with _removing_empty_run(config):
+            function(config, arguments)
     return 0
+
+
+@contextlib.contextmanager
+def _removing_empty_run(config: ConfigParser) -> Iterator[None]:
+    """If the block fails, or SIGTERM ends it, leave no folders of a run that never began."""
+    process, is_main_thread = os.getpid(), threading.current_thread() is threading.main_thread()
+
+    def end(signum: int, frame: object) -> None:
+        if os.getpid() == process:  # not a worker of a data loader
+            config.remove_empty_run()
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+    previous = signal.signal(signal.SIGTERM, end) if is_main_thread else None
+    try:
+        yield
+    except BaseException:
+        config.remove_empty_run()
+        raise
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def build_parser(
@@ -114,8 +139,9 @@ def build_parser(
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'the system'}: {error.strerror}"
-    nested = isinstance(error, RecursionError)
-    return "the configuration is nested too deeply" if nested else str(error)
+    if isinstance(error, RecursionError):
+        return "the configuration is nested too deeply"
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 @contextlib.contextmanager

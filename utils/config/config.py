@@ -4,8 +4,9 @@ import copy
 import functools
 import inspect
 import logging
+import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class ConfigParser:
         resume: checkpoint to start from
         continued: True to resume the run that wrote `resume`, False to start a new one from it
         trial: True if nothing is kept; save_dir is then a new folder even if a run is resumed
+        warnings: to be logged once there is a log
 
     Raises ConfigError, which lists every error.
     """
@@ -37,6 +39,7 @@ class ConfigParser:
         resume: Path | None = None,
         continued: bool = False,
         trial: bool = False,
+        warnings: Iterable[str] = (),
     ):
         from utils.config.sections import ALIASES  # imported lazily: --help must not load pydantic
         from utils.config.validate import find_errors
@@ -46,11 +49,13 @@ class ConfigParser:
             if isinstance(config.get(section), dict) and old in config[section]:
                 values = {key: value for key, value in config[section].items() if key != old}
                 config[section] = {new: config[section][old]} | values
-        if errors := find_errors(config):
-            raise ConfigError(origin, errors)
-        self.config, self.origin = config, origin
+        self.config, self.origin, self.warnings = config, origin, list(warnings)
         self.resume, self.continued, self.trial = resume, continued, trial
-        self.warnings: list[str] = []  # to be logged once there is a log
+        if errors := find_errors(config):
+            error = ConfigError(origin, errors)
+            for warning in self.warnings:
+                error.add_note(f"warning: {warning}")
+            raise error
 
     def __getitem__(self, section: str) -> Any:
         return self.config[section]
@@ -78,9 +83,8 @@ class ConfigParser:
     def replace(self, **sections: object) -> "ConfigParser":
         """The same configuration with other sections, checked again."""
         config = copy.deepcopy(self.config) | sections
-        changed = ConfigParser(config, self.origin, self.resume, self.continued, self.trial)
-        changed.warnings = self.warnings
-        return changed
+        how = self.origin, self.resume, self.continued, self.trial, self.warnings
+        return ConfigParser(config, *how)
 
     def from_checkpoint(self, place: Path) -> "ConfigParser":
         """The configuration that tests another run, checkpoint or file. Raises UserError."""
@@ -130,7 +134,10 @@ class ConfigParser:
             root = Path(self["trainer"].get("save_dir", SAVE_DIR))
             return str(checkpoint.new_run_dir(root, self["name"]))
 
-        return Path(distributed.broadcast_once(RUN, find_or_create))
+        folder = Path(distributed.broadcast_once(RUN, find_or_create))
+        if distributed.is_main():  # which has removed the folder if it failed before a restart
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @property
     def log_dir(self) -> Path:
@@ -138,6 +145,22 @@ class ConfigParser:
         from utils.checkpoint import log_dir_for
 
         return log_dir_for(self.save_dir)
+
+    def remove_empty_run(self) -> None:
+        """Remove the folders of a new run that has neither a checkpoint nor a logged batch."""
+        from utils.engine import distributed
+
+        is_new = "save_dir" in vars(self) and not self.continued
+        if not is_new or not distributed.is_main():
+            return
+        kept = [*self.save_dir.rglob("*.pth"), *self.log_dir.glob("metrics.csv")]
+        if not [*kept, *self.log_dir.glob("events.*")]:
+            logger = logging.getLogger()
+            for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+                logger.removeHandler(handler)
+                handler.close()  # Windows removes no open file
+            for folder in (self.save_dir, self.log_dir):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
@@ -158,14 +181,14 @@ class ConfigParser:
 
     def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
-        from utils.config.types import coerce
+        from utils.config.types import coerce, drop_nulls
 
         source = _source(section)
         name, args = source.split(spec)
         target = source.find(name)
         signature = source.signature(target)
         arguments = {}
-        for key, value in args.items():
+        for key, value in drop_nulls(args, signature, source.offered).items():
             if key in source.nested:
                 arguments[key] = self._build_nested(source.nested[key], value, supplied)
             else:

@@ -3,6 +3,7 @@ back.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ import json5
 from utils.errors import UserError
 
 
-def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
+def read(path: Path) -> dict:
     """The configuration in `path`, merged over those it extends (paths relative to the file)."""
-    path = Path(path)
+    config, layers = read_layers(Path(path))
+    drop_foreign_arguments(config, layers)
+    return config
+
+
+def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, list[dict]]:
+    """A file merged over those it extends; and the content of each, in the order of merging."""
     if "\0" in str(path):
         raise UserError(f"{str(path)!r} is not a file name")
     if path.resolve() in seen:
@@ -24,9 +31,11 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f'{path}: "extends" should be a file name or a list of them')
     merged: dict = {}
+    layers: list[dict] = []
     for parent in parents:
-        merged = merge(merged, read(path.parent / parent, (*seen, path.resolve())))
-    return merge(merged, config)
+        below, layers_below = read_layers(path.parent / parent, (*seen, path.resolve()))
+        merged, layers = merge(merged, below), layers + layers_below
+    return merge(merged, config), [*layers, config]
 
 
 def merge(base: dict, over: dict) -> dict:
@@ -43,8 +52,49 @@ def merge(base: dict, over: dict) -> dict:
     return merged
 
 
+def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
+    """Drop arguments that were written for another type than the last, which does not take them.
+
+    `config` is what the layers, each on top of those before it, result in. Returns a line about
+    each section that loses arguments.
+    """
+    from utils.config.sections import ALIASES, SOURCES  # imported lazily: they import the verbs'
+
+    notes = []
+    for section, source in SOURCES.items():
+        kind, written_for = source.default, {}
+        for layer in layers:
+            spec = layer.get(section)
+            kind = spec.get("type", kind) if isinstance(spec, dict) else spec or kind
+            written_for |= dict.fromkeys(source.arguments(spec), kind)
+        arguments = source.arguments(config.get(section))
+        inherited = [key for key in arguments if written_for.get(key, kind) not in (kind, None)]
+        if not inherited or not isinstance(kind, str):
+            continue
+        try:
+            target = source.find(kind)
+        except LookupError:  # find_errors reports it
+            continue
+        signature = source.signature(target)
+        # some networks of torchvision accept anything, and ignore it
+        is_open = signature.open and not target.__module__.startswith("torchvision.")
+        known = {*signature.parameters, *(old for part, old in ALIASES if part == section)}
+        foreign = [key for key in inherited if key not in known and not is_open]
+        for key in foreign:
+            del arguments[key]
+        if foreign:
+            place = section if source.default else f"{section}.args"
+            notes.append(f"{place}: {kind} does not take {', '.join(foreign)}; dropped")
+    return notes
+
+
 def override(config: dict, assignment: str) -> None:
-    """Carry out one `-s a.b.c=value`; a value that is not JSON is a text."""
+    """Carry out one `-s a.b.c=value`; a value that is not JSON is a text.
+
+    `-s arch=Name` is short for `-s arch.type=Name`.
+    """
+    from utils.config.sections import SOURCES
+
     path, equals, text = assignment.partition("=")
     if path == "extends":
         raise UserError("-s extends: only a file can extend another; name another file with -c")
@@ -54,7 +104,10 @@ def override(config: dict, assignment: str) -> None:
         value = json5.loads(text)
     except (ValueError, RecursionError):
         value = text
-    assign(config, path.split("."), value)
+    keys = path.split(".")
+    if path in SOURCES and path != "metrics" and isinstance(value, str):
+        keys.append("type")
+    assign(config, keys, value)
 
 
 def assign(config: dict, keys: list[str], value: object) -> None:
@@ -87,12 +140,14 @@ def write(config: dict, path: Path) -> None:
 
 
 def _parse(path: Path) -> dict:
+    if path.is_dir() or not path.exists():
+        problem, folder, where = f"there is no file {path}", path.parent, "beside it"
+        if path.is_dir():
+            problem, folder, where = f"{path} is a folder, not a file", path, "in it"
+        names = ", ".join(sorted(file.name for file in folder.glob("*.json")))
+        raise UserError(f"{problem}; {where}: {names}" if names else problem)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        siblings = sorted(p.name for p in path.parent.glob("*.json"))
-        hint = f"; beside it: {', '.join(siblings)}" if siblings else ""
-        raise UserError(f"there is no file {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     try:
@@ -102,7 +157,10 @@ def _parse(path: Path) -> dict:
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {str(error).removeprefix('<string>:')}") from None
+        # json5 says "<string>:2 Unexpected "}" at column 7"
+        where = re.fullmatch(r"<string>:(\d+) (.*) at column (\d+)", str(error), re.DOTALL)
+        reason = f"line {where[1]}, column {where[3]}: {where[2]}" if where else error
+        raise UserError(f"{path} is not JSON: {reason}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} should hold one JSON object, {{...}}")
     return config

@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 import sys
@@ -22,6 +23,8 @@ from typing import Any
 
 from utils.config.signature import Signature, get_signature
 from utils.files import ROOT
+
+LISTED = 10  # names in a message, of each place that was searched
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class Source:
             return spec.get("type", self.default), {k: v for k, v in spec.items() if k != "type"}
         return spec["type"], spec.get("args", {})
 
+    def arguments(self, spec: object) -> dict:
+        """The arguments of any value of the section, as they are in it; {} if it has none."""
+        flat = self.default is not None
+        arguments = spec.get("args") if isinstance(spec, dict) and not flat else spec
+        return arguments if isinstance(arguments, dict) else {}
+
     def find(self, name: str) -> Callable:
         """The class or function called `name`. Raises LookupError, which lists what there is."""
         own = self.own_names()
@@ -79,14 +88,16 @@ class Source:
                 return target
         if "." in name:
             return self._checked(_find_dotted(name), name)
-        known, others = self.select(own), self.library_names()
-        listing = f"there are {', '.join(others)}"
-        if known or not others:
-            libraries = f"; also searched: {', '.join(self.libraries)}" if self.libraries else ""
-            listing = f"{', '.join(self.folders)}: {', '.join(known) or 'nothing'}{libraries}"
-        near = did_you_mean(name, [*known, *others]) or f" ({listing})"
+        names = {", ".join(self.folders): [*self.select(own)]}
+        names |= {library: self.library_names(library) for library in self.libraries}
+        near = did_you_mean(name, itertools.chain(*names.values()), complete=False)
+        listing = "; ".join(f"{place}: {_nearest(name, known)}" for place, known in names.items())
+        searched = f"searched: {', '.join(names)}" if near else listing
+        place = self.folders[0]
+        place = place if place.endswith(".py") else f"a file in {place}/"
         broken = [problem for file in self._files() if (problem := _parse(file)[1])]
-        raise LookupError("; ".join([f'there is no "{name}"{near}', *broken]))
+        message = f'there is no "{name}"{near} ({searched}); write a new one into {place}'
+        raise LookupError("; ".join([message, *broken]))
 
     def own_names(self) -> dict[str, str]:
         """The public classes and functions that the project's files define: name -> module."""
@@ -106,14 +117,19 @@ class Source:
                 selected[name] = self.find(name)
         return selected
 
-    def library_names(self) -> list[str]:
-        """What the section's libraries offer."""
+    def library_names(self, *libraries: str) -> list[str]:
+        """What these of the section's libraries offer."""
         return [
             name
-            for library in self.libraries
+            for library in libraries
             for name, target in vars(importlib.import_module(library)).items()
             if self._is_meant(name, target)
         ]
+
+    def example(self) -> str:
+        """One of the names that the section can hold."""
+        known = [*self.select(self.own_names()), *self.library_names(*self.libraries)]
+        return known[0] if known else "Name"
 
     def signature(self, target: Callable) -> Signature:
         """The keyword arguments of `target` that a config can set."""
@@ -167,14 +183,63 @@ def metric_name(spec: str | dict) -> str:
     return spec.get("name") or str(spec.get("type")).rpartition(".")[2]
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """'; did you mean "lr"?', or nothing if no known name is near. Abbreviations count as near."""
-    known = [k for k in known if not k.startswith("_")]
-    same = [k for k in known if k.lower() == name.lower()]
-    initials = "".join(word[:1] for word in name.lower().split("_"))
-    near = same or [k for k in known if k.lower() == initials]
-    near = near or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f'; did you mean "{near[0]}"?' if near else ""
+def did_you_mean(name: str, known: Iterable[str], complete: bool = True) -> str:
+    """'; did you mean "lr"?' for the nearest known name, or nothing if none is near.
+
+    If the known names are not `complete`, as the user may have forgotten to write a class, only a
+    probable typo is corrected. A short form counts as near: lr for learning_rate.
+    """
+    initials = "".join(word[0] for word in _words(name))
+    ratios = {k: _ratio(name.lower(), k.lower()) for k in known if not k.startswith("_")}
+    near = [k for k in ratios if _is_typo(name, k) or k.lower() == initials]
+    if complete and not near:
+        near = [k for k, ratio in ratios.items() if ratio >= 0.7]
+    return f'; did you mean "{max(near, key=ratios.get)}"?' if near else ""
+
+
+def _is_typo(name: str, known: str) -> bool:
+    """Whether the names differ in case, underscores, the order of letters, or little in a word.
+
+    A name with other words is another name: UNet is not LeNet, and cel_loss is not l1_loss. The
+    last word may be missing: cross_entropy for CrossEntropyLoss.
+    """
+    words, known_words = _words(name), _words(known)
+    text, known_text = "".join(words), "".join(known_words)
+    if sorted(text) == sorted(known_text) or (words == known_words[:-1] and len(text) > 5):
+        return True
+    if len(words) != len(known_words):  # an underscore is missing, and something else is wrong
+        is_one_word = min(len(words), len(known_words)) == 1
+        lengths_fit = len(text) > 7 and abs(len(text) - len(known_text)) < 2
+        return is_one_word and lengths_fit and _is_similar(text, known_text)
+    # names of four letters, like SGDW and Adan, are another's, unless a letter is missing
+    is_enough = len(text) > 4 or len(text) < len(known_text)
+    return is_enough and all(map(_is_similar, words, known_words))
+
+
+def _is_similar(word: str, other: str) -> bool:
+    """Whether a word is probably another one that was mistyped."""
+    longer, difference = max(len(word), len(other)), abs(len(word) - len(other))
+    if longer < 4 or (longer < 8 and (difference > 1 or word[0] != other[0])):
+        return sorted(word) == sorted(other)
+    return difference < 4 and _ratio(word, other) >= 0.75
+
+
+def _ratio(text: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, text, other).ratio()
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: "CifarResNet" -> cifar, res, net; "lr_2" -> lr, 2."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+", name)
+    return [word.lower() for word in words]
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The known names, the nearest ones if there are many."""
+    if len(known) > LISTED:
+        nearest = difflib.get_close_matches(name, known, n=LISTED, cutoff=0.0)
+        return f"{', '.join(nearest)} and {len(known) - LISTED} more"
+    return ", ".join(known) or "nothing"
 
 
 def _find_dotted(name: str) -> Any:

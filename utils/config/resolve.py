@@ -54,8 +54,9 @@ def resolve(
 
     With `trial_dir` the run keeps its files there.
     """
-    config, origin, resume, state = _read(arguments, script)
+    config, layers, origin, resume, state = _read(arguments, script)
     continued = state is not None and config is state["config"]
+    changes: dict = {}  # by the command line
     for section, name in script.defaults.items():
         spec = config.setdefault(section, {})
         if isinstance(spec, dict):
@@ -67,9 +68,12 @@ def resolve(
         value = getattr(arguments, ".".join(option.target))
         if value is not None:
             config_file.assign(config, list(option.target), value)
+            config_file.assign(changes, list(option.target), value)
     for assignment in arguments.set:
         config_file.override(config, assignment)
-    parser = ConfigParser(config, origin, resume, continued, trial_dir is not None)
+        config_file.override(changes, assignment)
+    notes = config_file.drop_foreign_arguments(config, [*layers, changes])
+    parser = ConfigParser(config, origin, resume, continued, trial_dir is not None, notes)
     if state is not None and (continued or script.keeps_network or not script.trains):
         parser = adopt_network(parser, state, arch=not script.trains)
     if script.trains:
@@ -82,16 +86,18 @@ def resolve(
 
 def _read(
     arguments: argparse.Namespace, script: Script
-) -> tuple[dict, str, Path | None, dict | None]:
-    """The configuration, where it comes from, the checkpoint that -r names, and its content."""
+) -> tuple[dict, list[dict], str, Path | None, dict | None]:
+    """The configuration, its layers, where it comes from, the checkpoint of -r, its content."""
     if (not script.trains or script.needs) and not arguments.resume:
         newest = "" if script.trains and arguments.config else ", or -r for the newest run"
         raise UserError(f"which network? Pass -r PATH, a checkpoint or a run's folder{newest}")
-    config = config_file.read(Path(arguments.config)) if arguments.config else None
+    config = layers = None
+    if arguments.config:
+        config, layers = config_file.read_layers(Path(arguments.config))
     if not arguments.resume:
         if config is None:
             raise UserError("which configuration? Pass -c FILE, or -r PATH to resume a run")
-        return config, str(arguments.config), None, None
+        return config, layers, str(arguments.config), None, None
     from utils import checkpoint
 
     if arguments.resume == NEWEST:
@@ -104,7 +110,7 @@ def _read(
     if script.trains and not state["state_dict"]:
         raise UserError(f"{resume} can only be tested; train from the checkpoint it was made of")
     if config is not None:
-        return config, str(arguments.config), resume, state
+        return config, layers, str(arguments.config), resume, state
     run = resume.parent.parent
     is_inside = not (resume.parent / "config.json").exists() and (run / "config.json").exists()
     if script.trains and is_inside:
@@ -114,7 +120,8 @@ def _read(
         )
     if state["config"] is None:
         raise UserError(f"{resume} carries no configuration: pass -c FILE, for data like its own")
-    return state["config"], f"the config in {resume}", resume, state
+    config = state["config"]
+    return config, [copy.deepcopy(config)], f"the config in {resume}", resume, state
 
 
 def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:

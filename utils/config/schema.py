@@ -72,7 +72,7 @@ def descriptions(target: Callable) -> dict[str, str]:
 
 def known_names(source: Source) -> dict[str, Callable]:
     """The project's own classes and functions, and torch's; others take seconds to import."""
-    library = source.library_names() if _is_light(source) else []
+    library = source.library_names(*source.libraries) if _is_light(source) else []
     return source.select([*source.own_names(), *library])
 
 

@@ -7,6 +7,7 @@ import math
 import numbers
 import types
 import typing
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
@@ -14,6 +15,7 @@ from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
 
 from utils.config.lookup import did_you_mean
+from utils.config.signature import Signature
 
 TYPES = {"integer": "a whole number", "number": "a number", "string": "a text", "null": "null"}
 TYPES |= {"boolean": "true or false", "object": "an object", "array": "a list"}
@@ -32,6 +34,20 @@ def coerce(value: object, hint: object) -> Any:
     # strict, and by JSON's rules: 1 is a float and [1, 2] a tuple, but "1" is not a number
     coerced = adapter.validate_json(json.dumps(value), strict=True)
     return value if isinstance(coerced, collections.abc.Iterator) else coerced
+
+
+def drop_nulls(arguments: dict, signature: Signature, offered: Collection[str]) -> dict:
+    """The arguments without nulls for what the scripts offer, unless null is a value of its own."""
+
+    def is_silent(key: str) -> bool:
+        parameter = signature.parameters.get(key)
+        return parameter is None or bool(find_type_errors(key, None, parameter.annotation))
+
+    return {
+        key: value
+        for key, value in arguments.items()
+        if value is not None or key not in offered or not is_silent(key)
+    }
 
 
 def find_type_errors(path: str, value: object, hint: object) -> list[str]:

@@ -7,11 +7,16 @@ from collections.abc import Callable
 
 from utils.config.lookup import Source, did_you_mean, metric_name
 from utils.config.sections import PLAIN, REQUIRED, SOURCES
-from utils.config.types import find_infinite, find_type_errors
+from utils.config.types import drop_nulls, find_infinite, find_type_errors
 
 # logged beside the metrics
 RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
 SPEC = 'should be a name or {"type": "Name", "args": {...}}'
+NOT_SECTIONS = {  # names that people expect -> what is right
+    r"(train|val|test)\w*loader": '; training data is "data_loader", other data '
+    '"valid_data_loader" and "test_data_loader"',
+    "scheduler": '; did you mean "lr_scheduler"?',
+}
 
 
 def find_errors(config: dict) -> list[str]:
@@ -27,9 +32,15 @@ def find_errors(config: dict) -> list[str]:
             errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
         elif section in SOURCES:
             errors += _check_spec(section, section, value)
-        elif near := did_you_mean(section, (*SOURCES, *PLAIN, "extends"), cutoff=0.8):
-            errors.append(f"{section}: unknown section{near}")  # any other is the user's own
+        elif near := _meant(section):  # any other is the user's own
+            errors.append(f"{section}: unknown section{near}")
     return errors + _check_name(config.get("name")) + _check_monitor(config)
+
+
+def _meant(name: str) -> str:
+    """What an unknown section is probably meant to be, if it is not the user's own."""
+    hints = (hint for pattern, hint in NOT_SECTIONS.items() if re.fullmatch(pattern, name))
+    return did_you_mean(name, (*SOURCES, *PLAIN, "extends"), complete=False) or next(hints, "")
 
 
 def _check_spec(section: str, path: str, spec: object) -> list[str]:
@@ -37,7 +48,9 @@ def _check_spec(section: str, path: str, spec: object) -> list[str]:
     source = SOURCES[section]
     if isinstance(spec, dict) and source.default:
         spec = {"type": source.default, **spec}
-    if not isinstance(spec.get("type") if isinstance(spec, dict) else spec, str):
+    if isinstance(spec, dict) and "type" not in spec:
+        return [f"{path}: {SPEC}; add a type, for example -s {path}.type={source.example()}"]
+    if not isinstance(spec["type"] if isinstance(spec, dict) else spec, str):
         return [f"{path}: {SPEC}"]
     errors = []
     if isinstance(spec, dict) and not source.default:
@@ -62,6 +75,7 @@ def _check_spec(section: str, path: str, spec: object) -> list[str]:
 
 def _check_arguments(source: Source, path: str, target: Callable, args: dict) -> list[str]:
     errors, signature = [], source.signature(target)
+    args = drop_nulls(args, signature, source.offered)
     for key, value in args.items():
         if key in source.given:
             errors.append(f"{path}.{key}: is supplied by the scripts, not by a config")
@@ -131,6 +145,8 @@ def _check_monitor(config: dict) -> list[str]:
     specs = [m for m in metrics if isinstance(m, str | dict)] if isinstance(metrics, list) else []
     names = ["loss", *(str(metric_name(spec)) for spec in specs)]
     names += [f"val_{name}" for name in names]
-    # a name that is near none of them may be logged by the user's own _train_epoch
-    near = "" if watched in names else did_you_mean(watched, names)
+    # other names may be logged by the user's own _train_epoch, NAME_CLASS by a metric per class
+    is_per_class = watched.startswith(tuple(f"{name}_" for name in names))
+    is_known = watched in names or is_per_class
+    near = "" if is_known else did_you_mean(watched, names, complete=False)
     return [f'trainer.monitor: nothing is called "{watched}"{near}'] if near else []
