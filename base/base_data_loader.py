@@ -75,7 +75,14 @@ class BaseDataLoader(DataLoader, ABC):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # to start an epoch without drawing from the global one
         )
-        self._not_copied = {*vars(self), "_for_training", "classes", "input", "example"} - before
+        self._not_copied = {
+            *vars(self),
+            "_for_training",
+            "classes",
+            "input",
+            "example",
+            "digest",
+        } - before
 
     @abstractmethod
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
@@ -167,15 +174,24 @@ class BaseDataLoader(DataLoader, ABC):
         return None
 
     @functools.cached_property
+    def digest(self) -> str | None:
+        """Changes with the samples that this loader serves; None if it cannot say."""
+        return None
+
+    @functools.cached_property
     def example(self) -> Sample:
         """The network's input for the first sample, without the batch axis."""
         sample = self.dataset[(0, 0, 0)]
         return sample[0] if isinstance(sample, tuple | list) else sample
 
     @functools.cached_property
-    def input(self) -> dict[str, list[int] | list[float] | None]:
-        """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation."""
+    def input(self) -> dict[str, list[int] | list[float] | str | None]:
+        """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation,
+        "range" of values that were scaled to 0..255 (None: they are, or this is unknown).
+        """
+        scaled = self.dataset.offers.pixel_range
         result = {"shape": list(getattr(self.example, "shape", ()))}
+        result["range"] = list(scaled) if isinstance(scaled, tuple) else scaled
         for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
             result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()
         return result

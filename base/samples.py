@@ -32,6 +32,7 @@ class BaseDataset(Dataset):
         targets: one label per sample; the validation split then has equal class proportions
         mean: what was subtracted from each channel; saved in the checkpoint
         std: what each channel was divided by; saved in the checkpoint
+        pixel_range: lowest and highest value of images with more than 8 bits, scaled to 0..255
         paths: file of each sample
         balanced: draw training samples with replacement, so that all classes come equally often
         deterministic: samples draw no random numbers, so the loader need not seed any
@@ -43,6 +44,7 @@ class BaseDataset(Dataset):
     targets: Sequence[int] | np.ndarray | Tensor | None = None
     mean: Sequence[float] | Tensor | None = None
     std: Sequence[float] | Tensor | None = None
+    pixel_range: Sequence[float] | str | None = None
     paths: Sequence[str] | None = None
     balanced: bool = False
     deterministic: bool = False

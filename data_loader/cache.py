@@ -4,13 +4,10 @@ They are kept in memory, or in a file that later runs use, too.
 """
 
 import collections
-import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_loader.files import File
-from data_loader.images import BadImage
+from data_loader.files import DataFolder, File, class_name
+from data_loader.images import BadImage, DeepImage, Range, common_range, examine
+from data_loader.index import Index, Record
 from utils.engine.launch import cores
 from utils.errors import UserError
-from utils.files import atomic_write, printable, write_text
+from utils.files import atomic_write, printable
 
-VERSION = 2  # of how images are read and stored; a change makes old cache files stale
 SHARE = 4  # "auto" takes at most a quarter of the free memory
 Cache = Literal["ram", "disk", "auto"] | None
 Reader = functools.partial[Tensor]  # of read_image
@@ -42,8 +39,7 @@ class Contents:
 
     Attributes:
         files: the files
-        digests: one per image, equal for equal pixels
-        counts: how often each of the 256 values occurs in each channel (C, 256)
+        records: what is known of each
         images: the decoded images, uint8 (C, H, W), if they are kept
         read: reads a file, for images that are not kept
         bad: a line per file that cannot be read
@@ -52,8 +48,7 @@ class Contents:
     """
 
     files: list[File]
-    digests: list[str]
-    counts: np.ndarray
+    records: list[Record]
     images: Sequence[Tensor] | None
     read: Reader
     bad: list[str]
@@ -70,6 +65,11 @@ class Contents:
         """The files' class numbers."""
         return [file.target for file in self.files]
 
+    @property
+    def pixel_range(self) -> Range:
+        """What values of more than 8 bits are scaled from."""
+        return self.read.keywords["pixel_range"]
+
     def image(self, index: int) -> Tensor:
         """An image, uint8 (C, H, W)."""
         return self.read(self.files[index].path) if self.images is None else self.images[index]
@@ -78,52 +78,115 @@ class Contents:
         """Of each channel, over all pixels scaled to 0..1; std is 1 for a constant channel."""
         if not self.files:
             raise UserError('there are no training images for normalize "data"')
-        values, shares = np.arange(256) / 255, self.counts / self.counts.sum(axis=1, keepdims=True)
-        mean = shares @ values
-        std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
-        return mean.tolist(), np.where(std > 0, std, 1).tolist()
+        count = sum(math.prod(record.shape[1:]) for record in self.records)
+        totals = np.sum([record.sums for record in self.records], axis=0).tolist()
+        # whole numbers, so nothing is lost
+        variances = [count * squares - total**2 for total, squares in zip(*totals, strict=True)]
+        std = [math.sqrt(variance) / (255 * count) for variance in variances]
+        return [total / (255 * count) for total in totals[0]], [one or 1.0 for one in std]
+
+    def digest(self) -> str:
+        """Changes with the name, the pixels or the class of any image, not with their order."""
+        rows = zip(self.files, self.records, strict=True)
+        lines = sorted((class_name(file.name), record.digest, file.label) for file, record in rows)
+        return hashlib.blake2b(repr(lines).encode(), digest_size=16).hexdigest()
 
 
-def read_all(
-    files: list[File],
-    ignored: list[str],
-    notes: list[str],
-    read: Reader,
-    cache: Cache,
-    folder: Path,
-    subset: str,
-) -> Contents:
-    """Decode the image files of a subset in threads, or take them from the cache.
+class ImageStore:
+    """The images of a data set, each read once; shared by the loaders of its subsets.
 
     Args:
-        files: the image files of the subset
-        ignored: its other files
-        notes: what the user should know of them
-        read: decodes a file to uint8 (C, H, W); raises BadImage
-        cache: where the decoded images are kept, see `cache.keep`
-        folder: of all subsets; the cache is beside it
-        subset: "train", "val" or "test"
+        folder: the data set
+        cache: where the decoded images are kept, see `keep`
+        pixel_range: what values of more than 8 bits are scaled from; "data" for what the training
+            images have, which is only found out if an image has more
     """
-    stem = cache_stem(folder, subset, files, *read.keywords.values())
-    if cache in ("disk", "auto") and (stored := load(stem)):
-        (images, index), note = stored, ""
-    else:
-        # files by number, as the folder may be moved
-        index = {"files": [], "digests": [], "counts": 0, "bad": []}
-        images, note = keep(_decode(files, read, index), cache, stem, index)
-    digests, counts, bad = index["digests"], np.asarray(index["counts"]), index["bad"]
-    files, notes = [files[number] for number in index["files"]], [*notes, *[note] * bool(note)]
-    return Contents(files, digests, counts, images, read, bad, ignored, notes)
+
+    def __init__(self, folder: DataFolder, cache: Cache, pixel_range: Range):
+        self.folder, self.cache, self.pixel_range = folder, cache, pixel_range
+        self._index: Index | None = None
+        self._contents: dict[str, Contents] = {}
+
+    def contents(self, subset: str, read: Reader) -> Contents:
+        """The images of a subset, decoded in threads by `read` or taken from the cache."""
+        if subset not in self._contents:
+            index = self._index = self._index or Index(self.folder.folder, *read.keywords.values())
+            try:
+                self._contents[subset] = self._read(subset, read, index)
+            except DeepImage:
+                self.pixel_range = self._find_range(read, index)
+                self._contents[subset] = self._read(subset, read, index)
+        return self._contents[subset]
+
+    def _read(self, subset: str, read: Reader, index: Index) -> Contents:
+        files, ignored, notes = self.folder.files(subset)
+        records = [index.look(file, subset) for file in files]
+        if self.pixel_range == "data" and any(record.values for record in records):
+            raise DeepImage
+        read = functools.partial(read, pixel_range=self.pixel_range)
+        path, images, note = self._path(subset, files, records, index), None, ""
+        if self.cache is None or (self.cache != "ram" and path.exists()):
+            new = [n for n, known in enumerate(records) if not known.is_complete(self.pixel_range)]
+            collections.deque(_decode(files, records, new, read, keep=False), maxlen=0)
+            images = ImageFile.load(path, [known.shape for known in records if not known.bad])
+        if images is None and self.cache is not None:
+            decoded = _decode(files, records, range(len(files)), read, keep=True)
+            images, note = keep(decoded, self.cache, path)
+        names = (file.name for file in files)
+        notes = [*notes, *index.update(subset, dict(zip(names, records, strict=True)))]
+        if self.pixel_range == "data":  # there are only 8 bits
+            self.pixel_range = None if subset == "train" else "data"
+            read = functools.partial(read, pixel_range=None)
+        pairs = list(zip(files, records, strict=True))
+        good = [pair for pair in pairs if not pair[1].bad]
+        bad = [f"{printable(file.path)}: {known.bad}" for file, known in pairs if known.bad]
+        columns = [file for file, _ in good], [known for _, known in good]
+        return Contents(*columns, images, read, bad, ignored, notes + [note] * bool(note))
+
+    def _find_range(self, read: Reader, index: Index) -> Range:
+        def values(file: File) -> Sequence[float] | None:
+            known = index.look(file, "train")
+            if known.bad or known.digest:
+                return known.values
+            try:
+                return examine(file.path, **read.keywords, pixel_range="data")[1]
+            except DeepImage as image:
+                return image.args
+            except BadImage:
+                return None
+
+        files, _, _ = self.folder.files("train")
+        with ThreadPoolExecutor(cores()) as threads:
+            results = threads.map(values, files)
+            progress = tqdm(results, "finding the range", len(files), leave=False, disable=None)
+            return common_range([pair for pair in progress if pair])
+
+    def _path(self, subset: str, files: list[File], records: list[Record], index: Index) -> Path:
+        """Where a subset's decoded images are stored: the name changes with what they depend on."""
+        scaled = None if self.pixel_range == "data" else self.pixel_range
+        digest = hashlib.blake2b(repr((index.made_by, scaled)).encode(), digest_size=8)
+        for file, known in zip(files, records, strict=True):
+            digest.update(repr((file.name, known.size, known.changed)).encode())
+        return index.folder / f"{subset}-{digest.hexdigest()}.bin"
 
 
-def _decode(files: list[File], read: Reader, index: dict) -> Iterator[Tensor]:
-    """The images of `files` in order; fills `index`, which the cache stores."""
+def _decode(
+    files: list[File], records: list[Record], numbers: Sequence[int], read: Reader, keep: bool
+) -> Iterator[Tensor]:
+    """Completes the records with these numbers; the images of these files in order, to `keep`."""
 
-    def examine(file: File) -> tuple[Tensor, str, np.ndarray] | BadImage:
+    def complete(number: int) -> tuple[Record, Tensor | None]:
+        file, record, pixel_range = files[number], records[number], read.keywords["pixel_range"]
+        known = record.is_complete(pixel_range)
+        if record.bad or (known and not keep):
+            return record, None
         try:
-            image = read(file.path)
+            image, values = examine(file.path, **read.keywords)
         except BadImage as error:
-            return error
+            size = record.size if error.lasting else -1
+            return Record(size, record.changed, file.label, record.part, error.reason), None
+        if known:
+            return record, image
         pixels = image.permute(1, 2, 0).numpy()
         # nothing counts faster than Pillow, which takes grey images without a channel axis
         histogram = Image.fromarray(pixels if len(image) == 3 else pixels[:, :, 0]).histogram()
@@ -131,20 +194,23 @@ def _decode(files: list[File], read: Reader, index: dict) -> Iterator[Tensor]:
         # of all values and some rows of pixels: a flipped image has the same values, other rows
         digest = hashlib.blake2b(counts, digest_size=16, key=repr(tuple(image.shape)).encode())
         digest.update(np.ascontiguousarray(pixels[:: 1 + len(pixels) // 32]))
-        return image, digest.hexdigest(), counts
+        sums = [(counts @ np.arange(256) ** power).tolist() for power in (1, 2)]
+        scaled = list(pixel_range) if isinstance(pixel_range, tuple) else pixel_range
+        return record._replace(
+            values=values,
+            range=scaled if values else None,
+            digest=digest.hexdigest(),
+            shape=list(image.shape),
+            sums=sums,
+        ), image
 
     with ThreadPoolExecutor(cores()) as threads:
-        results = threads.map(examine, files)
-        progress = tqdm(results, "reading images", len(files), leave=False, disable=None)
-        for number, result in enumerate(progress):
-            if isinstance(result, BadImage):
-                index["bad"].append(str(result))
-                continue
-            image, digest, counts = result
-            index["files"].append(number)
-            index["digests"].append(digest)
-            index["counts"] = index["counts"] + counts
-            yield image
+        results = threads.map(complete, numbers)
+        progress = tqdm(results, "reading images", len(numbers), leave=False, disable=None)
+        for number, (record, image) in zip(numbers, progress, strict=True):
+            records[number] = record
+            if keep and image is not None:
+                yield image
 
 
 class ImageFile(Sequence):
@@ -158,6 +224,13 @@ class ImageFile(Sequence):
     def __init__(self, path: Path, shapes: list[list[int]]):
         self.path, self.shapes = path, shapes
         self.offsets = np.cumsum([0, *map(math.prod, shapes)], dtype=np.int64)
+
+    @classmethod
+    def load(cls, path: Path, shapes: list[list[int]]) -> "ImageFile | None":
+        """The file as it was stored; None if it is missing or damaged."""
+        images = cls(path, shapes)
+        complete = path.exists() and path.stat().st_size == images.offsets[-1]
+        return images if complete else None
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -176,21 +249,19 @@ class ImageFile(Sequence):
 
 
 def keep(
-    images: Iterator[Tensor], cache: Cache, stem: Path, index: dict
+    images: Iterator[Tensor], cache: Literal["ram", "disk", "auto"], path: Path
 ) -> tuple[Sequence[Tensor] | None, str]:
     """Exhaust `images`, keep them as `cache` says, and return them with a note for the user.
 
-    Returns a list for "ram", an ImageFile for "disk", None without a cache. "auto" starts in
-    memory, moves to a file when that gets full, and keeps nothing if no file can be written.
-    Images are uint8 (C, H, W), the channels of a pixel together in memory.
+    Returns a list for "ram", an ImageFile for "disk". "auto" starts in memory, moves to a file when
+    that gets full, and keeps nothing if no file can be written. Images are uint8 (C, H, W), the
+    channels of a pixel together in memory.
 
     Args:
         images: the images as they are decoded
         cache: see above
-        stem: path of the file without suffix
-        index: plain data to store with a file; complete once `images` is exhausted
+        path: of the file
     """
-    note = ""
     if cache in ("ram", "auto"):
         kept, size = [], 0
         limit = free_memory() // SHARE if cache == "auto" else math.inf
@@ -200,68 +271,31 @@ def keep(
             if size > limit:
                 break
         else:
-            return kept, note
+            return kept, ""
         images = itertools.chain(kept, images)
         del kept  # so that the memory is free once these are written
-    if cache is not None:
-        try:
-            return _write(images, stem, index)
-        except OSError as error:
-            if cache == "disk":
-                raise
-            reason = f"memory is short, and {error.filename}: {error.strerror}"
-            note = f"the images are decoded in each epoch: {reason}"
-    collections.deque(images, maxlen=0)  # every image is examined, none is kept
-    return None, note
+    try:
+        return _write(images, path)
+    except OSError as error:
+        if cache == "disk":
+            raise
+        collections.deque(images, maxlen=0)  # every image is examined, none is kept
+        reason = f"memory is short, and {error.filename}: {error.strerror}"
+        return None, f"the images are decoded in each epoch: {reason}"
 
 
-def _write(images: Iterator[Tensor], stem: Path, index: dict) -> tuple[ImageFile, str]:
-    path, shapes = stem.with_suffix(".bin"), []
-    stem.parent.mkdir(exist_ok=True)
-    for stale in stem.parent.glob(f"{stem.name.rpartition('-')[0]}-*"):
+def _write(images: Iterator[Tensor], path: Path) -> tuple[ImageFile, str]:
+    shapes: list[list[int]] = []
+    path.parent.mkdir(exist_ok=True)
+    for stale in path.parent.glob(f"{path.stem.partition('-')[0]}-*"):
         stale.unlink(missing_ok=True)
     with atomic_write(path) as file:
         for image in images:
             file.write(image.permute(1, 2, 0).contiguous().numpy())
             shapes.append(list(image.shape))
         size = file.tell()
-    # The index comes last: where it is, the images are complete.
-    content = json.dumps(index | {"shapes": shapes}, default=np.ndarray.tolist)
-    write_text(stem.with_suffix(".json"), content)
     note = f"the decoded images are kept in {path} ({size / 2**20:,.0f} MB)"
     return ImageFile(path, shapes), note
-
-
-def load(stem: Path) -> tuple[ImageFile, dict] | None:
-    """The stored images and index of `keep`; None if they are missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        index = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        images = ImageFile(stem.with_suffix(".bin"), index.pop("shapes"))
-        if images.path.stat().st_size == images.offsets[-1]:
-            return images, index
-    return None
-
-
-def cache_stem(folder: Path, subset: str, files: list[File], *settings: int | None) -> Path:
-    """Path without suffix at which the decoded `files` of a subset are stored.
-
-    Its name changes with the names, sizes and times of the files, and with the settings of reading.
-    """
-    digest = hashlib.blake2b(repr((VERSION, settings)).encode(), digest_size=8)
-    for file in files:
-        row = file.name, file.target, *stamp(file.path)
-        digest.update(repr(row).encode())
-    folder = folder.resolve()
-    return folder.with_name(f"{folder.name}.cache") / f"{subset}-{digest.hexdigest()}"
-
-
-def stamp(path: str) -> tuple[int, int]:
-    """Size in bytes and time of the last change (ns) of a file; (-1, -1) if there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
 
 
 def free_memory() -> int:

@@ -29,6 +29,7 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
                 lines.append(f"of {len(contents.files)} training images {two}; {ADVICE}")
     if len(classes) == 1:
         lines.append(f"there is only one class ({classes[0]}), so there is nothing to learn")
+    lines += [line for subset, contents in subsets.items() for line in _ranges(subset, contents)]
     # The subsets may be parts of one folder: say everything once.
     lines += dict.fromkeys(note for contents in subsets.values() for note in contents.notes)
     ignored = [*dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)]
@@ -39,13 +40,31 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     return [*lines, *(f"left out: {line}" for line in bad), *_copies(subsets, classes)]
 
 
+def _ranges(subset: str, contents: Contents) -> list[str]:
+    """What the values of images with more than 8 bits are scaled from."""
+    values = [record.values for record in contents.records if record.values]
+    if not values:
+        return []
+    line = f"{subset}: {len(values)} of {len(contents.files)} images have more than 8 bits"
+    if contents.pixel_range == "file":
+        return [f"{line}; each is scaled by its own type, unless pixel_range says from what"]
+    low, high = contents.pixel_range
+    lowest, highest = min(pair[0] for pair in values), max(pair[1] for pair in values)
+    line += f", values {lowest:,.6g} to {highest:,.6g}, scaled from {low:,.6g}..{high:,.6g}"
+    if isinstance(highest, int):
+        line += f": {high - low + 1:,.10g} of {2 ** (16 if highest < 2**16 else 32):,} levels"
+    if beyond := sum(pair[0] < low or pair[1] > high for pair in values):
+        line += f"; {beyond} images have values beyond, which are clipped"
+    return [line]
+
+
 def _copies(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
     """A line per image that is in several subsets or classes; other copies are only counted."""
     groups = collections.defaultdict(list)
     for subset, contents in subsets.items():
-        columns = contents.digests, contents.targets, contents.paths
-        for digest, target, path in zip(*columns, strict=True):
-            groups[digest].append((subset, classes[target], path))
+        columns = contents.records, contents.targets, contents.paths
+        for record, target, path in zip(*columns, strict=True):
+            groups[record.digest].append((subset, classes[target], path))
     lines, harmless = [], 0
     for copies in groups.values():
         for kind, part in (("subsets", 0), ("classes", 1)):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from base import BaseDataLoader, BaseDataset
-from data_loader.cache import Cache, Contents, Reader, read_all
+from data_loader.cache import Cache, Contents, ImageStore, Reader
 from data_loader.checks import check_images
 from data_loader.files import SUBSETS, DataFolder
-from data_loader.images import read_image
+from data_loader.images import Range, read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
@@ -40,6 +40,10 @@ class ImageFolderDataLoader(BaseDataLoader):
             quarter of what is free is enough, else the disk. The batches are the same with each
         classes: names of the classes in the order of the network's outputs; null for those of the
             folders with training images, sorted. With a checkpoint its classes, unless set here
+        pixel_range: [lowest, highest] value of images with more than 8 bits, made 0 and 255. "data"
+            finds it in the training images: integers as 8, 10, 12, 14 or 16 bits hold them, floats
+            as 0..1 if they are, else from the lowest to the highest. null for 8 bits only; "file"
+            scales each file by the type of its values
     """
 
     def __init__(
@@ -56,19 +60,24 @@ class ImageFolderDataLoader(BaseDataLoader):
         on_bad_file: Literal["skip", "stop"] = "skip",
         cache: Cache = "auto",
         classes: list[str] | None = None,
+        pixel_range: Range = "data",
         **kwargs: Any,
     ):
+        if isinstance(pixel_range, list | tuple):
+            pixel_range = tuple(map(float, pixel_range))
+            if not pixel_range[0] < pixel_range[1]:
+                raise UserError(f"data_loader.args.pixel_range: {list(pixel_range)} must ascend")
         if split is not None and abs(sum(split) - 1) > 1e-6:
             raise UserError(f"data_loader.args.split: the shares {list(split)} must add up to 1")
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        self.channels, self.transforms, self.cache = channels, transforms, cache
+        self.channels, self.transforms = channels, transforms
         self.balance, self.on_bad_file = balance, on_bad_file
         if normalize != "data":
             self.normalisation = given_normalisation(normalize, channels)
         super().__init__(**kwargs)
         # shared with the other subsets' loaders
         self.folder = DataFolder(Path(data_dir), split, classes, self.settings["seed"])
-        self._contents: dict[str, Contents] = {}
+        self.store = ImageStore(self.folder, cache, pixel_range)
 
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
         contents = self._read(subset)
@@ -92,9 +101,20 @@ class ImageFolderDataLoader(BaseDataLoader):
         counts = np.bincount(targets, minlength=len(self.folder.classes))
         return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
 
-    @functools.cached_property
+    @property
     def read(self) -> Reader:
         """Reads an image file as uint8 (C, H, W), no larger than useful. Raises BadImage."""
+        if self.store.pixel_range == "data":
+            self._read("train")
+        return functools.partial(self._reader, pixel_range=self.store.pixel_range)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Changes with the name, the pixels as read or the class of any image that is served."""
+        return self.part().digest()
+
+    @functools.cached_property
+    def _reader(self) -> Reader:
         side = side_to_read(self._transforms, self.image_size)
         # Not a method: a reference cycle would let the loader's workers end late.
         return functools.partial(read_image, channels=self.channels, side=side)
@@ -116,7 +136,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents
         indices = self.dataset.indices if whole.files else []
-        columns = {name: getattr(whole, name) for name in ("files", "digests")}
+        columns = {name: getattr(whole, name) for name in ("files", "records")}
         return replace(whole, **{name: [v[i] for i in indices] for name, v in columns.items()})
 
     @functools.cached_property
@@ -136,10 +156,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         return Pipeline(transforms, self.image_size, *self.normalisation)
 
     def _read(self, subset: str) -> Contents:
-        if subset not in self._contents:
-            found, folder = self.folder.files(subset), self.folder.folder
-            self._contents[subset] = read_all(*found, self.read, self.cache, folder, subset)
-        return self._contents[subset]
+        return self.store.contents(subset, self._reader)
 
     def _stop_at_bad_files(self, contents: list[Contents]) -> None:
         bad = [line for part in contents for line in part.bad]
@@ -162,6 +179,7 @@ class ImageFiles(BaseDataset):
         self.contents, self.classes, self.pipeline = contents, classes, pipeline
         self.paths, self.targets = contents.paths, contents.targets
         self.mean, self.std, self.balanced = pipeline.mean, pipeline.std, balanced
+        self.pixel_range = contents.pixel_range
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -3,6 +3,8 @@
 import io
 import os
 import re
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,25 +14,48 @@ from torch import Tensor
 from utils.errors import UserError, first_line
 from utils.files import printable
 
+# What values of more than 8 bits are scaled from, see `examine`
+Range = tuple[float, float] | Literal["data", "file"] | None
+BITS = 8, 10, 12, 14, 16  # of cameras
+NEAR = 0.05  # floats beyond 0..1 by at most this are rounding and overshoot
 FAR = 2  # an image is reduced while it is read if it is more than so many times as large as needed
 
 
 class BadImage(UserError):  # noqa: N818 (the file is bad)
-    """A file that cannot be read as an image: `str()` says which and why, `reason` only why."""
+    """A file that cannot be read as an image: `str()` says which and why, `reason` only why.
 
-    def __init__(self, path: str, reason: str = ""):
-        self.reason = reason
+    `lasting` is False if the same file may be readable the next time.
+    """
+
+    def __init__(self, path: str, reason: str = "", lasting: bool = True):
+        self.reason, self.lasting = reason, lasting
         # A worker's error is created again from its text alone.
         super().__init__(f"{path}: {reason}" if reason else path)
 
 
-def read_image(path: str | os.PathLike, channels: int, side: int | None = None) -> Tensor:
+class DeepImage(Exception):  # noqa: N818
+    """An image has more than 8 bits per channel: its lowest and its highest value."""
+
+
+def read_image(
+    path: str | os.PathLike, channels: int, side: int | None = None, pixel_range: Range = "file"
+) -> Tensor:
     """The image as uint8 (channels, height, width): 1 channel for grey, 3 for red, green, blue.
 
-    Rotated as its EXIF data says; the first frame of an animation; transparent parts on white;
-    16 bits and more scaled to 8 by their full range. With `side`, an image whose shorter side is
-    more than twice as long is reduced to it. In memory the channels of a pixel are together.
-    Raises BadImage.
+    Rotated as its EXIF data says; the first frame of an animation; transparent parts on white; more
+    than 8 bits scaled from `pixel_range`. With `side`, an image whose shorter side is more than
+    twice as long is reduced to it. In memory the channels of a pixel are together. Raises BadImage.
+    """
+    return examine(path, channels, side, pixel_range)[0]
+
+
+def examine(
+    path: str | os.PathLike, channels: int, side: int | None, pixel_range: Range
+) -> tuple[Tensor, list[float] | None]:
+    """As `read_image`, with the lowest and the highest value if there are more than 8 bits.
+
+    These values are scaled from `pixel_range` to 0..255. "file" takes the range of their type, for
+    floats 0..1 or 0..255; with None they are not allowed; with "data" they raise DeepImage.
     """
     try:
         with open(path, "rb") as file:
@@ -39,10 +64,31 @@ def read_image(path: str | os.PathLike, channels: int, side: int | None = None) 
         with Image.open(io.BytesIO(content)) as image:
             far_larger = side is not None and min(image.size) > FAR * side
             if not far_larger and (decoded := _decode_jpeg(content, image, channels)) is not None:
-                return decoded
-            return _decode(image, channels, side if far_larger else None)
+                return decoded, None
+            return _decode(image, channels, side if far_larger else None, pixel_range)
+    except DeepImage:
+        raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors
-        raise BadImage(printable(os.fspath(path)), _reason(path, error)) from error
+        passing = isinstance(error, UserError | MemoryError) or getattr(error, "errno", None)
+        reason = _reason(path, error)
+        raise BadImage(printable(os.fspath(path)), reason, not passing) from error
+
+
+def common_range(values: Sequence[Sequence[float]]) -> Range:
+    """What to scale a data set's values from: their [lowest, highest] of each image are given.
+
+    Integers: the 8, 10, 12, 14 or 16 bits that hold all. Floats: 0..1 if all are near it. Else from
+    the lowest to the highest. None if there are no values.
+    """
+    if not values:
+        return None
+    low, high = min(pair[0] for pair in values), max(pair[1] for pair in values)
+    if any(isinstance(value, float) for pair in values for value in pair):
+        if low >= -NEAR and high <= 1 + NEAR:
+            return 0.0, 1.0
+    elif low >= 0 and high < 2**16:
+        return 0.0, next(2.0**bits for bits in BITS if high < 2**bits) - 1
+    return float(low), float(high if high > low else low + 1)
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, channels: int) -> Tensor | None:
@@ -60,16 +106,24 @@ def _decode_jpeg(content: bytes, image: Image.Image, channels: int) -> Tensor | 
         return None  # Pillow knows why, or can read it
 
 
-def _decode(image: Image.Image, channels: int, side: int | None) -> Tensor:
+def _decode(
+    image: Image.Image, channels: int, side: int | None, pixel_range: Range
+) -> tuple[Tensor, list[float] | None]:
     """The image through Pillow, reduced to the shorter side `side` if that is given."""
     if side:
         # a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but not smaller than the given size
         image.draft(image.mode, _scaled_size(image.size, side))
     image.load()
-    image = _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if channels == 1 else "RGB")
+    image, values = ImageOps.exif_transpose(image), None
+    if image.mode.startswith(("I", "F")):
+        image, values = _to_8_bits(np.asarray(image), pixel_range)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
     if side:
         image = image.resize(_scaled_size(image.size, side), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1)
+    return torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1), values
 
 
 def _scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -77,19 +131,25 @@ def _scaled_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return round(size[0] * side / min(size)), round(size[1] * side / min(size))
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """The image with 8 bits per channel and nothing transparent."""
-    if image.mode.startswith(("I", "F")):
-        # Pillow reads 16 bits as uint16, from some formats as int32, and 32 bits as int32 or float
-        pixels = np.asarray(image)
-        small, large = (1, 255) if pixels.dtype.kind == "f" else (65_535, 2**31 - 1)
-        maximum = small if pixels.max() <= small else large
-        scaled = (pixels.clip(0, maximum) * (255 / maximum)).round()
-        return Image.fromarray(scaled.astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+def _to_8_bits(pixels: np.ndarray, pixel_range: Range) -> tuple[Image.Image, list[float]]:
+    """The image of values scaled from `pixel_range`, and the lowest and the highest of them.
+
+    Pillow reads 16 bits as uint16, from some formats as int32, and 32 bits as int32 or float.
+    """
+    if not np.isfinite(pixels).all():
+        raise ValueError("it contains NaN or infinite values")
+    values = [pixels.min().item(), pixels.max().item()]
+    if pixel_range == "data":
+        raise DeepImage(*values)
+    if pixel_range is None:
+        raise UserError("has more than 8 bits, unlike the training images; set pixel_range")
+    low, high = (0, 1) if pixels.dtype.kind == "f" else (0, 65_535)
+    if pixel_range != "file":
+        low, high = pixel_range
+    elif values[1] > high:
+        high = 255 if pixels.dtype.kind == "f" else 2**31 - 1
+    scaled = ((pixels.clip(low, high) - low) * (255 / (high - low))).round()
+    return Image.fromarray(scaled.astype(np.uint8)), values
 
 
 def image_suffixes() -> set[str]:
@@ -98,6 +158,8 @@ def image_suffixes() -> set[str]:
 
 
 def _reason(path: str | os.PathLike, error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, PermissionError):
         return "cannot be opened (permission denied)"
     if not os.path.exists(path):

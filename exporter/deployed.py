@@ -144,8 +144,13 @@ def describe_input(input_spec: dict, transforms: list[str], preprocess: bool) ->
         return None
     channels, height, width = input_spec["shape"]
     pixels, floats = "uint8 (N, H, W, C)", "float32 (N, C, H, W): (image / 255 - mean) / std"
+    scaled = input_spec.get("range")
+    if isinstance(scaled, list | tuple):
+        low, high = (f"{value:.10g}" for value in scaled)
+        scaled = f"values clipped to {low}..{high}, then {low} is 0, {high} is 255, and rounded"
     return {
         "colour": "RGB" if channels == 3 else "grey",
+        "more than 8 bits": scaled,
         "transforms": transforms,
         "resize": [height, width],
         "interpolation": "bilinear with antialiasing, on uint8, as Pillow's BILINEAR",

@@ -100,7 +100,8 @@ def preparation(config: ConfigParser, input_spec: dict) -> Callable[[Path], Tens
 
     The data loader prepares the image if it can; otherwise it is resized and normalized.
     """
-    read = functools.partial(read_image, channels=input_spec["shape"][0])
+    scaled_from = input_spec.get("range") or "file"
+    read = functools.partial(read_image, channels=input_spec["shape"][0], pixel_range=scaled_from)
     if not hasattr(config.init_ftn("data_loader").func, "prepare"):
         return lambda path: plain_preparation(read(path), input_spec)
     loader = config.init_obj("data_loader")

@@ -188,7 +188,7 @@ def test_classes_and_input_for_the_checkpoint(data_dir):
     assert loader.input["shape"] == [1, 28, 28]
     assert loader.input["mean"] == [pytest.approx(0.22)]
     assert NumbersLoader().classes is None
-    assert NumbersLoader().input == {"shape": [2], "mean": None, "std": None}
+    assert NumbersLoader().input == {"shape": [2], "mean": None, "std": None, "range": None}
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_attributes_of_any_dataset_are_used_but_not_its_methods():
     loader.to(torch.device("cuda"))
     assert loader.classes == ["a", "b"]
     assert loader.paths == ["x.png", "y.png", "z.png"]
-    assert loader.input == {"shape": [2], "mean": [0.5, 0.25], "std": None}
+    assert loader.input == {"shape": [2], "mean": [0.5, 0.25], "std": None, "range": None}
 
 
 class Squares(BaseDataset):

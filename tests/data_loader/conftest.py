@@ -5,6 +5,8 @@ import pickle  # the format that the data set comes in
 import numpy as np
 import pytest
 
+from data_loader import cache
+
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
@@ -28,3 +30,15 @@ def write_cifar(data_dir):
     with open(folder / "batches.meta", "wb") as file:
         pickle.dump({"label_names": list("abcdefghij")}, file)
     return data_dir
+
+
+def count_reads(monkeypatch):
+    """The list to which the path of each file is added that is decoded for the first time."""
+    paths, examine = [], cache.examine
+
+    def counted(path, **settings):
+        paths.append(path)
+        return examine(path, **settings)
+
+    monkeypatch.setattr(cache, "examine", counted)
+    return paths

@@ -1,6 +1,7 @@
 """Cached and reduced images, compared with Pillow and with reading the files again."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from data_loader.image_folder import ImageFolderDataLoader
 from data_loader.images import read_image
 from data_loader.transforms import PRESETS, side_to_read
 from tests.conftest import assert_same, save_images
+from tests.data_loader.conftest import count_reads
 from utils.errors import UserError
 
 
@@ -31,17 +33,6 @@ def image_loader(folder, **arguments):
 
 def kept_files(folder):
     return sorted(path.name for path in folder.with_name(f"{folder.name}.cache").iterdir())
-
-
-def count_reads(monkeypatch):
-    paths = []
-
-    def counted(path, **settings):
-        paths.append(path)
-        return read_image(path, **settings)
-
-    monkeypatch.setattr("data_loader.image_folder.read_image", counted)
-    return paths
 
 
 def test_later_run_uses_the_cache_file(folder, monkeypatch):
@@ -97,9 +88,9 @@ def test_two_processes_write_the_cache_at_the_same_time(folder, monkeypatch):
     expected = list(image_loader(folder, cache=None))
     decode, process = cache._decode, os.getpid()
 
-    def decode_slowly(*arguments):
+    def decode_slowly(*arguments, **options):
         monkeypatch.setattr(cache, "_decode", decode)
-        yield from decode(*arguments)
+        yield from decode(*arguments, **options)
         monkeypatch.setattr(os, "getpid", lambda: process + 1)
         assert_same(list(image_loader(folder)), expected)
         monkeypatch.setattr(os, "getpid", lambda: process)
@@ -114,7 +105,7 @@ def test_auto_uses_the_disk_if_memory_is_short(folder, monkeypatch):
     loader = image_loader(folder, cache="auto")
     expected = list(loader)
     assert isinstance(loader.samples.contents.images, list)
-    assert not folder.with_name("data.cache").exists()
+    assert kept_files(folder) == ["index.json"]
     monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
     loader = image_loader(folder, cache="auto")
     assert_same(list(loader), expected)
@@ -124,11 +115,13 @@ def test_auto_uses_the_disk_if_memory_is_short(folder, monkeypatch):
 
 def test_auto_decodes_in_each_epoch_if_nothing_can_be_written(folder, monkeypatch):
     expected = list(image_loader(folder, cache=None))
+    shutil.rmtree(folder.with_name("data.cache"))
     folder.with_name("data.cache").write_text("a file in its place")
     monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
     loader = image_loader(folder, cache="auto")
     assert_same(list(loader), expected)
     assert "decoded in each epoch: memory is short" in loader.check()[-1]
+    assert f"every start reads every file, as {folder}.cache" in loader.check()[-2]
     with pytest.raises((UserError, OSError)):
         list(image_loader(folder, cache="disk"))
 

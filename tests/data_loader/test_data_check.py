@@ -11,6 +11,7 @@ from base import BaseDataLoader
 from data_loader.image_folder import ImageFolderDataLoader
 from tests.base.test_data_loader import NumbersLoader
 from tests.conftest import last_checkpoint, save_images
+from tests.data_loader.conftest import count_reads
 from utils.errors import UserError
 
 BAD = {
@@ -189,16 +190,8 @@ def test_subset_without_readable_images_is_reported(tmp_path):
 
 
 def test_each_file_is_decoded_once(tmp_path, monkeypatch):
-    from data_loader import image_folder
-
     save_images(tmp_path / "train", {"a": 5, "b": 5})
-    paths, read_image = [], image_folder.read_image
-
-    def counted(path, **settings):
-        paths.append(path)
-        return read_image(path, **settings)
-
-    monkeypatch.setattr(image_folder, "read_image", counted)
+    paths = count_reads(monkeypatch)
     loader = ImageFolderDataLoader(
         str(tmp_path), image_size=28, validation_split=0.3, normalize="data"
     )

@@ -138,8 +138,8 @@ def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
 
 
 def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> ConfigParser:
-    """The configuration for using a checkpoint's network: its normalisation, the names of its
-    classes unless the configuration has its own, and its `arch`.
+    """The configuration for using a checkpoint's network: the normalisation and range of its
+    images, the names of its classes unless the configuration has its own, and its `arch`.
     """
     from utils.config.sections import LOADERS
     from utils.config.types import find_type_errors
@@ -147,15 +147,18 @@ def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> Confi
     sections, trained_on, adopted = {}, state["input"] or {}, {}
     if trained_on.get("mean") is not None:
         adopted["normalize"] = {key: trained_on[key] for key in ("mean", "std")}
+    if trained_on:  # before there was a range, each file had its own
+        adopted["pixel_range"] = trained_on.get("range", "file")
     if state.get("classes"):
         adopted["classes"] = [printable(name) for name in state["classes"]]
+    unless_own = ("classes",) if trained_on.get("range") else ("classes", "pixel_range")
     for section in filter(config.get, LOADERS):
         parameters, own = config.signature(section).parameters, config.option(section, "args", {})
         arguments = {
             key: value
             for key, value in adopted.items()
             if key in parameters
-            and (key != "classes" or own.get(key) is None)
+            and (key not in unless_own or own.get(key) is None)
             # a loader of somebody's own may mean something else by the name
             and not find_type_errors(key, value, parameters[key].annotation)
         }

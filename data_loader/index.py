@@ -1,0 +1,102 @@
+"""What is known of each file of a data set, kept so that a later start reads only what changed."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import PIL
+
+from data_loader.files import File
+from data_loader.images import Range
+from utils.files import write_text
+
+VERSION = 3  # of how images are read and what is kept of them; a change makes old files stale
+
+
+class Record(NamedTuple):
+    """What is known of a file; a row of the index.
+
+    Attributes:
+        size: in bytes; -1 for a file that must be looked at again
+        changed: time of the last change in ns
+        label: name of its class
+        part: its subset
+        bad: why it cannot be read
+        values: the lowest and the highest, if it has more than 8 bits per channel
+        range: what these were scaled from
+        digest: equal for equal pixels; "" if nothing is known yet
+        shape: (channels, height, width) as read
+        sums: of each channel's values, and of their squares
+    """
+
+    size: int
+    changed: int
+    label: str
+    part: str
+    bad: str | None = None
+    values: list[int] | list[float] | None = None
+    range: list[float] | str | None = None
+    digest: str = ""
+    shape: list[int] | None = None
+    sums: list[list[int]] | None = None
+
+    def is_complete(self, pixel_range: Range) -> bool:
+        """Whether the file need not be read, where values are scaled from `pixel_range`."""
+        scaled = list(pixel_range) if isinstance(pixel_range, tuple) else pixel_range
+        return bool(self.bad or self.digest) and (self.values is None or self.range == scaled)
+
+
+class Index:
+    """The file index.json in DATA_DIR.cache. It holds nothing that cannot be made again.
+
+    Several runs may use it at once: each replaces it as a whole.
+
+    Args:
+        folder: of the data set
+        settings: of how images are read
+    """
+
+    def __init__(self, folder: Path, *settings: int | None):
+        folder = folder.resolve()
+        self.folder = folder.with_name(f"{folder.name}.cache")
+        self.made_by = [VERSION, PIL.__version__, *settings]
+        self.records = self._stored()
+
+    def look(self, file: File, part: str) -> Record:
+        """The record of a file; one without content if the file has changed, or is new."""
+        try:
+            stat = os.stat(file.path)
+            size, changed = stat.st_size, stat.st_mtime_ns
+        except OSError:
+            size, changed = -1, -1
+        known = self.records.get(file.name)
+        if known is None or size < 0 or (known.size, known.changed) != (size, changed):
+            return Record(size, changed, file.label, part)
+        return known._replace(label=file.label, part=part)
+
+    def update(self, part: str, records: dict[str, Record]) -> list[str]:
+        """Keep all records of a subset, by name of the file; returns a sentence if that fails."""
+        before = {name: record for name, record in self.records.items() if record.part == part}
+        self.records |= records
+        if records == before:
+            return []
+        others = {name: known for name, known in self._stored().items() if known.part != part}
+        content = {"made_by": self.made_by, "columns": Record._fields, "files": others | records}
+        try:
+            self.folder.mkdir(exist_ok=True)
+            write_text(self.folder / "index.json", json.dumps(content))
+        except OSError as error:
+            reason = f"{self.folder} cannot be written: {error.strerror}"
+            return [f"every start reads every file, as {reason}"]
+        return []
+
+    def _stored(self) -> dict[str, Record]:
+        # damaged files raise all of these
+        errors = OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError
+        with contextlib.suppress(*errors):
+            content = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            if content["made_by"] == self.made_by:
+                return {name: Record(*row) for name, row in content["files"].items()}
+        return {}
