@@ -1,5 +1,6 @@
 """What a pruning run reports after each step: steps.csv, an HTML page, TensorBoard, a table."""
 
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ COLUMNS = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accur
 COLUMNS += ["accuracy_before", "recall", "recall_before", "latency", "torch_ms", "epochs"]
 COLUMNS += ["checkpoint"]
 UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint"}  # in TensorBoard
+SIZES = ["step", "channels", "MACs", "params"]  # what tables on the screen begin with
 AIMS = {
     "channel_sparsity": "the original's channels gone",
     "macs": "the original's MACs",
@@ -88,20 +90,15 @@ def report_pruning(
 
 def pruning_table(rows: list[Row], aim: dict[str, float]) -> list[str]:
     """The steps as lines for the screen; the recommended one is marked."""
-    best = recommended(rows, aim)
-    header = ["step", "channels", "MACs", "", "params", "", "MB", "ms", "", "accuracy", "recall"]
-    table = [[*header, ""]]
+    best, forms = recommended(rows, aim), {"size_mb": ".2f", "latency_ms": ".2f", "latency": ".1%"}
+    forms |= {"accuracy": ".4f", "recall": ".4f"}
+    table = [[*SIZES, "MB", "ms", "latency", "accuracy", "recall", ""]]
     for row in rows:
-        cells, reached = [str(row["step"]), f"{row['channels']:,}"], _reached(row, rows[0])
-        for key in ("macs", "params"):
-            cells += [_short(row[key]), _number(reached[key], ".1%")]
-        cells += [_number(row["size_mb"], ".2f"), _number(row["latency_ms"], ".2f")]
-        cells += [_number(reached["latency"], ".1%")]
-        for key in ("accuracy", "recall"):
-            before, after = row[f"{key}_before"], _number(row[key], ".4f")
-            cells.append(after if before is None else f"{before:.4f} -> {after}")
-        table.append([*cells, "* recommended" if row["step"] == best else ""])
-    return [*aligned(table), *not_faster(rows)]
+        cells = [str(row["step"]), *_size_cells(row, rows[0])]
+        cells += [_number(row[key], form) for key, form in forms.items()]
+        table.append([*cells, "*" if row["step"] == best else ""])
+    notes = ["* recommended", *not_faster(rows)]
+    return aligned(table) + [line for note in notes for line in textwrap.wrap(note, 80)]
 
 
 def recommended(rows: list[Row], aim: dict[str, float]) -> int:
@@ -134,7 +131,8 @@ def not_faster(rows: list[Row]) -> list[str]:
     sentences, macs = [], rows[0]["macs"]
     for old, row in pairwise(rows):
         known = None not in (old["latency"], row["latency"]) and row["latency_ms"] > MEASURABLE
-        if known and row["latency"] > SAME_LATENCY * old["latency"]:
+        smaller = row["macs"] < old["macs"]
+        if smaller and known and row["latency"] > SAME_LATENCY * old["latency"]:
             sentences.append(
                 f"Step {row['step']} made the network smaller but not faster: "
                 f"{row['macs'] / macs:.1%} of the original's MACs after {old['macs'] / macs:.1%}, "
@@ -182,15 +180,18 @@ def tradeoff_chart(rows: list[Row], share: str, best: int, aim: dict[str, float]
     return svg_uri(figure)
 
 
+def _size_cells(size: Row, whole: Row) -> list[str]:
+    shares = (f"{size[key] / whole[key]:.1%}" for key in ("macs", "params"))
+    return [f"{size['channels']:,.0f}", *shares]
+
+
 def _reached(row: Row, first: Row) -> dict[str, float | None]:
     """How far a step has come, in the unit of each aim."""
     known = None not in (row["accuracy"], first["accuracy"])
-    return {
+    return row | {
         "channel_sparsity": 1 - row["channels"] / first["channels"],
         "macs": row["macs"] / first["macs"],
         "params": row["params"] / first["params"],
-        "latency": row["latency"],
-        "latency_ms": row["latency_ms"],
         "max_accuracy_drop": first["accuracy"] - row["accuracy"] if known else None,
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from logger.visualization import TensorboardWriter
-from pruner.report import pruning_table, recommended, report_pruning
+from pruner.report import not_faster, pruning_table, recommended, report_pruning
 
 DROP, MACS = {"max_accuracy_drop": 0.01}, {"macs": 0.3}
 HEADER = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
@@ -267,30 +267,42 @@ def test_missing_measurements(report, aim, count):
 
 
 def test_table_for_the_screen():
-    header, *lines, note = pruning_table(ROWS, DROP)
+    header, *lines, legend, note, rest = pruning_table(ROWS, DROP)
+    assert max(map(len, pruning_table(ROWS, DROP))) <= 80
     for name in ("step", "channels", "MACs", "params", "MB", "ms", "accuracy", "recall"):
         assert name in header.split()
     assert len(lines) == len(ROWS)
     assert [line.split()[0] for line in lines] == list("01234")
-    assert [line.endswith("* recommended") for line in lines] == [False, False, False, True, False]
+    assert [line.endswith("*") for line in lines] == [False, False, False, True, False]
+    assert legend == "* recommended"
     for text in (
         "2,700",
-        "120.00 M",
         "40.0%",
-        "4.00 M",
         "16.00",
         "2.40",
         "50.0%",
-        "0.7690 -> 0.9690",
+        "0.9690",
     ):
         assert text in lines[3]
-    assert pruning_table(ROWS, {"max_accuracy_drop": 0.001})[2].endswith("* recommended")
-    assert len({line.index(" M ") for line in lines}) == 1
-    assert "Step 2" in note
+    assert pruning_table(ROWS, {"max_accuracy_drop": 0.001})[2].endswith("*")
+    assert len({line.index("%") for line in lines}) == 1
+    assert "Step 2 made the network smaller but not faster" in note
+    assert rest
     assert "Step 2" not in "".join(pruning_table(steps([0.9] * 5), MACS))
     assert all(
         line.isascii() for line in pruning_table(steps([0.9, None], latency=[None, None]), MACS)
     )  # any console shows it
+
+
+def test_table_of_a_large_network_fits_the_screen():
+    rows = steps([0.97512, 0.9, 1.0], channels=[1_234_567] * 3, macs=[1.0, 0.5, 0.25])
+    rows = [row | {"size_mb": 1234.5, "latency_ms": 1234.5, "macs": 10**12} for row in rows]
+    assert max(map(len, pruning_table(rows, MACS))) <= 80
+
+
+def test_step_without_a_cut_is_not_called_smaller():
+    rows = steps([0.9, 0.9, 0.9], macs=(1.0, 0.5, 0.5), latency=[1.0, 0.5, 0.5])
+    assert not_faster(rows) == []
 
 
 def test_tensorboard_has_each_step(report, tmp_path):
