@@ -189,9 +189,8 @@ class BaseDataLoader(DataLoader, ABC):
         """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation,
         "range" of values that were scaled to 0..255 (None: they are, or this is unknown).
         """
-        scaled = self.dataset.offers.pixel_range
         result = {"shape": list(getattr(self.example, "shape", ()))}
-        result["range"] = list(scaled) if isinstance(scaled, tuple) else scaled
+        result["range"] = self.dataset.offers.pixel_range
         for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
             result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()
         return result

@@ -44,7 +44,7 @@ class BaseDataset(Dataset):
     targets: Sequence[int] | np.ndarray | Tensor | None = None
     mean: Sequence[float] | Tensor | None = None
     std: Sequence[float] | Tensor | None = None
-    pixel_range: Sequence[float] | str | None = None
+    pixel_range: list[float] | str | None = None
     paths: Sequence[str] | None = None
     balanced: bool = False
     deterministic: bool = False

@@ -39,20 +39,16 @@ class Contents:
 
     Attributes:
         files: the files
-        records: what is known of each
         images: the decoded images, uint8 (C, H, W), if they are kept
         read: reads a file, for images that are not kept
         bad: a line per file that cannot be read
-        ignored: files whose names are not those of images
         notes: what the user should know besides
     """
 
     files: list[File]
-    records: list[Record]
     images: Sequence[Tensor] | None
     read: Reader
     bad: list[str]
-    ignored: list[str]
     notes: list[str]
 
     @functools.cached_property
@@ -78,18 +74,17 @@ class Contents:
         """Of each channel, over all pixels scaled to 0..1; std is 1 for a constant channel."""
         if not self.files:
             raise UserError('there are no training images for normalize "data"')
-        count = sum(math.prod(record.shape[1:]) for record in self.records)
-        totals = np.sum([record.sums for record in self.records], axis=0).tolist()
-        # whole numbers, so nothing is lost
-        variances = [count * squares - total**2 for total, squares in zip(*totals, strict=True)]
-        std = [math.sqrt(variance) / (255 * count) for variance in variances]
-        return [total / (255 * count) for total in totals[0]], [one or 1.0 for one in std]
+        count = 255 * sum(math.prod(file.record.shape[1:]) for file in self.files)
+        totals = np.sum([file.record.sums for file in self.files], axis=0).tolist()
+        # in whole numbers, so that nothing is lost
+        variances = [count * square - 255 * total**2 for total, square in zip(*totals, strict=True)]
+        std = [math.sqrt(variance / 255) / count for variance in variances]
+        return [total / count for total in totals[0]], [value or 1.0 for value in std]
 
     def digest(self) -> str:
         """Changes with the name, the pixels or the class of any image, not with their order."""
-        rows = zip(self.files, self.records, strict=True)
-        lines = sorted((class_name(file.name), record.digest, file.label) for file, record in rows)
-        return hashlib.blake2b(repr(lines).encode(), digest_size=16).hexdigest()
+        rows = sorted((class_name(f.name), f.record.digest, f.label) for f in self.files)
+        return hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
 
 
 class ImageStore:
@@ -98,8 +93,8 @@ class ImageStore:
     Args:
         folder: the data set
         cache: where the decoded images are kept, see `keep`
-        pixel_range: what values of more than 8 bits are scaled from; "data" for what the training
-            images have, which is only found out if an image has more
+        pixel_range: what values of more than 8 bits are scaled from; "data" becomes what the
+            training images have, which is only looked for once an image has more
     """
 
     def __init__(self, folder: DataFolder, cache: Cache, pixel_range: Range):
@@ -109,83 +104,78 @@ class ImageStore:
 
     def contents(self, subset: str, read: Reader) -> Contents:
         """The images of a subset, decoded in threads by `read` or taken from the cache."""
+        self._index = self._index or Index(self.folder.folder, *read.keywords.values())
         if subset not in self._contents:
-            index = self._index = self._index or Index(self.folder.folder, *read.keywords.values())
             try:
-                self._contents[subset] = self._read(subset, read, index)
+                self._contents[subset] = self._read(subset, read)
             except DeepImage:
-                self.pixel_range = self._find_range(read, index)
-                self._contents[subset] = self._read(subset, read, index)
+                train, _ = self._files("train")
+                self._examine(train, functools.partial(read, pixel_range="data"))
+                values = [file.record.values for file in train if file.record.values]
+                self.pixel_range = common_range(values)
+                self._contents[subset] = self._read(subset, read)
         return self._contents[subset]
 
-    def _read(self, subset: str, read: Reader, index: Index) -> Contents:
-        files, ignored, notes = self.folder.files(subset)
-        records = [index.look(file, subset) for file in files]
-        if self.pixel_range == "data" and any(record.values for record in records):
-            raise DeepImage
+    def _read(self, subset: str, read: Reader) -> Contents:
+        files, notes = self._files(subset)
         read = functools.partial(read, pixel_range=self.pixel_range)
-        path, images, note = self._path(subset, files, records, index), None, ""
+        path, images, note = self._path(subset, files), None, ""
         if self.cache is None or (self.cache != "ram" and path.exists()):
-            new = [n for n, known in enumerate(records) if not known.is_complete(self.pixel_range)]
-            collections.deque(_decode(files, records, new, read, keep=False), maxlen=0)
-            images = ImageFile.load(path, [known.shape for known in records if not known.bad])
+            self._examine(files, read)
+            shapes = [file.record.shape for file in files if not file.record.bad]
+            images = self.cache and ImageFile.load(path, shapes)
+        if self.pixel_range == "data" and any(file.record.values for file in files):
+            raise DeepImage
         if images is None and self.cache is not None:
-            decoded = _decode(files, records, range(len(files)), read, keep=True)
-            images, note = keep(decoded, self.cache, path)
-        names = (file.name for file in files)
-        notes = [*notes, *index.update(subset, dict(zip(names, records, strict=True)))]
+            images, note = keep(_decode(files, range(len(files)), read, True), self.cache, path)
+        notes = [*notes, *self._index.update(subset, {file.name: file.record for file in files})]
         if self.pixel_range == "data":  # there are only 8 bits
             self.pixel_range = None if subset == "train" else "data"
-            read = functools.partial(read, pixel_range=None)
-        pairs = list(zip(files, records, strict=True))
-        good = [pair for pair in pairs if not pair[1].bad]
-        bad = [f"{printable(file.path)}: {known.bad}" for file, known in pairs if known.bad]
-        columns = [file for file, _ in good], [known for _, known in good]
-        return Contents(*columns, images, read, bad, ignored, notes + [note] * bool(note))
+            read.keywords["pixel_range"] = None
+        good = [file for file in files if not file.record.bad]
+        bad = [f"{printable(file.path)}: {file.record.bad}" for file in files if file.record.bad]
+        return Contents(good, images, read, bad, [*notes, note] if note else notes)
 
-    def _find_range(self, read: Reader, index: Index) -> Range:
-        def values(file: File) -> Sequence[float] | None:
-            known = index.look(file, "train")
-            if known.bad or known.digest:
-                return known.values
-            try:
-                return examine(file.path, **read.keywords, pixel_range="data")[1]
-            except DeepImage as image:
-                return image.args
-            except BadImage:
-                return None
+    def _files(self, subset: str) -> tuple[list[File], list[str]]:
+        files, notes = self.folder.files(subset)
+        look = self._index.look
+        return [f._replace(record=look(f.path, f.name, f.label, subset)) for f in files], notes
 
-        files, _, _ = self.folder.files("train")
-        with ThreadPoolExecutor(cores()) as threads:
-            results = threads.map(values, files)
-            progress = tqdm(results, "finding the range", len(files), leave=False, disable=None)
-            return common_range([pair for pair in progress if pair])
+    def _examine(self, files: list[File], read: Reader) -> None:
+        """Complete the records of files that are new or have changed."""
+        scaled = read.keywords["pixel_range"]
+        new = [n for n, file in enumerate(files) if not file.record.is_complete(scaled)]
+        collections.deque(_decode(files, new, read, False), maxlen=0)
 
-    def _path(self, subset: str, files: list[File], records: list[Record], index: Index) -> Path:
+    def _path(self, subset: str, files: list[File]) -> Path:
         """Where a subset's decoded images are stored: the name changes with what they depend on."""
         scaled = None if self.pixel_range == "data" else self.pixel_range
-        digest = hashlib.blake2b(repr((index.made_by, scaled)).encode(), digest_size=8)
-        for file, known in zip(files, records, strict=True):
-            digest.update(repr((file.name, known.size, known.changed)).encode())
-        return index.folder / f"{subset}-{digest.hexdigest()}.bin"
+        digest = hashlib.blake2b(repr((self._index.made_by, scaled)).encode(), digest_size=8)
+        for file in files:
+            digest.update(repr((file.name, *file.record[:2])).encode())
+        return self._index.folder / f"{subset}-{digest.hexdigest()}.bin"
 
 
 def _decode(
-    files: list[File], records: list[Record], numbers: Sequence[int], read: Reader, keep: bool
+    files: list[File], numbers: Sequence[int], read: Reader, wanted: bool
 ) -> Iterator[Tensor]:
-    """Completes the records with these numbers; the images of these files in order, to `keep`."""
+    """Completes the records of the files with these numbers; yields their images if `wanted`."""
 
     def complete(number: int) -> tuple[Record, Tensor | None]:
-        file, record, pixel_range = files[number], records[number], read.keywords["pixel_range"]
-        known = record.is_complete(pixel_range)
-        if record.bad or (known and not keep):
+        file, pixel_range = files[number], read.keywords["pixel_range"]
+        record, is_complete = file.record, file.record.is_complete(pixel_range)
+        if record.bad:
             return record, None
         try:
             image, values = examine(file.path, **read.keywords)
+        except DeepImage as deep:
+            if wanted:
+                raise
+            return record._replace(values=list(deep.args)), None
         except BadImage as error:
             size = record.size if error.lasting else -1
             return Record(size, record.changed, file.label, record.part, error.reason), None
-        if known:
+        if is_complete:
             return record, image
         pixels = image.permute(1, 2, 0).numpy()
         # nothing counts faster than Pillow, which takes grey images without a channel axis
@@ -195,21 +185,16 @@ def _decode(
         digest = hashlib.blake2b(counts, digest_size=16, key=repr(tuple(image.shape)).encode())
         digest.update(np.ascontiguousarray(pixels[:: 1 + len(pixels) // 32]))
         sums = [(counts @ np.arange(256) ** power).tolist() for power in (1, 2)]
-        scaled = list(pixel_range) if isinstance(pixel_range, tuple) else pixel_range
-        return record._replace(
-            values=values,
-            range=scaled if values else None,
-            digest=digest.hexdigest(),
-            shape=list(image.shape),
-            sums=sums,
-        ), image
+        pixel_range = pixel_range if values else None
+        row = *record[:4], None, values, pixel_range, digest.hexdigest(), list(image.shape), sums
+        return Record(*row), image
 
     with ThreadPoolExecutor(cores()) as threads:
         results = threads.map(complete, numbers)
         progress = tqdm(results, "reading images", len(numbers), leave=False, disable=None)
         for number, (record, image) in zip(numbers, progress, strict=True):
-            records[number] = record
-            if keep and image is not None:
+            files[number] = files[number]._replace(record=record)
+            if wanted and image is not None:
                 yield image
 
 

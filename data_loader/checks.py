@@ -4,7 +4,6 @@ import collections
 from collections.abc import Sequence
 
 from data_loader.cache import Contents
-from data_loader.files import some
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
@@ -32,17 +31,13 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     lines += [line for subset, contents in subsets.items() for line in _ranges(subset, contents)]
     # The subsets may be parts of one folder: say everything once.
     lines += dict.fromkeys(note for contents in subsets.values() for note in contents.notes)
-    ignored = [*dict.fromkeys(path for contents in subsets.values() for path in contents.ignored)]
-    if ignored:
-        reason = f"ignored, as their names are not those of images: {some(ignored)}"
-        lines.append(f"{len(ignored)} files {reason}")
     bad = dict.fromkeys(line for contents in subsets.values() for line in contents.bad)
-    return [*lines, *(f"left out: {line}" for line in bad), *_copies(subsets, classes)]
+    return [*lines, *(f"left out: {line}" for line in bad), *_copies(subsets)]
 
 
 def _ranges(subset: str, contents: Contents) -> list[str]:
     """What the values of images with more than 8 bits are scaled from."""
-    values = [record.values for record in contents.records if record.values]
+    values = [file.record.values for file in contents.files if file.record.values]
     if not values:
         return []
     line = f"{subset}: {len(values)} of {len(contents.files)} images have more than 8 bits"
@@ -58,13 +53,12 @@ def _ranges(subset: str, contents: Contents) -> list[str]:
     return [line]
 
 
-def _copies(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
+def _copies(subsets: dict[str, Contents]) -> list[str]:
     """A line per image that is in several subsets or classes; other copies are only counted."""
     groups = collections.defaultdict(list)
     for subset, contents in subsets.items():
-        columns = contents.records, contents.targets, contents.paths
-        for record, target, path in zip(*columns, strict=True):
-            groups[record.digest].append((subset, classes[target], path))
+        for file, path in zip(contents.files, contents.paths, strict=True):
+            groups[file.record.digest].append((subset, file.label, path))
     lines, harmless = [], 0
     for copies in groups.values():
         for kind, part in (("subsets", 0), ("classes", 1)):

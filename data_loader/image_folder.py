@@ -11,7 +11,7 @@ from base import BaseDataLoader, BaseDataset
 from data_loader.cache import Cache, Contents, ImageStore, Reader
 from data_loader.checks import check_images
 from data_loader.files import SUBSETS, DataFolder
-from data_loader.images import Range, read_image
+from data_loader.images import read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
@@ -60,13 +60,13 @@ class ImageFolderDataLoader(BaseDataLoader):
         on_bad_file: Literal["skip", "stop"] = "skip",
         cache: Cache = "auto",
         classes: list[str] | None = None,
-        pixel_range: Range = "data",
+        pixel_range: tuple[float, float] | Literal["data", "file"] | None = "data",
         **kwargs: Any,
     ):
-        if isinstance(pixel_range, list | tuple):
-            pixel_range = tuple(map(float, pixel_range))
+        if isinstance(pixel_range, tuple | list):
+            pixel_range = list(map(float, pixel_range))
             if not pixel_range[0] < pixel_range[1]:
-                raise UserError(f"data_loader.args.pixel_range: {list(pixel_range)} must ascend")
+                raise UserError(f"data_loader.args.pixel_range: {pixel_range} must ascend")
         if split is not None and abs(sum(split) - 1) > 1e-6:
             raise UserError(f"data_loader.args.split: the shares {list(split)} must add up to 1")
         self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
@@ -136,8 +136,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents
         indices = self.dataset.indices if whole.files else []
-        columns = {name: getattr(whole, name) for name in ("files", "records")}
-        return replace(whole, **{name: [v[i] for i in indices] for name, v in columns.items()})
+        return replace(whole, files=[whole.files[index] for index in indices])
 
     @functools.cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:

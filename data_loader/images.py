@@ -15,7 +15,7 @@ from utils.errors import UserError, first_line
 from utils.files import printable
 
 # What values of more than 8 bits are scaled from, see `examine`
-Range = tuple[float, float] | Literal["data", "file"] | None
+Range = list[float] | Literal["data", "file"] | None
 BITS = 8, 10, 12, 14, 16  # of cameras
 NEAR = 0.05  # floats beyond 0..1 by at most this are rounding and overshoot
 FAR = 2  # an image is reduced while it is read if it is more than so many times as large as needed
@@ -85,10 +85,10 @@ def common_range(values: Sequence[Sequence[float]]) -> Range:
     low, high = min(pair[0] for pair in values), max(pair[1] for pair in values)
     if any(isinstance(value, float) for pair in values for value in pair):
         if low >= -NEAR and high <= 1 + NEAR:
-            return 0.0, 1.0
+            return [0.0, 1.0]
     elif low >= 0 and high < 2**16:
-        return 0.0, next(2.0**bits for bits in BITS if high < 2**bits) - 1
-    return float(low), float(high if high > low else low + 1)
+        return [0.0, next(2.0**bits for bits in BITS if high < 2**bits) - 1]
+    return [float(low), float(high if high > low else low + 1)]
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, channels: int) -> Tensor | None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import PIL
 
-from data_loader.files import File
 from data_loader.images import Range
 from utils.files import write_text
 
@@ -37,15 +36,16 @@ class Record(NamedTuple):
     part: str
     bad: str | None = None
     values: list[int] | list[float] | None = None
-    range: list[float] | str | None = None
+    range: Range = None
     digest: str = ""
     shape: list[int] | None = None
     sums: list[list[int]] | None = None
 
     def is_complete(self, pixel_range: Range) -> bool:
         """Whether the file need not be read, where values are scaled from `pixel_range`."""
-        scaled = list(pixel_range) if isinstance(pixel_range, tuple) else pixel_range
-        return bool(self.bad or self.digest) and (self.values is None or self.range == scaled)
+        if self.values:
+            return pixel_range in ("data", self.range)
+        return bool(self.bad or self.digest)
 
 
 class Index:
@@ -64,17 +64,17 @@ class Index:
         self.made_by = [VERSION, PIL.__version__, *settings]
         self.records = self._stored()
 
-    def look(self, file: File, part: str) -> Record:
+    def look(self, path: str, name: str, label: str, part: str) -> Record:
         """The record of a file; one without content if the file has changed, or is new."""
         try:
-            stat = os.stat(file.path)
-            size, changed = stat.st_size, stat.st_mtime_ns
+            stat = os.stat(path)
+            stamp = stat.st_size, stat.st_mtime_ns
         except OSError:
-            size, changed = -1, -1
-        known = self.records.get(file.name)
-        if known is None or size < 0 or (known.size, known.changed) != (size, changed):
-            return Record(size, changed, file.label, part)
-        return known._replace(label=file.label, part=part)
+            stamp = -1, -1
+        known = self.records.get(name)
+        if known is None or stamp[0] < 0 or known[:2] != stamp:
+            return Record(*stamp, label, part)
+        return known._replace(label=label, part=part)
 
     def update(self, part: str, records: dict[str, Record]) -> list[str]:
         """Keep all records of a subset, by name of the file; returns a sentence if that fails."""

@@ -1,6 +1,7 @@
 """Predicts individual images with a trained classifier, without labels and without its data set."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -85,12 +86,12 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
         if not path.exists():
             raise UserError(f"--images: there is no {printable(str(path))}")
         if path.is_dir():
-            found = find_files(path)
-            if not found.images:
+            images, notes = find_files(path)
+            if not any(images.values()):
                 raise UserError(f"--images: there are no images in {printable(str(path))}")
-            for note in found.notes:
+            for note in notes:
                 logging.getLogger("test").info(note)
-            yield from map(Path, found.images)
+            yield from map(Path, itertools.chain.from_iterable(images.values()))
         else:
             yield path
 

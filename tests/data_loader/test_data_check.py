@@ -174,7 +174,7 @@ def test_missing_classes_and_imbalance_are_reported(tmp_path):
         '"sampler" or "loss", compensates for that',
         "val: 2 images (NG 2, OK 0, scrap 0)",
         "val has no images of OK, scrap",
-        f"{tmp_path / 'train'} contains folders without images: unused",
+        f"1 folders of {tmp_path / 'train'} contain no images: unused",
     ]
     save_images(tmp_path / "train", {"NG": 3, "scrap": 3})
     assert not [line for line in check(tmp_path) if "balance" in line]

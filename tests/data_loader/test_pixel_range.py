@@ -88,16 +88,22 @@ def test_one_range_for_the_whole_data_set(tmp_path, kind, cache):
     )
 
 
-def test_rule_of_the_range():
-    assert common_range([]) is None
-    assert common_range([[0, 0]]) == (0, 255)
-    assert common_range([[3, 255], [1, 256]]) == (0, 1023)
-    assert common_range([[0.2, 0.4]]) == (0, 1)
-    assert common_range([[-0.04, 1.04], [0.0, 1.0]]) == (0, 1)
-    assert common_range([[0.0, 1.1]]) == (0, 1.1)
-    assert common_range([[0, 4000], [0.0, 1.0]]) == (0, 4000)  # integers and floats
-    assert common_range([[7.0, 7.0]]) == (7, 8)
-    assert common_range([[70_000, 70_000]]) == (70_000, 70_001)
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0, 0]], [0, 255]),
+        ([[3, 255], [1, 256]], [0, 1023]),
+        ([[0.2, 0.4]], [0, 1]),
+        ([[-0.04, 1.04], [0.0, 1.0]], [0, 1]),
+        ([[0.0, 1.1]], [0, 1.1]),
+        ([[0, 4000], [0.0, 1.0]], [0, 4000]),  # integers and floats
+        ([[7.0, 7.0]], [7, 8]),
+        ([[70_000, 70_000]], [70_000, 70_001]),
+        ([], None),
+    ],
+)
+def test_rule_of_the_range(values, expected):
+    assert common_range(values) == expected
 
 
 def test_report_says_the_levels(tmp_path):
@@ -188,8 +194,11 @@ def test_new_file_changes_the_range_of_all(tmp_path, monkeypatch):
     paths = count_reads(monkeypatch)
     loader = image_loader(tmp_path, cache=None)
     assert loader.input["range"] == [0, 4095]
-    assert len(paths) <= 1 + 9  # to find the range only the new one, to scale all
+    assert len(paths) == 2 + 9  # to find the range only the new one, then to scale all
     assert len(pixels(loader)) == 9
+    paths.clear()
+    assert image_loader(tmp_path, cache=None).input["range"] == [0, 4095]
+    assert not paths
 
 
 @pytest.mark.parametrize("trained_on", [{}, {"range": "file"}, {"range": None}, {"range": [5, 9]}])
