@@ -41,8 +41,15 @@ class BasePruner(ABC):
         """Remove channels from the network, in place. Returns True if this was the last step.
 
         `step` counts from 1, `example` is a batch of two inputs. The network is left in evaluation
-        mode. Raises UserError if nothing can be removed.
+        mode. If nothing more can be removed, it stays as it is, and this was the last step.
         """
+
+    def plan_steps(self, network: nn.Module, example: Tensor, original: Original) -> list[str]:
+        """Hook before the first step: lines for the log that say what each step will leave.
+
+        None by default. Raises UserError if the aim cannot be reached.
+        """
+        return []
 
     def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
         """Hook before each epoch ahead of the first step, in any mode; does nothing by default."""

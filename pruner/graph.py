@@ -47,6 +47,7 @@ class ChannelGroup:
         touched: for each layer concerned its name, the side ("out" or "in"), and how many of its
             channels go with each unit
         original: channels before the first cut
+        gone: how many units are planned to go already
         allowed: how many units may be removed, in ascending order
         importance: of each unit
         scope: groups in one scope compete for what stays
@@ -60,14 +61,16 @@ class ChannelGroup:
     kind: str
     touched: list[tuple[str, str, np.ndarray]]
     original: int = 0
+    gone: int = 0
     allowed: list[int] = field(default_factory=list)
     importance: np.ndarray | None = None
     scope: str = ""
     share: float | None = None
 
     @property
-    def width(self) -> int:
-        return self.units * self.parts
+    def left(self) -> int:
+        """Channels that are not planned to go."""
+        return (self.units - self.gone) * self.parts
 
 
 class ChannelGraph:
@@ -89,7 +92,8 @@ class ChannelGraph:
         kept: Iterable[str],
         library: "Callable[..., BasePruner]",
     ):
-        self.network, modules = network, dict(network.named_modules())
+        self.network, self.example = network, example
+        modules = dict(network.named_modules())
         named = [*modules.items(), *network.named_parameters()]
         self.names = {part: name for name, part in named}
         ignored = [modules[name] for name in kept]
@@ -131,6 +135,16 @@ class ChannelGraph:
         name = self.names[root[0].dep.layer]
         return ChannelGroup(name, root, units, parts, ", ".join(kinds), touched)
 
+    @property
+    def rated(self) -> list[ChannelGroup]:
+        """The groups whose units have an importance: only they may be narrowed."""
+        return [group for group in self.groups.values() if group.importance is not None]
+
+    def assume(self, removals: Removals) -> None:
+        """Make further plans as if these units of each group were gone."""
+        for group in self.groups.values():
+            group.gone = len(removals.get(group.name, ()))
+
     def prune(self, removals: Removals) -> None:
         """Remove these units of each group, from all layers that they pass through."""
         for name, units in removals.items():
@@ -153,9 +167,11 @@ class SizeForecast:
 
     def __init__(self, graph: ChannelGraph, macs: dict[str, int]):
         self.params = sum(parameter.numel() for parameter in graph.network.parameters())
+        self.channels = sum(widths(graph.network).values())
         self.graph, self.macs, library = graph, macs, graph.library.DG
-        # name -> outputs, inputs, parameters that shrink with both, those that shrink with outputs
-        self.layers: dict[str, tuple[float, float, int, int]] = {}
+        # name -> outputs, inputs, parameters that shrink with both, those that shrink with outputs,
+        # whether its outputs count as channels
+        self.layers: dict[str, tuple[float, float, int, int, bool]] = {}
         touched = {name for group in graph.groups.values() for name, _, _ in group.touched}
         for layer, name in graph.names.items():
             if name in touched:
@@ -167,22 +183,30 @@ class SizeForecast:
                 total = both = sum(tensor.numel() for tensor in tensors)
                 if not isinstance(layer, nn.MultiheadAttention):
                     both = layer.weight.numel() if isinstance(layer, LAYERS) else 0
-                self.layers[name] = outputs, inputs, both, total - both
+                has_channels = isinstance(layer, (*LAYERS, nn.MultiheadAttention))
+                self.layers[name] = outputs, inputs, both, total - both, has_channels
 
-    def __call__(self, removals: Removals, measure: str) -> float:
-        """The "macs" or "params" that are left once these units of each group are gone."""
+    def __call__(self, removals: Removals) -> dict[str, float]:
+        """The "channels", "macs" and "params" left once these units of each group are gone."""
         lost: Counter[tuple[str, str]] = Counter()  # channels
         for group, units in removals.items():
             for name, side, counts in self.graph.groups[group].touched:
                 lost[name, side] += float(counts[units].sum())
-        macs, params = float(self.macs[""]), float(self.params)
+        channels, macs, params = float(self.channels), float(self.macs[""]), float(self.params)
         for name in {name for name, _ in lost}:
-            outputs, inputs, both, single = self.layers[name]
+            outputs, inputs, both, single, has_channels = self.layers[name]
+            channels -= has_channels * lost[name, "out"]
             left = 1 - lost[name, "out"] / outputs
             left_of_both = left * (1 - lost[name, "in"] / inputs)
             macs -= self.macs.get(name, 0) * (1 - left_of_both)
             params -= both * (1 - left_of_both) + single * (1 - left)
-        return macs if measure == "macs" else params
+        return {"channels": channels, "macs": macs, "params": params}
+
+
+def widths(network: nn.Module) -> dict[str, int]:
+    """The output channels of each convolution and linear layer."""
+    layers = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, LAYERS))
+    return {name: getattr(layer, "out_channels", 0) or layer.out_features for name, layer in layers}
 
 
 @contextmanager

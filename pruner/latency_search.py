@@ -21,22 +21,19 @@ class LatencySearch:
 
     Args:
         plan: makes a Plan, in which groups may lose at most what its argument `most` says
-        macs: gives the multiply-adds that removals leave
-        original: multiply-adds of the unpruned network
-        measure: gives the latency that removals leave, as a share of the unpruned network's
+        macs: gives the multiply-adds that removals leave, as a share of the unpruned network's
+        measure: gives the latency that they leave, likewise
     """
 
     plan: Callable[..., Plan]
     macs: Callable[[Removals], float]
-    original: float
     measure: Callable[[Removals], float]
     most: dict[str, int] = field(default_factory=dict, init=False)
     results: dict[tuple, tuple[float, Removals]] = field(default_factory=dict, init=False)
 
     def latency(self, share: float) -> float:
         """Latency with this share of multiply-adds left, as a share of the unpruned network's."""
-        goal = share * self.original
-        removals = self.plan(most=self.most).remove_until(self.macs, goal, fill=False)
+        removals = self.plan(most=self.most).remove_until(self.macs, share, fill=False)
         key = tuple((name, len(units)) for name, units in removals.items())
         if key not in self.results:
             self.results[key] = self.measure(removals), removals

@@ -36,7 +36,7 @@ class Plan:
     """
 
     def __init__(self, groups: list[ChannelGroup], part: float, most: dict[str, int] | None = None):
-        self.most = most or {}
+        self.most, self.gone = most or {}, {group.name: group.gone for group in groups}
         self.order = {g.name: np.argsort(g.importance, kind="stable") for g in groups}
         scopes: dict[str, list[ChannelGroup]] = {}
         for group in groups:
@@ -50,7 +50,7 @@ class Plan:
                 self.fixed.append(block)
 
     def _scope_blocks(self, groups: list[ChannelGroup]) -> Iterator[Block]:
-        original, left = sum(g.original for g in groups), sum(g.width for g in groups)
+        original, left = sum(g.original for g in groups), sum(g.left for g in groups)
         # merge looks at the next block of each group only, and takes the least important
         for _, group, units in heapq.merge(*map(self._group_blocks, groups), key=itemgetter(0)):
             yield Block(1 - left / original, group, units)
@@ -60,7 +60,7 @@ class Plan:
         """(mean importance, group, units) of each block that may be removed."""
         sums = np.cumsum([0.0, *group.importance[self.order[group.name]]])
         most = self.most.get(group.name, group.units)
-        counts = [0, *(count for count in group.allowed if count <= most)]
+        counts = [group.gone, *(count for count in group.allowed if group.gone < count <= most)]
         for before, after in pairwise(counts):
             yield (sums[after] - sums[before]) / (after - before), group, after - before
 
@@ -93,7 +93,7 @@ class Plan:
         return self._removals(blocks)
 
     def _removals(self, blocks: list[Block]) -> Removals:
-        counts: Counter[str] = Counter()
+        counts = Counter(self.gone)
         for block in self.fixed + blocks:
             counts[block.group.name] += block.units
         return {name: order[: counts[name]] for name, order in self.order.items() if counts[name]}

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from model.batch_norm import batch_norms, count_anew
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
 from model.weights import read_weights
-from pruner.base_pruner import BasePruner
-from pruner.graph import LAYERS
+from pruner.base_pruner import BasePruner, Original
+from pruner.graph import widths
 from pruner.report import Row, pruning_table, report_pruning
-from tester.predictions import Predictions
+from tester.predictions import Predictions, class_names
 from trainer.evaluate import evaluate
 from trainer.optimization import build_optimizer
 from trainer.trainer import Trainer
@@ -28,8 +28,8 @@ from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.engine import distributed
 from utils.engine.engine import unwrap
 from utils.errors import CheckpointError, RunError, UserError
-from utils.files import atomic_write
 
+T = TypeVar("T")
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
 
 
@@ -85,11 +85,6 @@ class PruneTrainer(Trainer):
         self.original = self.folder / "original.onnx"  # missing if it cannot be exported
         if distributed.is_main():
             self.folder.mkdir(exist_ok=True)
-        if pruner.max_accuracy_drop is not None and self.valid_data_loader is None:
-            raise UserError(
-                "pruner.args.target: max_accuracy_drop needs validation data: "
-                "data_loader.args.validation_split"
-            )
 
     @property
     def stage(self) -> int:
@@ -120,15 +115,24 @@ class PruneTrainer(Trainer):
         return log
 
     def check(self) -> None:
-        self.sparse_epochs = self.epochs = 0  # so that a cut is tried
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
-        self.finished()
+        if not self.config.continued:
+            self.sparse_epochs = self.epochs = 0  # so that a cut is tried
+            self.finished()
         super().check()
+
+    def rehearse(self) -> None:
+        super().rehearse()
+        output = multiply_adds(unwrap(self.model), self.example)[1]
+        names = class_names(output.shape[-1], self.data_loader.classes)
+        if (target := self.target) not in (None, *names):
+            known = ", ".join(names)
+            raise UserError(f'inspection.target: "{target}" is not one of the classes {known}')
 
     def finished(self) -> bool:
         """Closes a stage that is over; the run is over with the last one."""
         if not self.rows:
-            self._measure_original(unwrap(self.model))
+            self._start(unwrap(self.model))
         if not self.closed and super().finished():
             self._close_stage(unwrap(self.model))
         return self.closed and self.last_stage
@@ -172,6 +176,18 @@ class PruneTrainer(Trainer):
 
     def _prune(self, network: nn.Module, step: int) -> bool:
         """Prune the network on all processes. Returns True if this was the last step."""
+
+        def prune(network: nn.Module, example: Tensor, original: Original) -> tuple[bool, dict]:
+            return self.pruner.prune(network, example, step, original), get_structure(network)
+
+        last, structure = self._ask_pruner(network, prune)
+        if not distributed.is_main():
+            resize(network, structure)
+        distributed.broadcast_tensors(network.state_dict().values())
+        return last
+
+    def _ask_pruner(self, network: nn.Module, ask: Callable[..., T]) -> T:
+        """The main process's answer, which may depend on measured times, or on gradients."""
         network.eval()
         network.zero_grad(set_to_none=True)
         if self.pruner.needs_gradients:
@@ -180,15 +196,10 @@ class PruneTrainer(Trainer):
             for parameter in network.parameters():
                 if parameter.grad is not None:
                     parameter.grad = distributed.all_reduce_sum(parameter.grad)
-        original, prune = self.rows[0] | {"onnx": self.original}, self.pruner.prune
-        last, structure = distributed.run_on_main(  # the choice may depend on measured times
-            lambda: (prune(network, self.example, step, original), get_structure(network))
-        )
-        if not distributed.is_main():
-            resize(network, structure)
-        distributed.broadcast_tensors(network.state_dict().values())
+        original = self.rows[0] | {"onnx": self.original}
+        answer = distributed.run_on_main(lambda: ask(network, self.example, original))
         network.zero_grad(set_to_none=True)
-        return last
+        return answer
 
     def _close_stage(self, network: nn.Module) -> None:
         """Return to the stage's best network, measure it, and decide whether the run is over."""
@@ -210,11 +221,9 @@ class PruneTrainer(Trainer):
             if self.save_onnx == "step":
                 self._export(self.best_file, self.best_file.with_suffix(""))
         if distributed.is_main():
-            self._report()
-
-    def _report(self) -> None:
-        name, aim, results = self.config["name"], self.pruner.aim, (self.rows, self.widths)
-        report_pruning(self.folder, name, *results, aim, self.writer, self.target, self.last_stage)
+            name, results = self.config["name"], (self.rows, self.widths)
+            aim, ends = self.pruner.aim, self.last_stage
+            report_pruning(self.folder, name, *results, aim, self.writer, self.target, ends)
 
     def _export(self, file: Path, path: Path) -> None:
         try:
@@ -222,34 +231,36 @@ class PruneTrainer(Trainer):
         except RunError as error:  # the pruned network is worth more than its export
             self.logger.warning(f"{error}")
 
-    def _measure_original(self, network: nn.Module) -> None:
-        def write() -> None:
-            with atomic_write(self.original) as file:
-                file.write(onnx_bytes(network, self.example[:1]))
-
+    def _start(self, network: nn.Module) -> None:
+        """Measure the original, and plan the steps: what cannot be reached is refused here."""
+        example = self.example[:1]
         try:
-            distributed.run_on_main(write)
+            distributed.run_on_main(lambda: self.original.write_bytes(onnx_bytes(network, example)))
         except UserError as error:  # the aim may not need it
             self.logger.warning(f"{error}; speed is not measured")
         self.rows = [{"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None}]
         self._measure(network)
         self.rows[0]["latency"] = self.rows[0]["latency"] and 1.0  # by definition
+        if self.pruner.max_accuracy_drop is not None and self.rows[0]["accuracy"] is None:
+            raise UserError(
+                "pruner.args.target: max_accuracy_drop needs a classifier, and validation data: "
+                "data_loader.args.validation_split"
+            )
+        if lines := self._ask_pruner(network, self.pruner.plan_steps):
+            self.logger.info("\n".join(lines))
 
     def _measure(self, network: nn.Module) -> None:
         """Note the results of the current stage."""
-        row, widths = self.rows[-1], {}
-        for name, layer in network.named_modules():
-            if isinstance(layer, LAYERS):
-                widths[name] = getattr(layer, "out_channels", 0) or layer.out_features
+        row, now = self.rows[-1], widths(network)
         row |= {
             "epochs": self.epoch - row["first_epoch"],
             "checkpoint": f"prune/{self.best_file.name}",
-            "channels": sum(widths.values()),
+            "channels": sum(now.values()),
             "macs": multiply_adds(network, self.example)[0][""],
             "params": sum(parameter.numel() for parameter in network.parameters()),
         }
         row |= self._accuracy(network) | distributed.run_on_main(lambda: self._speed(network))
-        self.widths = [*self.widths[: self.stage], widths]
+        self.widths = [*self.widths[: self.stage], now]
 
     def _speed(self, network: nn.Module) -> dict[str, float | None]:
         """Size and latency of the ONNX file, that relative to the original's, latency in torch."""
@@ -278,9 +289,6 @@ class PruneTrainer(Trainer):
         if batches is None or not predictions.is_classification:
             return {"accuracy": None, "recall": None}
         names, target = predictions.classes, self.target
-        if target is not None and target not in names:
-            classes = ", ".join(names)
-            raise UserError(f'inspection.target: "{target}" is not one of the classes {classes}')
         confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
         right, total = confusion.diagonal(), confusion.sum(1)
         recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=True) if n}
@@ -291,14 +299,12 @@ class PruneTrainer(Trainer):
 
     def _is_good(self) -> bool:
         """Whether the newest step may be kept."""
-        drop, original = self.pruner.max_accuracy_drop, self.rows[0]["accuracy"]
-        if drop is None:
+        if (drop := self.pruner.max_accuracy_drop) is None:
             return True
-        if original is None:
-            raise UserError("pruner.args.target: max_accuracy_drop needs a classifier")
-        now, lost = self.rows[-1]["accuracy"], f"more than {drop:g} below {original:.4f}"
+        original, now = self.rows[0]["accuracy"], self.rows[-1]["accuracy"]
         if now < original - drop:
-            self.logger.info(f"step {self.stage}: accuracy {now:.4f} is {lost}; it is not kept")
+            lost = f"accuracy {now:.4f} is more than {drop:g} below {original:.4f}"
+            self.logger.info(f"step {self.stage}: {lost}; it is not kept")
         return now >= original - drop
 
     def state_dict(self) -> dict:

@@ -2,7 +2,10 @@
 
 import copy
 import functools
+import logging
+import math
 import re
+import textwrap
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +22,6 @@ from pruner.criteria import build_importance, needs_gradients
 from pruner.graph import (
     ADVICE,
     ChannelGraph,
-    ChannelGroup,
     Removals,
     SizeForecast,
     explain_failure,
@@ -27,6 +29,7 @@ from pruner.graph import (
 )
 from pruner.latency_search import LatencySearch
 from pruner.plan import Plan
+from pruner.report import plan_table
 from pruner.sections import PruningTarget
 from utils.config.hints import OpenShare, PositiveInt, Share
 from utils.config.lookup import did_you_mean
@@ -39,7 +42,7 @@ class MagnitudePruner(BasePruner):
     """Removes the least important channels of each layer, together with all that depends on them.
 
     Args:
-        iterative_steps: number of cuts, with training between them
+        iterative_steps: number of cuts, with training between them; fewer if some would be empty
         channel_sparsity: share of each layer's channels to remove in all
         target: another aim: {"macs": 0.3}, {"latency": 0.5}, {"max_accuracy_drop": 0.01}, ...
         importance: how important a channel is: one of torch-pruning's criteria, or your own
@@ -81,6 +84,7 @@ class MagnitudePruner(BasePruner):
             raise UserError("pruner.args: choose one of global_pruning and isomorphic")
         self.aim, [(self.measure, self.value)] = dict(aims), aims
         self.threads, self.batch_size = target.get("threads", 1), target.get("batch_size", 1)
+        self.by_latency = self.measure in ("latency", "latency_ms")
         self.max_accuracy_drop = self.value if self.measure == "max_accuracy_drop" else None
         self.iterative_steps = iterative_steps
         self.global_pruning, self.isomorphic = global_pruning, isomorphic
@@ -91,30 +95,74 @@ class MagnitudePruner(BasePruner):
         self.needs_gradients = needs_gradients(self.importance)
         self.options: dict[str, float] = {}  # further arguments of torch-pruning's class
         self._widths: dict[str, int] = {}  # of each group, before the first cut
+        self._merged = 0  # steps that removed nothing so far
+
+    def plan_steps(self, network: nn.Module, example: Tensor, original: Original) -> list[str]:
+        steps, goal, least = self.iterative_steps, self._goal(original), 0.0
+        if self.by_latency and goal >= 1:
+            raise UserError(
+                f"pruner.args.target: {self.measure} {self.value}: the network already takes only "
+                f"{original['latency_ms']:.3g} ms"
+            )
+        with explain_failure(network):
+            forecast, _ = self._forecast(network, example)
+            if forecast.graph.groups and not forecast.graph.rated:
+                name = type(self.importance).__name__
+                raise UserError(
+                    f"pruner.args.importance: {name} finds nothing that it can rate in "
+                    f"{type(network).__name__}; MagnitudeImportance always does"
+                )
+            plans: list[Removals] = [{}]
+            for step in range(1, steps + 1):
+                plans.append(self._choose(forecast, original, step / steps))
+                forecast.graph.assume(plans[-1])
+            if self.by_latency:
+                least = self._search(forecast, original, 1.0).latency(0.0)
+            elif self.measure in ("macs", "params"):
+                least = self._size(forecast, original)(plans[-1])
+        left = self._left(forecast.graph)
+        if least > goal:
+            raise UserError(
+                f"pruner.args.target: {self.measure} cannot be reduced to {goal:.3g} of the "
+                f"original's, only to {least:.3g}. {left}"
+            )
+        if not plans[-1]:
+            raise UserError(f"pruner: the steps would remove nothing. {left}")
+        # a step's own search measures for minutes, so here multiply-adds stand for latency
+        note = " (estimated from the MACs)" if self.by_latency else ""
+        table = plan_table([forecast(removals) for removals in plans], self.round_to)
+        return [f"plan for {self.measure} {self.value}{note}:", *table, *textwrap.wrap(left, 80)]
 
     def prune(self, network: nn.Module, example: Tensor, step: int, original: Original) -> bool:
-        before = describe(network)
-        part = min(step / self.iterative_steps, 1.0)
-        macs, output = multiply_adds(network.eval(), example)
-        graph = self._graph(network, example)
+        before, steps = describe(network), self.iterative_steps
         with explain_failure(network):
-            removals = self._choose(SizeForecast(graph, macs), example, part, original)
-            if not removals:
-                raise UserError(f"pruner: step {step} would remove nothing. {self._left(graph)}")
-            graph.prune(removals)
+            forecast, output = self._forecast(network, example)
+            choose = self._choose_measured if self.by_latency else self._choose
+            for number in range(min(step + self._merged, steps), steps + 1):
+                if removals := choose(forecast, original, number / steps):
+                    break
+            else:
+                left = self._left(forecast.graph)
+                logging.getLogger("pruner").info(f"step {step} removes nothing more. {left}")
+            self._merged, is_last = number - step, number == steps
+            if not is_last and not self.by_latency:  # whether the other steps would remove nothing
+                forecast.graph.assume(removals)
+                is_last = forecast(choose(forecast, original, 1.0)) == forecast(removals)
+            forecast.graph.prune(removals)
             note_cut(network, before)
             with torch.no_grad():
                 pruned_output = main_output(network(example))
         if pruned_output.shape != output.shape:
             shapes = f"{list(output.shape)} to {list(pruned_output.shape)}"
             raise UserError(f"pruner: the output changed from {shapes}; {ADVICE}")
-        return part == 1.0
+        return is_last
 
     def state_dict(self) -> dict:
-        return {"widths": self._widths}
+        return {"widths": self._widths, "merged": self._merged}
 
     def load_state_dict(self, state: dict) -> None:
-        self._widths = dict(state["widths"])
+        # before November 2026 no steps were merged
+        self._widths, self._merged = dict(state["widths"]), state.get("merged", 0)
 
     def _graph(self, network: nn.Module, example: Tensor) -> ChannelGraph:
         import torch_pruning
@@ -131,45 +179,43 @@ class MagnitudePruner(BasePruner):
         library = functools.partial(library, importance=self.importance, **self.options)
         graph = ChannelGraph(network, example, kept, library)
         for group in graph.groups.values():
-            group.original = self._widths.setdefault(group.name, group.width)
+            group.original = self._widths.setdefault(group.name, group.left)
         return graph
 
-    def _choose(
-        self, forecast: SizeForecast, example: Tensor, part: float, original: Original
-    ) -> Removals:
-        """What to remove so that `part` of the way is done."""
-        graph, measure = forecast.graph, self.measure
-        plan = functools.partial(Plan, self._rate(graph), part)
-        shares = {"channel_sparsity": self.value, "max_accuracy_drop": self.max_channel_sparsity}
-        if measure in shares:
-            return plan().remove_share(shares[measure] * part)
-        if measure in ("latency", "latency_ms"):
-            return self._meet_latency(plan, forecast, example, part, original)
-        size = functools.partial(forecast, measure=measure)
-        for share in (self.value, _on_the_way(self.value, part)):  # can the aim be reached at all?
-            goal = share * original[measure]
-            removals = plan().remove_until(size, goal)
-            if size(removals) > goal:
-                raise UserError(
-                    f"pruner.args.target: {measure} cannot be reduced to {goal:,.0f}, only to "
-                    f"{size(removals):,.0f}. {self._left(graph, removals)}"
-                )
-        return removals
+    def _forecast(self, network: nn.Module, example: Tensor) -> tuple[SizeForecast, Tensor]:
+        """The network's size after a cut, its groups rated, and its output."""
+        macs, output = multiply_adds(network.eval(), example)
+        graph = self._graph(network, example)
+        self._rate(graph)
+        return SizeForecast(graph, macs), output
 
-    def _meet_latency(
-        self,
-        plan: Callable[..., Plan],
-        forecast: SizeForecast,
-        example: Tensor,
-        part: float,
-        original: Original,
-    ) -> Removals:
-        goal = self.value if self.measure == "latency" else self.value / original["latency_ms"]
-        if goal >= 1:
-            raise UserError(
-                f"pruner.args.target: {self.measure} {self.value}: the network already takes only "
-                f"{original['latency_ms']:.3g} ms"
-            )
+    def _goal(self, original: Original) -> float:
+        """The aim, for a size or a latency as a share of the original's."""
+        if self.measure != "latency_ms":
+            return self.value
+        # zero if the network cannot be exported: measuring a candidate says why
+        return self.value / (original["latency_ms"] or math.inf)
+
+    def _size(self, forecast: SizeForecast, original: Original) -> Callable[[Removals], float]:
+        """Gives the share of the original's multiply-adds or parameters that removals leave."""
+        measure = "params" if self.measure == "params" else "macs"
+        return lambda removals: forecast(removals)[measure] / original[measure]
+
+    def _choose(self, forecast: SizeForecast, original: Original, part: float) -> Removals:
+        """What to remove so that `part` of the way is done; multiply-adds stand for latency."""
+        plan = Plan(forecast.graph.rated, part)
+        shares = {"channel_sparsity": self.value, "max_accuracy_drop": self.max_channel_sparsity}
+        if self.measure in shares:
+            return plan.remove_share(shares[self.measure] * part)
+        goal = _on_the_way(self._goal(original), part)
+        return plan.remove_until(self._size(forecast, original), goal)
+
+    def _choose_measured(self, forecast: SizeForecast, original: Original, part: float) -> Removals:
+        goal = _on_the_way(self._goal(original), part)
+        return self._search(forecast, original, part).find(goal, last=part == 1.0)
+
+    def _search(self, forecast: SizeForecast, original: Original, part: float) -> LatencySearch:
+        example = forecast.graph.example
         batch = example[:1].repeat_interleave(self.batch_size, dim=0)
 
         def measure(removals: Removals) -> float:
@@ -178,18 +224,11 @@ class MagnitudePruner(BasePruner):
             files = {"original": original["onnx"], "pruned": onnx_bytes(network, example)}
             return ratio(side_by_side(files, batch, self.threads), "pruned", "original")
 
-        macs = functools.partial(forecast, measure="macs")
-        search = LatencySearch(plan, macs, original["macs"], measure)
-        if part * self.iterative_steps <= 1 and (least := search.latency(0.0)) > goal:
-            raise UserError(
-                f"pruner.args.target: {self.measure} cannot be reduced to {goal:.3g} of the "
-                f"original's, only to {least:.3g}"
-            )
-        return search.find(_on_the_way(goal, part), last=part == 1.0)
+        plan = functools.partial(Plan, forecast.graph.rated, part)
+        return LatencySearch(plan, self._size(forecast, original), measure)
 
-    def _rate(self, graph: ChannelGraph) -> list[ChannelGroup]:
-        """The groups that the criterion can rate, with all that a Plan needs to know."""
-        rated = []
+    def _rate(self, graph: ChannelGraph) -> None:
+        """Give each group that the criterion can rate all that a Plan needs to know."""
         for group in graph.groups.values():
             values = self.importance(group.root)
             if values is None:
@@ -208,29 +247,18 @@ class MagnitudePruner(BasePruner):
             group.scope = group.name
             if group.share is None and (self.isomorphic or self.global_pruning):
                 group.scope = group.kind if self.isomorphic else "all"
-            rated.append(group)
-        if graph.groups and not rated:
-            name, network = type(self.importance).__name__, type(graph.network).__name__
-            raise UserError(
-                f"pruner.args.importance: {name} finds nothing that it can rate in {network}; "
-                "MagnitudeImportance always does"
-            )
-        return rated
 
-    def _left(self, graph: ChannelGraph, removals: Removals | None = None) -> str:
-        """A sentence that says why no more than these units can be removed."""
+    def _left(self, graph: ChannelGraph) -> str:
+        """A sentence about what stays of each group by plan, and about the limits to that."""
         if not graph.groups:
             network = type(graph.network).__name__
             return f"Nothing in {network} can be removed: all layers are kept, or feed one that is"
-        layers = []
-        for group in graph.groups.values():
-            width = group.width - group.parts * len((removals or {}).get(group.name, ()))
-            layers.append(f"{group.name} {width} of {group.original}")
+        groups = sorted(graph.groups.values(), key=lambda g: (-g.left / g.original, g.name))
+        layers = ", ".join(f"{g.name} {g.left} of {g.original}" for g in groups[:6])
         return (
-            f"Channels left: {', '.join(layers[:6])}{', ...' if layers[6:] else ''}; the aim is "
-            f"{self.measure} {self.value}, the limits are round_to {self.round_to}, min_channels "
-            f"{self.min_channels} and max_channel_sparsity {self.max_channel_sparsity}, and "
-            f"{type(self.importance).__name__} may not rate all layers"
+            f"Channels left: {layers}{', ...' if groups[6:] else ''}; the limits "
+            f"are round_to {self.round_to}, min_channels {self.min_channels}, max_channel_sparsity "
+            f"{self.max_channel_sparsity}, and what {type(self.importance).__name__} can rate"
         )
 
 

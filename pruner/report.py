@@ -88,6 +88,26 @@ def report_pruning(
     return page
 
 
+def plan_table(sizes: list[dict[str, float]], round_to: int) -> list[str]:
+    """The planned steps as lines for the screen, those that remove nothing merged with the next.
+
+    Args:
+        sizes: "channels", "macs" and "params" of the network and, by plan, after each step
+        round_to: widths are multiples of it
+    """
+    empty = [step for step, (old, new) in enumerate(pairwise(sizes), 1) if old == new]
+    left = [size for step, size in enumerate(sizes) if step not in empty]
+    table = [[str(step), *_size_cells(size, left[0])] for step, size in enumerate(left)]
+    lines = aligned([SIZES, *table])
+    if empty:
+        *others, last = map(str, empty)
+        steps = f"steps {', '.join(others)} and {last} remove" if others else f"step {last} removes"
+        reason = f"widths are multiples of {round_to}" if round_to > 1 else "layers are narrow"
+        become = f"{len(sizes) - 1} steps become {len(left) - 1}"
+        lines += textwrap.wrap(f"{steps} nothing, as {reason}: {become}", 80)
+    return lines
+
+
 def pruning_table(rows: list[Row], aim: dict[str, float]) -> list[str]:
     """The steps as lines for the screen; the recommended one is marked."""
     best, forms = recommended(rows, aim), {"size_mb": ".2f", "latency_ms": ".2f", "latency": ".1%"}

@@ -38,6 +38,11 @@ PRUNE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _short_measurements(monkeypatch):
+    monkeypatch.setattr("exporter.latency.SECONDS", 0.1)
+
+
 @pytest.fixture
 def trained(digits, train):
     """A trained run on the digits."""
@@ -69,6 +74,10 @@ def prune(tmp_path, trained):
     return run
 
 
+GUIDE = {"channel_sparsity": 0.8, "iterative_steps": 8}
+SHORT = {"trainer.epochs": 1, "trainer.last_epochs": 1}
+
+
 def rows(run):
     with open(run / "prune" / "steps.csv", encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
@@ -89,6 +98,18 @@ def comparable(state):
         for key in ("latency_ms", "latency", "torch_ms"):
             row.pop(key, None)
     return state
+
+
+def resumed(run, file):
+    """A copy of the run that was resumed from its numbered checkpoint `file`."""
+    again = run.with_name(f"again-{file.stem}")
+    shutil.copytree(run, again)
+    shutil.copytree(checkpoint.log_dir_for(run), checkpoint.log_dir_for(again))
+    for later in checkpoint.numbered_checkpoints(again):
+        if int(later.stem[16:]) > int(file.stem[16:]):
+            later.unlink()
+    assert script.main(["-r", str(again)]) == 0
+    return again
 
 
 def test_steps_csv_agrees_with_the_checkpoints(prune, pruning, trained):
@@ -200,13 +221,7 @@ def test_run_resumed_from_any_epoch_equals_unbroken_run(prune, pruning, tmp_path
     best = dict(checkpoint.load(run / "model_best.pth")["state_dict"])
     assert len(numbered) >= 4
     for file in numbered[1:]:
-        again = run.with_name(f"again-{file.stem}")
-        shutil.copytree(run, again)
-        shutil.copytree(checkpoint.log_dir_for(run), checkpoint.log_dir_for(again))
-        for later in checkpoint.numbered_checkpoints(again):
-            if int(later.stem[16:]) > int(file.stem[16:]):
-                later.unlink()
-        assert script.main(["-r", str(again)]) == 0
+        again = resumed(run, file)
         assert_same(comparable(checkpoint.load(again / numbered[0].name)), whole)
         assert_same(dict(checkpoint.load(again / "model_best.pth")["state_dict"]), best)
 
@@ -292,6 +307,11 @@ def test_onnx_files_compute_what_their_checkpoints_do(prune, pruning, when):
         ({"pruner.args.importance": "xyz"}, "FPGMImportance"),
         ({"pruner.args.importance": {"type": "MagnitudeImportance", "args": {"q": 1}}},
          'takes no "q"'),
+        ({"pruner.args.target": {"max_accuracy_drop": 0.1}, "trainer.monitor": "off",
+          "data_loader.args.validation_split": 0.0}, "needs a classifier, and validation data"),
+        ({"inspection.target": "dog"}, 'inspection.target: "dog" is not one of the classes 0, 1'),
+        ({"inspection.target": "dog", "trainer.monitor": "off",
+          "data_loader.args.validation_split": 0.0}, '"dog" is not one of the classes 0, 1, 2'),
         ({"trainer.sparse_epochs": 1}, "MagnitudePruner does not support it"),
         ({"arch": {"type": "LeNet", "args": {"num_classes": 12}}}, "does not fit LeNet"),
         ({"arch": {"type": "resnet18"}}, "another network"),
@@ -305,9 +325,21 @@ def test_mistakes_are_clear_errors(prune, pruning, capsys, changes, message):
     assert "Traceback" not in error
 
 
-def test_run_that_cannot_prune_is_not_the_newest_run(prune, pruning, trained, tmp_path):
-    run = prune(pruning({"pruner.args.target": {"macs": 0.001}}), code=2)
-    assert not list(run.glob("*.pth"))
+SPARSE = {"type": "GroupNormPruner", "args": {"channel_sparsity": 0.5, "round_to": 64}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pruner.args.target": {"macs": 0.001}},
+        {"pruner": SPARSE, "trainer.sparse_epochs": 2},
+        {"inspection.target": "dog"},
+    ],
+    ids=["aim", "after sparse epochs", "target class"],
+)
+def test_run_that_cannot_prune_trains_nothing(prune, pruning, trained, tmp_path, changes):
+    run = prune(pruning(changes), code=2)
+    assert not list(run.rglob("*.pth"))
     assert checkpoint.newest_run(tmp_path / "saved") == trained
 
 
@@ -397,12 +429,72 @@ def test_new_project_from_a_pruned_run_trains(prune, pruning, tmp_path):
     )
 
 
-def test_check_prunes_and_leaves_nothing(prune, pruning, tmp_path, capsys):
-    prune(pruning(), "--check")
+def test_check_plans_and_prunes_and_leaves_nothing(prune, pruning, tmp_path, capsys):
+    prune(pruning({"pruner.args": GUIDE}), "--check")
     output = capsys.readouterr().out
-    assert "step 1" in output
-    assert "check passed" in output
+    assert output.index("8 steps become 5") < output.index("step 1:") < output.index("check passed")
+    prune(pruning({"pruner.args.target": {"macs": 0.001}}), "--check", code=2)
+    assert "macs cannot be reduced to 0.001" in capsys.readouterr().err
     assert len(runs(tmp_path)) == 1
+
+
+def test_interrupted_run_can_be_checked(prune, pruning, capsys):
+    """Its network is the goal already: a plan from there would find the aim out of reach."""
+    run = prune(pruning(SHORT | {"pruner.args.target": {"macs": 0.3}}))
+    assert script.main(["-r", str(run), "--check"]) == 0
+    assert "check passed" in capsys.readouterr().out
+
+
+def test_steps_of_the_guide_run_to_their_end(prune, pruning, capsys):
+    run = prune(pruning({"pruner.args": GUIDE, **SHORT}))
+    output, table = capsys.readouterr().out, rows(run)
+    note = "steps 2, 5 and 8 remove nothing, as widths are multiples of 8: 8 steps become 5"
+    assert output.index(f"\n{note}\n") < output.index("step 1:")
+    # each layer keeps the largest multiple of 8 that the step's share allows, at least 8
+    assert [int(row["channels"]) - 10 for row in table] == [80, 64, 48, 40, 32, 24]
+    state = checkpoint.load(run / "model_best.pth")["state_dict"]
+    assert [len(state[f"{name}.weight"]) for name in ("conv1", "conv2", "fc1")] == [8, 8, 8]
+    for step, row in enumerate(table):
+        shares = (int(row[key]) / int(table[0][key]) for key in ("macs", "params"))
+        words = [str(step), row["channels"], *(f"{share:.1%}" for share in shares)]
+        assert words in [line.split() for line in output.splitlines()]
+    assert max(map(len, output[output.index("plan for") : output.index(note)].splitlines())) <= 80
+    # resumed after a step that took two parts of the way
+    again = resumed(run, run / "checkpoint-epoch3.pth")
+    name = "checkpoint-epoch5.pth"
+    states = (comparable(checkpoint.load(folder / name)) for folder in (run, again))
+    assert_same(*states)
+
+
+def test_own_pruner_needs_only_prune(prune, pruning, own_code):
+    own_code(
+        "own_pruner",
+        "from pruner.base_pruner import BasePruner\n"
+        "from pruner.pruners import MagnitudePruner\n\n\n"
+        "class Own(BasePruner):\n"
+        "    aim = {'channel_sparsity': 0.2}\n\n"
+        "    def prune(self, network, example, step, original):\n"
+        "        MagnitudePruner(channel_sparsity=0.1).prune(network, example, 1, original)\n"
+        "        return step == 1\n",
+    )
+    run = prune(pruning({"pruner": {"type": "own_pruner.Own", "args": {}}, **SHORT}))
+    assert [int(row["channels"]) for row in rows(run)] == [90, 74]
+
+
+def test_run_ends_well_if_nothing_more_can_be_removed(prune, pruning, own_code, capsys):
+    """The importance rates layers only as long as they have their original width."""
+    own_code(
+        "once",
+        "from torch_pruning.pruner.importance import MagnitudeImportance\n\n\n"
+        "class OnceImportance(MagnitudeImportance):\n"
+        "    def __call__(self, group):\n"
+        "        return super().__call__(group) if len(group[0].idxs) in (10, 20, 50) else None\n",
+    )
+    args = {"channel_sparsity": 0.6, "iterative_steps": 4, "importance": "once.OnceImportance"}
+    run = prune(pruning({"pruner.args": args, "trainer.epochs": 1}))
+    assert [int(row["channels"]) for row in rows(run)] == [90, 74, 74]
+    assert [int(row["epochs"]) for row in rows(run)] == [0, 1, 2]  # last_epochs too
+    assert "step 2 removes nothing more. Channels left: conv1 8 of 10" in capsys.readouterr().out
 
 
 @pytest.mark.slow

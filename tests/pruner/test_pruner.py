@@ -1,6 +1,8 @@
 """Channels removed from networks, compared with what these compute and with torch's counts."""
 
 import copy
+import itertools
+import re
 
 import numpy as np
 import pytest
@@ -166,9 +168,138 @@ def test_size_forecast_equals_the_pruned_network(name):
     graph = MagnitudePruner(channel_sparsity=0.5)._graph(network, x)
     forecast = SizeForecast(graph, multiply_adds(network, x)[0])
     removals = {name: np.arange(1, group.units, 3) for name, group in graph.groups.items()}
-    expected = {measure: forecast(removals, measure) for measure in ("macs", "params")}
+    expected = forecast(removals)
     graph.prune(removals)
-    assert expected == pytest.approx(sizes(network, x), rel=1e-9)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    channels = sum(layer.weight.shape[0] for layer in layers)
+    assert expected == pytest.approx(sizes(network, x) | {"channels": channels}, rel=1e-9)
+
+
+def plan_and_prune(network, x, **arguments):
+    """The plan's lines; and after each step, beginning with the original, widths and sizes."""
+    pruner, original = MagnitudePruner(**arguments), sizes(network, x)
+    lines, measured, is_last = pruner.plan_steps(network, x, original), [], False
+    while True:
+        layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+        widths = {name: layer.weight.shape[0] for name, layer in layers.items()}
+        share = {key: size / original[key] for key, size in sizes(network, x).items()}
+        measured.append({"widths": widths, **share})
+        if is_last:
+            return lines, measured
+        is_last = pruner.prune(network, x, len(measured), original)
+
+
+def planned_rows(lines):
+    """The plan's table: channels, shares of multiply-adds and of parameters after each step."""
+    rows = [re.fullmatch(r"\d+ +([\d,]+) +([\d.]+)% +([\d.]+)%", line) for line in lines]
+    return [[float(cell.replace(",", "")) for cell in row.groups()] for row in rows if row]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "empty"),
+    [
+        ({"channel_sparsity": 0.8, "iterative_steps": 8}, "steps 2, 5 and 8 remove nothing"),
+        ({"channel_sparsity": 0.2, "iterative_steps": 2}, "step 2 removes nothing"),
+        ({"channel_sparsity": 0.8, "iterative_steps": 8, "round_to": 4}, None),
+        ({"channel_sparsity": 0.8, "iterative_steps": 8, "round_to": 1}, None),
+        (
+            {"channel_sparsity": 0.5, "iterative_steps": 50, "global_pruning": True},
+            "remove nothing",
+        ),
+        ({"channel_sparsity": 0.5, "iterative_steps": 9, "isomorphic": True}, "remove nothing"),
+        ({"channel_sparsity": 0.8, "iterative_steps": 8, "ratios": {"fc1": 0.2}}, "remove nothing"),
+        ({"target": {"max_accuracy_drop": 0.1}, "iterative_steps": 8}, "remove nothing"),
+        ({"target": {"macs": 0.5}, "iterative_steps": 8}, "remove nothing"),
+        ({"target": {"params": 0.3}, "iterative_steps": 20, "round_to": 2}, "remove nothing"),
+    ],
+)
+def test_each_step_leaves_what_the_plan_says(arguments, empty):
+    torch.manual_seed(0)
+    lines, measured = plan_and_prune(LeNet().eval(), torch.randn(2, 1, 28, 28), **arguments)
+    assert max(map(len, lines)) <= 80
+    text, steps = " ".join(lines), arguments["iterative_steps"]
+    rows = planned_rows(lines)
+    assert len(rows) == len(measured)
+    assert (empty or "") in text
+    assert (f"{steps} steps become {len(rows) - 1}" in text) == (len(rows) - 1 < steps)
+    assert (empty is None) == (len(rows) - 1 == steps)
+    channels = [sum(step["widths"].values()) for step in measured]
+    assert all(old > new for old, new in itertools.pairwise(channels))  # no step removes nothing
+    expected = [[sum(s["widths"].values()), 100 * s["macs"], 100 * s["params"]] for s in measured]
+    for measure, goal in arguments.get("target", {}).items():
+        if measure in ("macs", "params"):
+            assert measured[-1][measure] <= goal < measured[-2][measure]
+            assert rows[-1][1 + (measure == "params")] <= 100 * goal
+    # later cuts of a common ranking depend on what earlier ones did to it
+    count = 2 if "global_pruning" in arguments else None
+    assert np.array(rows[:count]) == pytest.approx(np.array(expected[:count]), abs=0.051)
+
+
+@pytest.mark.parametrize("round_to", [8, 4, 1])
+def test_widths_after_each_step_are_the_largest_that_the_aim_allows(round_to):
+    lines, measured = plan_and_prune(
+        LeNet().eval(), torch.randn(2, 1, 28, 28),
+        channel_sparsity=0.8, iterative_steps=8, round_to=round_to,
+    )  # fmt: skip
+    whole, expected = {"conv1": 10, "conv2": 20, "fc1": 50}, []
+    for step in range(9):
+        left = {name: (10 - step) * width // 10 for name, width in whole.items()}
+        widths = {name: max(round_to, width // round_to * round_to) for name, width in left.items()}
+        expected += [widths if step else whole]
+    different = [widths for widths, _ in itertools.groupby(expected)]
+    assert [step["widths"] for step in measured] == [w | {"fc2": 10} for w in different]
+    stays = ", ".join(f"{name} {different[-1][name]} of {whole[name]}" for name in whole)
+    assert f"Channels left: {stays}; the limits are round_to {round_to}" in " ".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channel_sparsity": 0.5}, "would remove nothing. Channels left: 0 8 of 8"),
+        ({"channel_sparsity": 0.5, "round_to": 1, "min_channels": 8}, "would remove nothing"),
+        ({"channel_sparsity": 0.5, "round_to": 2, "ratios": {"0": 0.0}}, "would remove nothing"),
+        ({"target": {"macs": 0.5}}, "macs cannot be reduced to 0.5 of the original's, only to 1"),
+        ({"target": {"params": 0.1}, "round_to": 2}, "params cannot be reduced to 0.1"),
+        ({"target": {"max_accuracy_drop": 0.5}}, "would remove nothing"),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 8])
+def test_network_that_cannot_be_reduced_is_refused_by_the_plan(arguments, message, steps):
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, pruner = torch.randn(2, 6), MagnitudePruner(iterative_steps=steps, **arguments)
+    with pytest.raises(UserError, match=message):
+        pruner.plan_steps(network, x, sizes(network, x))
+
+
+def test_step_that_would_remove_nothing_goes_on_to_the_next_part():
+    """Here 45 of 100 units are gone before the second of four steps, which should leave 60."""
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3)), torch.randn(2, 6)
+    arguments = {"channel_sparsity": 0.8, "iterative_steps": 4, "round_to": 1}
+    pruner = MagnitudePruner(**arguments)
+    assert not pruner.prune(network.eval(), x, 1, {})
+    assert network[0].out_features == 80
+    MagnitudePruner(channel_sparsity=0.3125, round_to=1).prune(network, x, 1, {})
+    assert network[0].out_features == 55
+    assert not pruner.prune(network, x, 2, {})
+    assert network[0].out_features == 40
+    again = MagnitudePruner(**arguments)
+    again.load_state_dict(pruner.state_dict())
+    assert again.prune(network, x, 3, {})
+    assert network[0].out_features == 20
+
+
+def test_nothing_left_to_remove_ends_the_steps_and_says_why(caplog):
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)), torch.randn(2, 6)
+    pruner = MagnitudePruner(channel_sparsity=0.8, iterative_steps=4)
+    assert not pruner.prune(network.eval(), x, 1, {})
+    MagnitudePruner(channel_sparsity=0.9).prune(network, x, 1, {})
+    before = copy.deepcopy(network.state_dict())
+    with caplog.at_level("INFO"):
+        assert pruner.prune(network, x, 2, {})
+    assert "step 2 removes nothing more. Channels left: 0 8 of 40; the limits are" in caplog.text
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_multiply_adds_equal_those_of_torch_pruning():
@@ -408,7 +539,38 @@ class TestLatency:
         network, x = LeNet().eval(), torch.randn(2, 1, 28, 28)
         original = sizes(network, x) | {"onnx": onnx_bytes(network, x), "latency_ms": 1.0}
         with pytest.raises(UserError, match="latency_ms cannot be reduced to"):
-            MagnitudePruner(target={"latency_ms": 0.001}).prune(network, x, 1, original)
+            MagnitudePruner(target={"latency_ms": 0.001}).plan_steps(network, x, original)
+
+    def test_plan_estimates_the_steps_and_measures_only_whether_the_aim_can_be_reached(
+        self, monkeypatch
+    ):
+        measured = []
+
+        def lengths(files, batch, threads):
+            measured.append(files)
+            return {name: [len(file)] for name, file in files.items()}
+
+        monkeypatch.setattr("pruner.pruners.side_by_side", lengths)
+        network, x = LeNet().eval(), torch.randn(2, 1, 28, 28)
+        original = sizes(network, x) | {"onnx": onnx_bytes(network, x), "latency_ms": 4.0}
+        pruner = MagnitudePruner(target={"latency_ms": 2.0}, iterative_steps=8)
+        lines = pruner.plan_steps(network, x, original)
+        assert "estimated from the MACs" in lines[0]
+        assert len(measured) == 1
+        assert planned_rows(lines)[-1][1] <= 50
+        with pytest.raises(UserError, match="already takes only 4 ms"):
+            MagnitudePruner(target={"latency_ms": 4.5}).plan_steps(network, x, original)
+
+    @pytest.mark.parametrize("aim", [{"latency": 0.5}, {"latency_ms": 2.0}])
+    def test_latency_of_a_network_that_cannot_be_exported_is_refused(self, monkeypatch, aim):
+        def fail(network, example):
+            raise UserError("torch cannot export LeNet")
+
+        monkeypatch.setattr("pruner.pruners.onnx_bytes", fail)
+        network, x = LeNet().eval(), torch.randn(2, 1, 28, 28)
+        original = sizes(network, x) | {"onnx": b"", "latency_ms": None}
+        with pytest.raises(UserError, match="torch cannot export LeNet"):
+            MagnitudePruner(target=aim).plan_steps(network, x, original)
 
 
 def test_network_that_torch_pruning_cannot_follow_is_a_clear_error():
@@ -434,3 +596,4 @@ def test_pruner_written_for_the_old_names_still_works():
             return step == 2
 
     assert [Old().prune(None, None, step, {}) for step in (1, 2)] == [False, True]
+    assert Old().plan_steps(None, None, {}) == []
