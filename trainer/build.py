@@ -108,7 +108,7 @@ def build_model(
             for line in check_agreement(str(config.resume), state, data_loader):
                 logger.warning(line)
         else:
-            rows = rows_by_name(state.get("classes"), classes)  # noqa: F841
+            rows = rows_by_name(state.get("classes"), classes)
     network = build_network(config, classes, data_loader.input["shape"])
     name = config.option("arch", "weights")
     if not config.continued and (config.resume is not None or name is not None):
@@ -119,8 +119,8 @@ def build_model(
         else:
             origin = f"{name} of torchvision"
             weights = torchvision_weights(config["arch"]["type"], name)
-        fresh = load_weights(network, weights, origin, new_head)
-        note = f"; starting fresh, as its size differs: {', '.join(fresh)}" if fresh else ""
+        fresh = load_weights(network, weights, origin, new_head, rows)
+        note = f"; starting fresh, as they do not fit: {', '.join(fresh)}" if fresh else ""
         logger.info(f"weights of {origin}{note}")
     return network.to(engine.device)
 

@@ -304,7 +304,7 @@ def test_new_run_from_old_weights(digits, train, own_code, capsys):
         "-r",
         old,
     )
-    assert "starting fresh, as its size differs: fc2.weight, fc2.bias" in capsys.readouterr().out
+    assert "starting fresh, as they do not fit: fc2.weight, fc2.bias" in capsys.readouterr().out
     state = last_checkpoint(run)["state_dict"]
     torch.testing.assert_close(state["fc1.weight"], weights["fc1.weight"])
     assert state["fc2.weight"].shape == (12, 50)
