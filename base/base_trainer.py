@@ -348,9 +348,9 @@ class BaseTrainer(ABC):
         self._warn_if_complete()
 
     def _warn_if_complete(self) -> None:
-        if self.epoch > self.epochs:
+        if (done := self.epoch - 1) >= self.epochs:
             self.logger.warning(
-                f"all {self.epochs} epochs are done; for more: -s trainer.epochs={self.epochs + 10}"
+                f"all {done} epochs are done; for more: -s trainer.epochs={done + 10}"
             )
         elif self.monitor.exhausted:
             self.logger.warning(

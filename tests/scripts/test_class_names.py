@@ -12,7 +12,7 @@ import export as export_script
 import prune as prune_script
 import test as test_script
 import train as train_script
-from tests.conftest import save_images
+from tests.conftest import runs, save_images
 from utils import checkpoint
 
 CLASSES = {"Grün": 16, "NG": 16, "OK": 16}  # of different brightness
@@ -144,3 +144,17 @@ def test_old_checkpoint_that_names_no_classes_says_what_is_not_compared(project,
     assert test_script.main(["-r", str(run), *arguments]) == 0
     output = capsys.readouterr().out
     assert "does not name its classes; they are taken to be Grün, NG, OK" in output
+
+
+def test_new_run_takes_the_rows_of_the_head_by_name(project, tmp_path):
+    run, arguments = project("test", "as they were")
+    order = ["OK", "Grün", "NG"]
+    changes = [f"data_loader.args.classes={json.dumps(order)}", "optimizer.args.lr=1e-12"]
+    config = ["-c", str(tmp_path / "config.json"), "--epochs", "1"]
+    assert train_script.main(["-r", str(run), *config, *arguments, *changes]) == 0
+    old, new = (checkpoint.load(path / "model_best.pth") for path in runs(tmp_path))
+    assert (old["classes"], new["classes"]) == (["Grün", "NG", "OK"], order)
+    for key in ("fc2.weight", "fc2.bias"):
+        expected = old["state_dict"][key][[2, 0, 1]]
+        assert new["state_dict"][key].numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert new["monitor_best"] > 0.9
