@@ -79,7 +79,6 @@ class Index:
     def update(self, part: str, records: dict[str, Record]) -> list[str]:
         """Keep all records of a subset, by name of the file; returns a sentence if that fails."""
         before = {name: record for name, record in self.records.items() if record.part == part}
-        self.records |= records
         if records == before:
             return []
         others = {name: known for name, known in self._stored().items() if known.part != part}

@@ -26,7 +26,7 @@ class Deployed(nn.Module):
 
     Args:
         network: with `preprocess` it takes normalized float32 (N, C, H, W), else anything
-        input_spec: a checkpoint's "input": shape, mean, std
+        input_spec: a checkpoint's "input": shape, mean, std, range
         preprocess: take uint8 (N, H, W, C) and normalize it
         softmax: give probabilities (N, classes)
 
@@ -145,7 +145,7 @@ def describe_input(input_spec: dict, transforms: list[str], preprocess: bool) ->
     channels, height, width = input_spec["shape"]
     pixels, floats = "uint8 (N, H, W, C)", "float32 (N, C, H, W): (image / 255 - mean) / std"
     scaled = input_spec.get("range")
-    if isinstance(scaled, list | tuple):
+    if isinstance(scaled, list):
         low, high = (f"{value:.10g}" for value in scaled)
         scaled = f"values clipped to {low}..{high}, then {low} is 0, {high} is 255, and rounded"
     return {

@@ -77,7 +77,7 @@ ERRORS = {  # what the message must contain
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
-@pytest.mark.parametrize("classes", [None, ["A", "B", GA], [NFD, "B", "A"]])
+@pytest.mark.parametrize("classes", [None, [NFD, "B", "A"]])
 def test_folders_that_are_not_the_classes_are_refused(folder, change, subset, classes):
     """A class that only validation or test lacks is reported; a changed train has other classes,
     unless the configuration or the checkpoint names them.
@@ -85,7 +85,7 @@ def test_folders_that_are_not_the_classes_are_refused(folder, change, subset, cl
     CHANGES[change](folder / subset)
     loader = image_loader(folder, classes=classes)
     changed = loader if subset == "train" else loader.for_subset(subset)
-    given = ["A", "B", GA] if classes is None else [GA, "B", "A"] if classes[0] == NFD else classes
+    given = ["A", "B", GA] if classes is None else [GA, "B", "A"]
     own_names = {"added": ["A", "B", "C", GA], "removed": ["B", GA]} | {
         "renamed": ["B", "Scratch", GA],
         "other case": ["B", "a", GA],

@@ -65,7 +65,7 @@ KINDS = {  # lowest, highest, type, suffix, expected range
 }
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk", None])
+@pytest.mark.parametrize("cache", ["disk", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_range_for_the_whole_data_set(tmp_path, kind, cache):
     low, high, dtype, suffix, expected = KINDS[kind]

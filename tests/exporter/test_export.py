@@ -18,7 +18,7 @@ import export as script
 import test as test_script
 from data_loader.data_loaders import DigitsDataLoader
 from exporter.base_exporter import BaseExporter
-from exporter.deployed import Deployed, denormalize
+from exporter.deployed import Deployed, denormalize, describe_input
 from exporter.evaluator import Evaluator
 from exporter.export import export_checkpoint
 from exporter.onnx_exporter import OnnxExporter
@@ -353,6 +353,21 @@ def test_names_of_classes_in_shift_jis_are_exported(image_config, train, tmp_pat
     run = train(image_config(tmp_path / "parts"), "--epochs", 1)
     assert export(run, "-s", LEGACY) == 0
     assert metadata(run / "model.onnx")["classes"] == ["不良", "良品"]
+
+
+@pytest.mark.parametrize(
+    ("scaled", "words"),
+    [
+        (None, None),
+        ("file", "file"),
+        ([0.0, 4095.0], "values clipped to 0..4095, then 0 is 0, 4095 is 255, and rounded"),
+        ([-1.5, 7.25], "values clipped to -1.5..7.25, then -1.5 is 0, 7.25 is 255, and rounded"),
+    ],
+)
+def test_metadata_says_what_more_than_8_bits_are_scaled_from(scaled, words):
+    about = describe_input({"shape": [1, 8, 8], "range": scaled}, [], preprocess=True)
+    assert about["more than 8 bits"] == words
+    assert describe_input({"shape": [1, 8, 8]}, [], preprocess=True)["more than 8 bits"] is None
 
 
 def test_check_leaves_nothing_behind(exported, capsys):

@@ -1,6 +1,7 @@
 """Tests and predictions of runs on image folders, compared with Pillow and the network itself."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ def run(image_config, train, tmp_path):
     return train(image_config(folder, normalize="data", balance="loss")), folder
 
 
-def expected(run, files):
+def expected(run, files, pixels=lambda image: np.array(image.convert("L"))):
     """Probabilities by hand: Pillow's image, the checkpoint's mean and std, the network itself."""
     state = torch.load(run / "model_best.pth", weights_only=True)
     model = LeNet(num_classes=2)
@@ -37,7 +38,7 @@ def expected(run, files):
     inputs = []
     for file in files:
         with Image.open(file) as image:
-            grey = torch.from_numpy(np.array(image.convert("L")))[None, None].float()
+            grey = torch.from_numpy(pixels(image))[None, None].float()
         resized = torch.nn.functional.interpolate(grey, (28, 28), mode="bilinear", antialias=True)
         inputs.append((resized[0].round() / 255 - mean) / std)
     with torch.no_grad():
@@ -117,6 +118,27 @@ def test_names_in_shift_jis_are_tested_and_predicted(image_config, train, tmp_pa
     out = capsys.readouterr()
     assert "Traceback" not in out.out + out.err
     assert "--- Logging error ---" not in out.err
+
+
+def test_images_of_12_bits_are_predicted_as_they_are_tested(image_config, train, tmp_path):
+    """Also one by one, and without the training images, which say what the range is."""
+    folder, generator = tmp_path / "parts", np.random.default_rng(0)
+    for subset, name, index in itertools.product(("train", "val", "test"), ("NG", "OK"), range(4)):
+        (folder / subset / name).mkdir(parents=True, exist_ok=True)
+        array = generator.integers(0, 4000 if subset == "train" else 900, (28, 28))
+        image = Image.fromarray((array // (1 + (name == "NG"))).astype(np.uint16))
+        image.save(folder / subset / name / f"{index}.png")
+    run = train(image_config(folder))
+    assert test_script.main(["-r", str(run)]) == 0
+    tested = predicted(run / "test" / "predictions.csv")
+    shutil.rmtree(folder / "train")
+    assert test_script.main(["-r", str(run), "--images", str(folder / "test")]) == 0
+    single = predicted(run / "test" / "images" / "predictions.csv")
+    files = sorted((folder / "test").rglob("*.png"))
+    by_hand = expected(run, files, lambda image: (np.array(image) * (255 / 4095)).round())
+    for rows in (tested, single):
+        ours = np.array([[float(value) for value in list(row.values())[-2:]] for row in rows])
+        assert np.abs(ours - by_hand).max() < 2e-4
 
 
 @pytest.mark.parametrize("change", ["added", "no train"])
