@@ -142,8 +142,8 @@ class MagnitudePruner(BasePruner):
                 if removals := choose(forecast, original, number / steps):
                     break
             else:
-                left = self._left(forecast.graph)
-                logging.getLogger("pruner").info(f"step {step} removes nothing more. {left}")
+                why = f"the aim is reached, or the limits are. {self._left(forecast.graph)}"
+                logging.getLogger("pruner").info(f"step {step} removes nothing more: {why}")
             self._merged, is_last = number - step, number == steps
             if not is_last and not self.by_latency:  # whether the other steps would remove nothing
                 forecast.graph.assume(removals)

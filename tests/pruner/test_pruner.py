@@ -298,7 +298,8 @@ def test_nothing_left_to_remove_ends_the_steps_and_says_why(caplog):
     before = copy.deepcopy(network.state_dict())
     with caplog.at_level("INFO"):
         assert pruner.prune(network, x, 2, {})
-    assert "step 2 removes nothing more. Channels left: 0 8 of 40; the limits are" in caplog.text
+    assert "step 2 removes nothing more: the aim is reached, or the limits are. " in caplog.text
+    assert "Channels left: 0 8 of 40; the limits are round_to 8" in caplog.text
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
