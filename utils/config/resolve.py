@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from utils.config import config_file
 from utils.config.config import SAVE_DIR, ConfigParser
+from utils.config.sections import LOADERS
 from utils.engine import launch
 from utils.errors import UserError
 
@@ -55,7 +56,7 @@ def resolve(
     """
     config, layers, origin, resume, state = _read(arguments, script)
     continued = state is not None and config is state["config"]
-    changes: dict = {}  # by the command line
+    changes: dict = {}  # what the command line says
     for section, name in script.defaults.items():
         spec = config.setdefault(section, {})
         if isinstance(spec, dict):
@@ -63,14 +64,13 @@ def resolve(
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
-    for option in options:
-        value = getattr(arguments, ".".join(option.target))
-        if value is not None:
-            config_file.assign(config, list(option.target), value)
-            config_file.assign(changes, list(option.target), value)
-    for assignment in arguments.set:
-        config_file.override(config, assignment)
-        config_file.override(changes, assignment)
+    for place in (config, changes):
+        for option in options:
+            value = getattr(arguments, ".".join(option.target))
+            if value is not None:
+                config_file.assign(place, list(option.target), value)
+        for assignment in arguments.set:
+            config_file.override(place, assignment)
     notes = config_file.drop_foreign_arguments(config, [*layers, changes])
     parser = ConfigParser(config, origin, resume, continued, trial_dir is not None, notes)
     if state is not None and (continued or script.keeps_network or not script.trains):
@@ -138,8 +138,6 @@ def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
 
 def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> ConfigParser:
     """The configuration for using a checkpoint's network: its normalisation, and its `arch`."""
-    from utils.config.sections import LOADERS
-
     sections, trained_on = {}, state["input"] or {}
     if trained_on.get("mean") is not None:
         normalize = {key: trained_on[key] for key in ("mean", "std")}
@@ -158,8 +156,6 @@ def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
     The configuration as used then says what they are, on any number of processes. Larger batches,
     larger rate: Goyal et al., arXiv:1706.02677.
     """
-    from utils.config.sections import LOADERS
-
     settings = dict(config.get("engine", {}))
     per_process = settings.pop("batch_size", "global") == "process"
     scale_lr = settings.pop("scale_lr", False)
