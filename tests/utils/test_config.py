@@ -209,7 +209,7 @@ def test_unreadable_files_are_refused_in_a_sentence(tmp_path, capsys, text, mess
 def test_a_folder_is_not_a_configuration(tmp_path, capsys):
     (tmp_path / "parts.json").write_text("{}")
     assert train_script.main(["-c", str(tmp_path)]) == 2
-    assert f"{tmp_path} is a folder, not a file; in it: parts.json" in capsys.readouterr().err
+    assert f"{tmp_path} is a folder; in it: parts.json" in capsys.readouterr().err
 
 
 def test_missing_file_lists_the_files_beside_it(tmp_path, capsys):

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -74,7 +73,11 @@ def command(
 
 def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable) -> int:
     """Run a script that trains; `read(trial_dir)` gives its configuration."""
-    with _join_processes(arguments.device), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if launch.dist_info().world_size > 1:  # torchrun, SLURM or `launch.start` started others
+            from utils.engine import distributed
+
+            stack.enter_context(distributed.process_group(on_cpu=arguments.device == "cpu"))
         _resume_after_restart(arguments)
         trial_dir = None
         if arguments.check:
@@ -83,31 +86,23 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
             return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
-        with _removing_empty_run(config):
+        with contextlib.suppress(ValueError):  # not the main thread
+            end = functools.partial(_terminate, config.remove_empty_run, os.getpid())
+            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
+        try:
             function(config, arguments)
+        except BaseException:
+            config.remove_empty_run()
+            raise
     return 0
 
 
-@contextlib.contextmanager
-def _removing_empty_run(config: ConfigParser) -> Iterator[None]:
-    """If the block fails, or SIGTERM ends it, leave no folders of a run that never began."""
-    process, is_main_thread = os.getpid(), threading.current_thread() is threading.main_thread()
-
-    def end(signum: int, frame: object) -> None:
-        if os.getpid() == process:  # not a worker of a data loader
-            config.remove_empty_run()
-        signal.signal(signum, signal.SIG_DFL)
-        signal.raise_signal(signum)
-
-    previous = signal.signal(signal.SIGTERM, end) if is_main_thread else None
-    try:
-        yield
-    except BaseException:
-        config.remove_empty_run()
-        raise
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+def _terminate(clean_up: Callable, process: int, signum: int, frame: object) -> None:
+    """The end by SIGTERM before the trainer handles it; it also reaches a data loader's workers."""
+    if os.getpid() == process:
+        clean_up()
+    signal.signal(signum, signal.SIG_DFL)
+    signal.raise_signal(signum)
 
 
 def build_parser(
@@ -156,15 +151,6 @@ def _fast_imports() -> Iterator[None]:
         gc.freeze()  # everything loaded counts as old at once, without a pass over it
         gc.unfreeze()
         gc.enable()
-
-
-def _join_processes(device: str | None) -> contextlib.AbstractContextManager:
-    """Join the processes that torchrun, SLURM or `launch.start` started beside this one."""
-    if launch.dist_info().world_size == 1:
-        return contextlib.nullcontext()
-    from utils.engine import distributed
-
-    return distributed.process_group(on_cpu=device == "cpu")
 
 
 def _resume_after_restart(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from utils.config.lookup import Source, metric_name
+from utils.config.lookup import metric_name
+from utils.config.sections import ALIASES, SOURCES
 from utils.config.signature import Signature
 from utils.errors import ConfigError, RunError, UserError
 
@@ -41,8 +42,7 @@ class ConfigParser:
         trial: bool = False,
         warnings: Iterable[str] = (),
     ):
-        from utils.config.sections import ALIASES  # imported lazily: --help must not load pydantic
-        from utils.config.validate import find_errors
+        from utils.config.validate import find_errors  # lazily: --help must not load pydantic
 
         config = {section: value for section, value in config.items() if value is not None}
         for (section, old), new in ALIASES.items():
@@ -72,7 +72,7 @@ class ConfigParser:
 
     def signature(self, section: str) -> Signature:
         """The keyword arguments of what `section` names."""
-        source = _source(section)
+        source = SOURCES[section]
         return source.signature(source.find(source.split(self.config[section])[0]))
 
     def argument(self, section: str, key: str) -> Any:
@@ -147,24 +147,22 @@ class ConfigParser:
         return log_dir_for(self.save_dir)
 
     def remove_empty_run(self) -> None:
-        """Remove the folders of a new run that has neither a checkpoint nor a logged batch."""
+        """Remove the folders of a new run that hold nothing but what is written at its start."""
         from utils.engine import distributed
 
-        is_new = "save_dir" in vars(self) and not self.continued
-        if not is_new or not distributed.is_main():
+        if "save_dir" not in vars(self) or self.continued or not distributed.is_main():
             return
-        kept = [*self.save_dir.rglob("*.pth"), *self.log_dir.glob("metrics.csv")]
-        if not [*kept, *self.log_dir.glob("events.*")]:
-            logger = logging.getLogger()
-            for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-                logger.removeHandler(handler)
-                handler.close()  # Windows removes no open file
-            for folder in (self.save_dir, self.log_dir):
+        folders = self.save_dir, self.log_dir
+        files = {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
+        if files <= {"config.json", "info.log"}:
+            # this closes info.log: Windows removes no open file
+            logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+            for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
-        source = _source(section)
+        source = SOURCES[section]
         if source.functional and not inspect.isclass(target):
             return functools.partial(target, **arguments)
         try:
@@ -183,17 +181,16 @@ class ConfigParser:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
         from utils.config.types import coerce, drop_nulls
 
-        source = _source(section)
+        source = SOURCES[section]
         name, args = source.split(spec)
         target = source.find(name)
         signature = source.signature(target)
-        arguments = {}
-        for key, value in drop_nulls(args, signature, source.offered).items():
+        arguments = drop_nulls(args, signature, source.offered)
+        for key, value in arguments.items():
             if key in source.nested:
                 arguments[key] = self._build_nested(source.nested[key], value, supplied)
-            else:
-                parameter = signature.parameters.get(key)
-                arguments[key] = coerce(value, parameter.annotation if parameter else Any)
+            elif key in signature.parameters:
+                arguments[key] = coerce(value, signature.parameters[key].annotation)
         if "seed" in source.offered:
             supplied = {"seed": self.get("seed", 0), **supplied}
         accepted = {*signature.parameters, *source.given}
@@ -205,14 +202,8 @@ class ConfigParser:
         """What a list of specs, or an object of such lists, names; a text stays as it is."""
         if isinstance(value, dict):
             return {k: self._build_nested(section, part, supplied) for k, part in value.items()}
-        source = _source(section)
+        source = SOURCES[section]
         supplied = {k: v for k, v in supplied.items() if k in source.given + source.offered}
         if isinstance(value, list):
             return [self._build(section, part, supplied) for part in value]
         return value
-
-
-def _source(section: str) -> Source:
-    from utils.config.sections import SOURCES  # imported lazily: --help must not load pydantic
-
-    return SOURCES[section]

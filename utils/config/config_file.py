@@ -9,6 +9,7 @@ from typing import Any
 
 import json5
 
+from utils.config.sections import ALIASES, SOURCES
 from utils.errors import UserError
 
 
@@ -58,16 +59,14 @@ def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
     `config` is what the layers, each on top of those before it, result in. Returns a line about
     each section that loses arguments.
     """
-    from utils.config.sections import ALIASES, SOURCES  # imported lazily: they import the verbs'
-
     notes = []
     for section, source in SOURCES.items():
         kind, written_for = source.default, {}
         for layer in layers:
             spec = layer.get(section)
             kind = spec.get("type", kind) if isinstance(spec, dict) else spec or kind
-            written_for |= dict.fromkeys(source.arguments(spec), kind)
-        arguments = source.arguments(config.get(section))
+            written_for |= dict.fromkeys(source.split(spec)[1], kind)
+        _, arguments = source.split(config.get(section))
         inherited = [key for key in arguments if written_for.get(key, kind) not in (kind, None)]
         if not inherited or not isinstance(kind, str):
             continue
@@ -81,7 +80,7 @@ def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
         known = {*signature.parameters, *(old for part, old in ALIASES if part == section)}
         foreign = [key for key in inherited if key not in known and not is_open]
         for key in foreign:
-            del arguments[key]
+            del (config[section] if source.default else config[section]["args"])[key]
         if foreign:
             place = section if source.default else f"{section}.args"
             notes.append(f"{place}: {kind} does not take {', '.join(foreign)}; dropped")
@@ -93,8 +92,6 @@ def override(config: dict, assignment: str) -> None:
 
     `-s arch=Name` is short for `-s arch.type=Name`.
     """
-    from utils.config.sections import SOURCES
-
     path, equals, text = assignment.partition("=")
     if path == "extends":
         raise UserError("-s extends: only a file can extend another; name another file with -c")
@@ -141,11 +138,10 @@ def write(config: dict, path: Path) -> None:
 
 def _parse(path: Path) -> dict:
     if path.is_dir() or not path.exists():
-        problem, folder, where = f"there is no file {path}", path.parent, "beside it"
-        if path.is_dir():
-            problem, folder, where = f"{path} is a folder, not a file", path, "in it"
+        folder, where = (path, "in") if path.is_dir() else (path.parent, "beside")
+        problem = f"{path} is a folder" if folder == path else f"there is no file {path}"
         names = ", ".join(sorted(file.name for file in folder.glob("*.json")))
-        raise UserError(f"{problem}; {where}: {names}" if names else problem)
+        raise UserError(f"{problem}; {where} it: {names}" if names else problem)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

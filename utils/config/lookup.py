@@ -63,19 +63,14 @@ class Source:
     default: str | None = None
     inner: bool = False
 
-    def split(self, spec: str | dict) -> tuple[str, Any]:
+    def split(self, spec: Any) -> tuple[str, dict]:
         """Type and arguments of "Name", {"type", "args"} or a section with a default type."""
-        if isinstance(spec, str):
+        if not isinstance(spec, dict):
             return spec, {}
         if self.default:
             return spec.get("type", self.default), {k: v for k, v in spec.items() if k != "type"}
-        return spec["type"], spec.get("args", {})
-
-    def arguments(self, spec: object) -> dict:
-        """The arguments of any value of the section, as they are in it; {} if it has none."""
-        flat = self.default is not None
-        arguments = spec.get("args") if isinstance(spec, dict) and not flat else spec
-        return arguments if isinstance(arguments, dict) else {}
+        args = spec.get("args")
+        return spec.get("type", ""), args if isinstance(args, dict) else {}
 
     def find(self, name: str) -> Callable:
         """The class or function called `name`. Raises LookupError, which lists what there is."""
@@ -207,13 +202,10 @@ def _is_typo(name: str, known: str) -> bool:
     text, known_text = "".join(words), "".join(known_words)
     if sorted(text) == sorted(known_text) or (words == known_words[:-1] and len(text) > 5):
         return True
-    if len(words) != len(known_words):  # an underscore is missing, and something else is wrong
-        is_one_word = min(len(words), len(known_words)) == 1
-        lengths_fit = len(text) > 7 and abs(len(text) - len(known_text)) < 2
-        return is_one_word and lengths_fit and _is_similar(text, known_text)
-    # names of four letters, like SGDW and Adan, are another's, unless a letter is missing
+    # SGDW is not SGD, and Adan is not Adam: with four letters, only one may be missing
     is_enough = len(text) > 4 or len(text) < len(known_text)
-    return is_enough and all(map(_is_similar, words, known_words))
+    is_as_long = len(words) == len(known_words)
+    return is_enough and is_as_long and all(map(_is_similar, words, known_words))
 
 
 def _is_similar(word: str, other: str) -> bool:

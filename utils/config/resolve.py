@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from utils.config import config_file
 from utils.config.config import SAVE_DIR, ConfigParser
+from utils.config.sections import LOADERS
+from utils.config.types import find_type_errors
 from utils.engine import launch
 from utils.errors import UserError
 from utils.files import printable
@@ -56,7 +58,7 @@ def resolve(
     """
     config, layers, origin, resume, state = _read(arguments, script)
     continued = state is not None and config is state["config"]
-    changes: dict = {}  # by the command line
+    changes: dict = {}  # what the command line says
     for section, name in script.defaults.items():
         spec = config.setdefault(section, {})
         if isinstance(spec, dict):
@@ -64,14 +66,13 @@ def resolve(
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
-    for option in options:
-        value = getattr(arguments, ".".join(option.target))
-        if value is not None:
-            config_file.assign(config, list(option.target), value)
-            config_file.assign(changes, list(option.target), value)
-    for assignment in arguments.set:
-        config_file.override(config, assignment)
-        config_file.override(changes, assignment)
+    for place in (config, changes):
+        for option in options:
+            value = getattr(arguments, ".".join(option.target))
+            if value is not None:
+                config_file.assign(place, list(option.target), value)
+        for assignment in arguments.set:
+            config_file.override(place, assignment)
     notes = config_file.drop_foreign_arguments(config, [*layers, changes])
     parser = ConfigParser(config, origin, resume, continued, trial_dir is not None, notes)
     if state is not None and (continued or script.keeps_network or not script.trains):
@@ -141,9 +142,6 @@ def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> Confi
     """The configuration for using a checkpoint's network: the normalisation and range of its
     images, the names of its classes unless the configuration has its own, and its `arch`.
     """
-    from utils.config.sections import LOADERS
-    from utils.config.types import find_type_errors
-
     sections, trained_on, adopted = {}, state["input"] or {}, {}
     if trained_on.get("mean") is not None:
         adopted["normalize"] = {key: trained_on[key] for key in ("mean", "std")}
@@ -176,8 +174,6 @@ def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
     The configuration as used then says what they are, on any number of processes. Larger batches,
     larger rate: Goyal et al., arXiv:1706.02677.
     """
-    from utils.config.sections import LOADERS
-
     settings = dict(config.get("engine", {}))
     per_process = settings.pop("batch_size", "global") == "process"
     scale_lr = settings.pop("scale_lr", False)

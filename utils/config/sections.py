@@ -8,25 +8,13 @@ import dataclasses
 import importlib
 from typing import Any, Literal
 
-from utils.config.hints import (
-    EngineSettings,
-    InspectionSettings,
-    NonNegativeInt,
-    OpenShare,
-    ParameterRule,
-    PositiveInt,
-)
+from utils.config import hints
 from utils.config.lookup import Source
 from utils.files import ROOT
 
 LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
 HELPERS = ("batch_norm.py", "freezing.py", "heads.py", "structure.py", "summary.py", "weights.py")
-NOT_NETWORKS = (
-    "loss.py",
-    "metric.py",
-    *HELPERS,
-)  # files in model/ without networks, optimizers, schedulers
-
+NOT_NETWORKS = ("loss.py", "metric.py", *HELPERS)  # nor optimizers or schedulers
 NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights")
 PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config", "engine",
          "recorder", "data_loader", "valid_data_loader", "freeze")  # fmt: skip
@@ -36,7 +24,8 @@ LOADER = Source("base.BaseDataLoader", ("data_loader",), offered=("seed", "subse
 SOURCES = {
     "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS, ("torchvision.models",),
                    "^(?!get_|list_)[a-z]", offered=NETWORK,
-                   keys={"weights": str, "freeze": str | list[str], "unfreeze_at": PositiveInt}),
+                   keys={"weights": str, "freeze": str | list[str],
+                         "unfreeze_at": hints.PositiveInt}),
     "loss": Source("torch.nn.Module", ("model/loss.py",), (), ("torch.nn.functional", "torch.nn"),
                    "[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
     "metrics": Source("torchmetrics.Metric", ("model/metric.py",), (),
@@ -50,8 +39,8 @@ SOURCES = {
                          nested={"transforms": "transforms"}, functions=False, inner=True),
     "optimizer": Source("torch.optim.Optimizer", ("model",), NOT_NETWORKS, ("torch.optim",),
                         "^[A-Z]", given=("params",),
-                        keys={"param_groups": list[ParameterRule], "no_decay": bool,
-                              "layer_decay": OpenShare}),
+                        keys={"param_groups": list[hints.ParameterRule], "no_decay": bool,
+                              "layer_decay": hints.OpenShare}),
     "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", ("model",), NOT_NETWORKS,
                            ("torch.optim.lr_scheduler",), "(LR|Plateau|Scheduler|Restarts)$",
                            given=("optimizer",), offered=("total_steps",),
@@ -61,8 +50,8 @@ SOURCES = {
                       functions=False),
 }  # fmt: skip
 PLAIN: dict[str, Any] = {"$schema": str, "name": str, "about": str, "seed": int, "versions": dict,
-                         "n_gpu": NonNegativeInt, "engine": EngineSettings,
-                         "inspection": InspectionSettings}  # fmt: skip
+                         "n_gpu": hints.NonNegativeInt, "engine": hints.EngineSettings,
+                         "inspection": hints.InspectionSettings}  # fmt: skip
 REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 

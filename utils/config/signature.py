@@ -6,14 +6,12 @@ import collections.abc
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """Keyword arguments by name; `open` if there are others, which cannot be checked."""
 
     parameters: dict[str, inspect.Parameter]

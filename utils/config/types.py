@@ -38,16 +38,10 @@ def coerce(value: object, hint: object) -> Any:
 
 def drop_nulls(arguments: dict, signature: Signature, offered: Collection[str]) -> dict:
     """The arguments without nulls for what the scripts offer, unless null is a value of its own."""
-
-    def is_silent(key: str) -> bool:
-        parameter = signature.parameters.get(key)
-        return parameter is None or bool(find_type_errors(key, None, parameter.annotation))
-
-    return {
-        key: value
-        for key, value in arguments.items()
-        if value is not None or key not in offered or not is_silent(key)
-    }
+    nulls = {key for key in offered if key in arguments and arguments[key] is None}
+    hints = {key: p.annotation for key, p in signature.parameters.items() if key in nulls}
+    nulls -= {key for key, hint in hints.items() if not find_type_errors(key, None, hint)}
+    return {key: value for key, value in arguments.items() if key not in nulls}
 
 
 def find_type_errors(path: str, value: object, hint: object) -> list[str]:

@@ -46,12 +46,9 @@ def _meant(name: str) -> str:
 def _check_spec(section: str, path: str, spec: object) -> list[str]:
     """One "Name" or {"type": "Name", "args": {...}}."""
     source = SOURCES[section]
-    if isinstance(spec, dict) and source.default:
-        spec = {"type": source.default, **spec}
-    if isinstance(spec, dict) and "type" not in spec:
-        return [f"{path}: {SPEC}; add a type, for example -s {path}.type={source.example()}"]
-    if not isinstance(spec["type"] if isinstance(spec, dict) else spec, str):
-        return [f"{path}: {SPEC}"]
+    name, args = source.split(spec)
+    if not isinstance(name, str) or not name:
+        return [f"{path}: {SPEC}; for example -s {path}.type={source.example()}"]
     errors = []
     if isinstance(spec, dict) and not source.default:
         keys = {"type": str, "args": dict, **source.keys}
@@ -61,15 +58,13 @@ def _check_spec(section: str, path: str, spec: object) -> list[str]:
                 errors.append(f"{path}.{key}: unknown key{near}")
             elif value is not None or key not in source.keys:  # null: as if it were not there
                 errors += find_type_errors(f"{path}.{key}", value, keys[key])
-    name, args = source.split(spec)
     try:
         target = source.find(name)
     except LookupError as error:
         errors.append(f"{path}{'' if isinstance(spec, str) else '.type'}: {error.args[0]}")
     else:
-        if isinstance(args, dict):
-            place = path if source.default else f"{path}.args"
-            errors += _check_arguments(source, place, target, args)
+        place = path if source.default else f"{path}.args"
+        errors += _check_arguments(source, place, target, args)
     return errors
 
 
