@@ -281,14 +281,15 @@ class BaseTrainer(ABC):
     def load_state_dict(self, state: dict) -> None:
         """Become the trainer whose `state_dict` this is. Raises UserError if that cannot be."""
         self._check_resumable(state)
-        unwrap(self.model).load_state_dict(state["state_dict"])
+        checkpoint.load_into(unwrap(self.model), state["state_dict"], "the checkpoint")
         self.engine.load_optimizer(self.optimizer, state["optimizer"])
         if state.get("scaler"):
             self.engine.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["lr_scheduler"])
         self.monitor.load_state_dict(state["trainer"]["monitor"])
         if self.ema is not None and state["ema"] is not None:
-            self.ema.module.load_state_dict(state["ema"]["state_dict"])
+            average = state["ema"]["state_dict"]
+            checkpoint.load_into(self.ema.module, average, "the checkpoint's average")
             self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
         randomness.set_state(state["rng"])

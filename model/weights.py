@@ -1,6 +1,7 @@
 """Weights from elsewhere for a network: from torchvision or from any checkpoint."""
 
 import copy
+import re
 import urllib.error
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from model.heads import find_head
-from utils.checkpoint import load_file
+from model.heads import AUXILIARY, find_heads
+from utils.checkpoint import load_file, load_into
 from utils.engine.engine import unwrap
 from utils.errors import CheckpointError, UserError
 
 KEYS = "ema", "state_dict_ema", "model_ema", "state_dict", "model"  # of the weights; averaged first
 PREFIXES = "module.", "_orig_mod."  # left behind by DistributedDataParallel and torch.compile
+# In torchvision's files: denselayer1.norm.1.weight for today's denselayer1.norm1.weight.
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -51,7 +54,7 @@ def torchvision_weights(builder: str, name: str) -> dict[str, Tensor]:
             f'arch.weights: "{name}" is not a file, and {builder} is not a network of torchvision'
         ) from None
     except KeyError:
-        available = ", ".join(models.get_model_weights(builder).__members__)
+        available = ", ".join(weights.name for weights in models.get_model_weights(builder))
         raise UserError(
             f'arch.weights: "{name}" is not a file, and {builder} has only {available} (or DEFAULT)'
         ) from None
@@ -66,36 +69,61 @@ def torchvision_weights(builder: str, name: str) -> dict[str, Tensor]:
 
 
 def load_weights(
-    model: nn.Module, weights: dict[str, Tensor], origin: str, new_head: bool
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    origin: str,
+    new_head: bool,
+    rows: list[int] | None = None,
 ) -> list[str]:
-    """Load `weights` into the network; with `new_head`, a head of another size keeps its values.
+    """Load `weights` into the network; with `new_head`, a head that does not fit starts fresh.
 
-    The head and auxiliary heads may differ only in the number of outputs (the first axis). Returns
-    the names of the parameters kept. Raises CheckpointError, which names `origin`, if the weights
-    are of another network; some may be loaded by then.
+    The head and auxiliary heads may then be missing in `weights`, or have another size or name
+    there. Returns the names of the tensors that start fresh. Raises CheckpointError, which names
+    `origin`, if anything else does not fit; some weights may be loaded by then.
+
+    Args:
+        rows: for each output, the row that it takes of the heads in `weights`; None for its own
     """
     network, weights = unwrap(model), copy.copy(weights)
-    own, cls = network.state_dict(), type(network).__name__
+    own = network.state_dict()
+    for name in list(weights):
+        if name not in own and (renamed := OLD_DENSENET.sub(r"\1\2", name)) in own:
+            weights[renamed] = weights.pop(name)
     for name in own.keys() & weights.keys():
         weights[name] = _fit_channels(weights[name], own[name].shape)
-    kept = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    left_out = {name: weights.pop(name) for name in kept}
-    missing, unknown = network.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if name not in left_out]
-    if missing or unknown:
-        raise CheckpointError(
-            f"{origin} holds another network than {cls}: {len(missing)} of {len(own)} tensors are "
-            f"missing and {len(unknown)} unknown, for example {(missing + unknown)[0]}"
-        )
-    heads = (f"{find_head(network)}.", "aux", "AuxLogits.") if kept else ()
-    for name, tensor in left_out.items():
-        is_head = name.startswith(heads) and tensor.shape[1:] == own[name].shape[1:]
-        if not (new_head and is_head):
-            raise CheckpointError(
-                f"{origin} does not fit {cls}: {name} is {list(tensor.shape)} there and "
-                f"{list(own[name].shape)} here; {len(kept)} of {len(own)} tensors differ in size"
-            )
-    return kept
+    heads = tuple(f"{name}." for name in find_heads(network))
+    if rows is not None:
+        weights.update({n: tensor[rows] for n, tensor in weights.items() if n.startswith(heads)})
+    fresh = _keep_heads(weights, own, heads[0]) if new_head and heads else []
+    load_into(network, weights, origin)
+    return fresh
+
+
+def _keep_heads(weights: dict[str, Tensor], own: dict[str, Tensor], head: str) -> list[str]:
+    """Replace heads in `weights` that do not fit by the network's `own`; return their names."""
+    top = f"{head.partition('.')[0]}."  # of a VGG the whole classifier, whose last layer is `head`
+    shared = own.keys() & weights.keys()
+    is_missing = not any(name.startswith(top) for name in shared)
+    heads = (top if is_missing else head, *AUXILIARY)
+    if not shared:
+        return []
+    unknown = weights.keys() - shared
+    heads_there = {name for name in unknown if name.startswith(heads if is_missing else AUXILIARY)}
+    layers = {name.rpartition(".")[0] for name in unknown - heads_there}
+    if is_missing and len(layers) == 1:  # a head of another name, if it takes the same inputs
+        inputs = {_inputs(own[name]) for name in own if name.startswith(top)} - {0}
+        heads_there = unknown if inputs & {_inputs(weights[n]) for n in unknown} else heads_there
+    for name in heads_there:
+        del weights[name]
+    fits = {name for name in shared if weights[name].shape == own[name].shape}
+    fresh = [name for name in own if name.startswith(heads) and name not in fits]
+    weights.update({name: own[name] for name in fresh})
+    return fresh
+
+
+def _inputs(weight: Tensor) -> int:
+    """How many numbers a layer takes for one output; 0 if this is not its matrix."""
+    return weight[0].numel() if weight.ndim > 1 else 0
 
 
 def take_channels(network: nn.Module, channels: int) -> None:

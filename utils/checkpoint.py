@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,6 +136,34 @@ def load_file(path: Path) -> Any:
         if path.suffix not in SUFFIXES:
             reason = f"nothing in this project reads {path.suffix or 'files without suffix'}"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Any], source: str) -> None:
+    """Load weights of which each must fit, and none be missing.
+
+    Raises CheckpointError, which names `source` and says how many do not fit, with examples; some
+    may be loaded by then.
+    """
+    own, cls = network.state_dict(), type(network).__name__
+    resized = [n for n in own if n in weights and _size(own[n]) != _size(weights[n])]
+    missing, unknown = ([n for n in a if n not in b] for a, b in ((own, weights), (weights, own)))
+    if not resized:  # torch itself knows older names, and what may be missing
+        missing, unknown = network.load_state_dict(weights, strict=False)
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source} holds another network than {cls}: {len(missing)} of {len(own)} tensors are "
+            f"missing and {len(unknown)} unknown, for example "
+            f"{', '.join(missing[:2] + unknown[:2])}; {len(resized)} differ in size"
+        )
+    for name in resized:
+        raise CheckpointError(
+            f"{source} does not fit {cls}: {name} is {_size(weights[name])} there and "
+            f"{_size(own[name])} here; {len(resized)} of {len(own)} tensors differ in size"
+        )
+
+
+def _size(tensor: Any) -> list[int]:
+    return list(getattr(tensor, "shape", ()))
 
 
 def find(path: Path, best: bool = False) -> tuple[Path, dict]:
