@@ -20,6 +20,7 @@ from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
 from utils.errors import CheckpointError, Interrupted, RunError, UserError
+from utils.origin import origin
 from utils.versions import versions
 
 FIXED = ("arch", "optimizer", "lr_scheduler")  # sections that may not change when a run is resumed
@@ -97,6 +98,13 @@ class BaseTrainer(ABC):
         self.verbosity, self.ema_decay, self.freeze = verbosity, ema_decay, freeze
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
         self.schedule = lr_scheduler
+        starts_from = None if config.continued else config.resume
+        self.origin = {  # of the checkpoints, without their digests
+            "data": getattr(data_loader, "digest", None),
+            "seed": config.get("seed"),
+            "versions": versions(),
+            "made_from": starts_from and checkpoint.read_origin(starts_from),
+        }
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
         self.step = 0  # batches of that epoch already trained; 0 again once it is complete
@@ -276,6 +284,7 @@ class BaseTrainer(ABC):
             "classes": self.data_loader.classes,
             "input": self.data_loader.input,
             "versions": versions(),
+            "origin": self.origin,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -292,6 +301,8 @@ class BaseTrainer(ABC):
             checkpoint.load_into(self.ema.module, average, "the checkpoint's average")
             self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
+        begun = origin(state)
+        self.origin = self.origin | {"seed": begun["seed"], "made_from": begun["made_from"]}
         randomness.set_state(state["rng"])
         before, now = state["trainer"].get("processes", 1), distributed.world_size()
         if before != now:

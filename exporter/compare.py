@@ -1,6 +1,7 @@
 """Size, accuracy and latency of several networks, or versions of one, side by side."""
 
 import itertools
+import json
 import logging
 import tempfile
 from functools import partial
@@ -13,6 +14,7 @@ from exporter.export import export_network
 from exporter.latency import interleaved, spreads
 from logger.charts import BLUE, new_figure, svg_text
 from logger.files import aligned, threads_in_words, write_csv
+from utils.checkpoint import origin_beside
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -21,8 +23,9 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     """Compare checkpoints, runs and exported files, as they would be deployed.
 
     Checkpoints are exported into a temporary folder. Each network is evaluated on its own config's
-    samples, in its own image size; for the latency they take turns. Writes compare.csv and
-    compare.svg to compare/ beside the evaluator's checkpoint and returns that folder.
+    samples, in its own image size; for the latency they take turns. Writes compare.csv, compare.svg
+    and compare.json (the origin of each) to compare/ beside the evaluator's checkpoint; returns
+    that folder.
 
     Args:
         evaluator: of the run that the result is written to; for files without a config, its config
@@ -32,14 +35,16 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
 
     Raises UserError if one cannot be read, or is named twice.
     """
-    rows, runs = [], {}
-    with tempfile.TemporaryDirectory(prefix="kata-compare-") as folder:
+    folder = evaluator.config.resume.parent / "compare"
+    rows, runs, origins = [], {}, {}
+    with tempfile.TemporaryDirectory(prefix="kata-compare-") as temporary:
         for number, (name, path) in enumerate(short_names(paths).items()):
             own = evaluator.for_run(Path(path))
             file, metadata, network = own.config.resume, own.state, own.network
+            origins[name] = origin_beside(folder / "compare.json", file, own.state)
             if not isinstance(network, ExportedNetwork):
-                file = Path(folder) / f"{number}{exporter.suffix}"
-                network, metadata = export_network(exporter, own, file)
+                file = Path(temporary) / f"{number}{exporter.suffix}"
+                network, metadata = export_network(exporter, own, file, origins[name])
             evaluation = own(network)
             example = network.raw(own.loader.example[None])
             runs[name] = partial(network.opened(own.engine.device), example)
@@ -50,10 +55,11 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     for row in rows:
         times = latency[row["file"]]
         row |= {"p50_ms": times["p50"], "p95_ms": times["p95"], "times_the_first": times["ratio"]}
-    folder = evaluator.config.resume.parent / "compare"
     folder.mkdir(exist_ok=True)
     write_csv(folder / "compare.csv", list(rows[0]), (row.values() for row in rows))
     write_text(folder / "compare.svg", comparison_chart(rows))
+    record = {"origin": origins[rows[0]["file"]], "compared": origins}
+    write_text(folder / "compare.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     table = aligned([list(rows[0]), *(list(map(shown, row.values())) for row in rows)])
     note = f"{threads_in_words(evaluator.threads)}, one sample, each in turn"
     logging.getLogger("export").info("\n".join([*table, note, f"written: {folder}"]))

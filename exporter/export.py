@@ -14,7 +14,7 @@ from exporter.latency import interleaved, spreads
 from exporter.proof import in_sizes, prove
 from logger.files import aligned, threads_in_words
 from model.summary import count
-from utils.checkpoint import output_dir
+from utils.checkpoint import origin_beside, output_dir
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
 from utils.files import write_text
@@ -57,11 +57,13 @@ class Export:
         self.written: list[Path] = []
         self.failures: list[str] = []
         self.report: dict = {"checkpoint": resume.name, "split": evaluator.split, "metrics": {}}
+        self.report["origin"] = origin_beside(self.path, resume, evaluator.state)
 
     def write(self) -> None:
         """Write the file."""
-        path = self._unproven(self.path)
-        self.exported, self.report["metadata"] = export_network(self.exporter, self.evaluator, path)
+        path, origin = self._unproven(self.path), self.report["origin"]
+        written = export_network(self.exporter, self.evaluator, path, origin)
+        self.exported, self.report["metadata"] = written
 
     def prove(self) -> None:
         """Compare the file with the network on real samples, and evaluate both."""
@@ -163,13 +165,17 @@ class Export:
 
 
 def export_network(
-    exporter: BaseExporter, evaluator: Evaluator, path: Path
+    exporter: BaseExporter, evaluator: Evaluator, path: Path, origin: dict
 ) -> tuple[ExportedNetwork, dict]:
-    """Write the evaluator's network to `path`; return the file as a network, and its metadata."""
+    """Write the evaluator's network to `path`; return the file as a network, and its metadata.
+
+    `origin` is the file's record, from `utils.checkpoint.origin_beside`.
+    """
     example, state = torch.stack([evaluator.loader.example] * 2), evaluator.state
     deployed = Deployed(evaluator.network, state["input"], exporter.preprocess, exporter.softmax)
     exported = exporter.network(path, state, evaluator.threads)
     metadata = describe(exporter, evaluator) | count(evaluator.network, example)
+    metadata["origin"] = origin
     exporter.export(deployed, torch.from_numpy(exported.raw(example)), path, metadata)
     return exported, metadata
 

@@ -4,6 +4,7 @@ This module is the `utils.checkpoint.FileFormat` of such files (exporter/formats
 """
 
 import json
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ HINTS = {
     **dict.fromkeys(("name", "arch"), str),
     **dict.fromkeys(("epoch", "macs", "parameters"), int),
     **dict.fromkeys(("softmax", "preprocessed"), bool),
-    **dict.fromkeys(("preprocess", "inspection", "versions"), dict | None),
+    **dict.fromkeys(("preprocess", "inspection", "versions", "origin"), dict | None),
     "config": dict,
     "classes": list[str] | None,
     "input": Input,
@@ -99,9 +100,15 @@ def amend(path: Path, **changes: object) -> None:
 
 
 def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
-    """Return the file as a network; `state` is what `load` returned."""
-    from exporter.deployed import ExportedNetwork  # imports torch
+    """Return the file as a network; `state` is what `load` returned.
 
+    Logs a warning if the checkpoint that it was made from is gone, or another one by now.
+    """
+    from exporter.deployed import ExportedNetwork  # imports torch
+    from utils.checkpoint import outdated
+
+    if warning := state["epoch"] and outdated(path, state.get("origin")):  # epoch 0: not ours
+        logging.getLogger("export").warning(warning)
     return ExportedNetwork(str(path), partial(runner, path, threads), state).eval()
 
 

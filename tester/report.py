@@ -15,7 +15,7 @@ from logger.page import write_html
 from tester.charts import confusion_chart, overlay, threshold_chart
 from tester.predictions import Predictions, probability_cells, probability_columns
 from tester.trained import Test
-from utils.checkpoint import output_dir
+from utils.checkpoint import origin_beside, output_dir
 from utils.files import numbered, write_text
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
@@ -47,11 +47,12 @@ def report_test(
     lines = [f"{checkpoint}"]
     for name, value in report.items():
         lines.append(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
-    report = {"checkpoint": checkpoint.name, **report}
+    folder = test_folder(checkpoint)
+    origin = origin_beside(folder / "result.json", checkpoint, test.trained)
+    report = {"checkpoint": checkpoint.name, "origin": origin, **report}
     if speed:
         report["speed"] = speed
         lines.append(speed_line(speed))
-    folder = test_folder(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"result{suffix}.json"]
     if predictions.is_classification:
@@ -91,7 +92,7 @@ def report_test(
             inspection=inspection,
             threshold_chart=inspection and threshold_chart(predictions, inspection),
             wrong=wrong and wrong.name,
-            essentials={"checkpoint": checkpoint.name, **_essentials(config)},
+            essentials=_essentials(checkpoint.name, origin["digest"], config),
             config=json.dumps(config, indent=2, ensure_ascii=False),
         )
     write_text(written[0], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -148,9 +149,9 @@ def write_images(folder: Path, images: dict[str, Image.Image]) -> Path:
     return target
 
 
-def _essentials(config: dict) -> dict[str, str]:
-    """The lines of a config that distinguish one run from another."""
-    lines = {}
+def _essentials(checkpoint: str, digest: str, config: dict) -> dict[str, str]:
+    """The lines that distinguish one tested network from another."""
+    lines = {"checkpoint": checkpoint, "digest": digest}
     for section in ("arch", "data_loader", "optimizer", "loss", "lr_scheduler"):
         spec = config.get(section)
         if isinstance(spec, dict):

@@ -2,9 +2,12 @@
 
 import contextlib
 import datetime
+import functools
 import glob
 import importlib
 import itertools
+import json
+import logging
 import os
 import re
 import shutil
@@ -20,9 +23,11 @@ from torch import nn
 from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
 from utils.files import ROOT, atomic_write, numbered
+from utils.origin import origin
 
 BEST = "model_best.pth"
 NUMBERED = r"checkpoint-epoch(\d+)\.pth"
+TESTED = r"(?:result|report|predictions|wrong_images)(_val|_train|)(?:-\d+)?(?:\.\w+)?"  # in test/
 SUFFIXES = ".pth", ".pt"
 KEYS = "arch", "epoch", "state_dict", "config"
 
@@ -75,16 +80,23 @@ def log_dir_for(run: Path) -> Path:
 def save(state: dict, path: Path) -> None:
     """Write `state` atomically: `path` holds the old checkpoint or the complete new one.
 
-    Only the main process writes; here, in `keep_last` and in `set_aside` the others do nothing.
+    Its record of origin gets the digest. If another network was in `path`, what was made from that
+    is moved to the folder replaced/. Only the main process writes; here, in `keep_last` and in
+    `set_aside` the others do nothing.
     """
     if not distributed.is_main():
         return
+    state = state | {"origin": origin(state)}
+    has_derived = path.exists() and any(_derived(path))
+    before = read_origin(path) if has_derived else state["origin"]
     try:
         with atomic_write(path) as file:
             torch.save(state, file)
     except RuntimeError as error:  # torch's error for a full disk
         reason = first_line(error)
         raise RunError(f"{path} could not be written, is the disk full? ({reason})") from error
+    if before is None or before["digest"] != state["origin"]["digest"]:
+        _set_derived_aside(path)
 
 
 def copy(path: Path, target: Path) -> None:
@@ -111,12 +123,18 @@ def load(path: Path) -> dict:
 
 
 def amend(path: Path, state: dict, **changes: object) -> None:
-    """Change some values of the file `path`, from which `load` read `state`; its time stays."""
-    modified = path.stat().st_mtime
+    """Change some values of the file `path`, from which `load` read `state`; its time stays.
+
+    If a running training has replaced it since, it is left alone, with a warning.
+    """
+    modified, now = path.stat().st_mtime, load(path)
+    if origin(now)["digest"] != origin(state)["digest"]:
+        logging.getLogger("checkpoint").warning(f"{path} was replaced meanwhile and stays as it is")
+        return
     if reader := reader_for(path):
         reader.amend(path, **changes)
     else:
-        save(state | changes, path)
+        save(now | changes, path)
     os.utime(path, (modified, modified))  # "the newest run" means the one trained last
 
 
@@ -240,14 +258,13 @@ def set_aside(run: Path, epoch: int) -> list[Path]:
         return []
     for unfinished in run.glob(".*.pth*.tmp"):
         unfinished.unlink()
-    moved = []
+    moved = {}
     for path in [*numbered_checkpoints(run), run / BEST]:
         if path.exists() and _epoch(path) > epoch:
-            target = next(p for p in numbered(run / "replaced" / path.name) if not p.exists())
-            target.parent.mkdir(exist_ok=True)
-            shutil.move(path, target)
-            moved.append(target)
-    return moved
+            moved[path] = _move_to_replaced(path, run)
+    if moved:
+        _set_derived_aside(list(moved)[-1])
+    return list(moved.values())
 
 
 def _epoch(path: Path) -> float:
@@ -257,3 +274,80 @@ def _epoch(path: Path) -> float:
         return load(path)["epoch"]
     except CheckpointError:
         return float("inf")
+
+
+def origin_beside(file: Path, source: Path, state: dict) -> dict:
+    """The record for a report or an exported `file`, made from `source`, which holds `state`.
+
+    It is that of `source`, and "checkpoint": the path to `source` from the folder of `file`.
+    """
+    source, folder = source.resolve(), file.resolve().parent
+    path = os.path.relpath(source, folder) if source.drive == folder.drive else source
+    return origin(state) | {"checkpoint": Path(path).as_posix()}
+
+
+def read_origin(file: Path) -> dict | None:
+    """The record in a checkpoint, an exported file or a JSON report; None if there is none."""
+    try:
+        if file.suffix == ".json":
+            return json.loads(file.read_text("utf-8")).get("origin")
+        state = load(file)
+        return origin(state) if state.get("state_dict") else state.get("origin")
+    except (OSError, ValueError, ImportError, CheckpointError):
+        return None
+
+
+def outdated(file: Path, record: dict | None) -> str | None:
+    """Why `file` does not show the checkpoint that its `record` names, as it is now; or None."""
+    if record is None:
+        return f"{file} does not name its checkpoint, so it was not compared with that"
+    source = file.parent / record["checkpoint"]
+    if not source.exists():
+        return f"{file} was made from {source.name}, which is no longer there"
+    if (read_origin(source) or {}).get("digest") != record["digest"]:
+        return f"{file} was made from an earlier {source.name}, not from the one that is there now"
+    return None
+
+
+def _derived(path: Path) -> Iterator[tuple[Path, Path]]:
+    """What may be made from the checkpoint `path`, each with the file that has its record."""
+    folder = output_dir(path)
+    for file in (*folder.glob("*"), *path.parent.glob(f"{glob.escape(path.stem)}.*")):
+        if reader_for(file):
+            yield file, file
+        elif file.name == "export.json" or file.name.startswith("model."):
+            yield file, folder / "export.json"
+    for file in (*folder.glob("compare"), *sorted(folder.glob("test/*"))):
+        split = re.fullmatch(TESTED, file.name)
+        inside = next(file.glob("*.json"), file)
+        yield file, file.with_name(f"result{split[1]}.json") if split else inside
+
+
+def _set_derived_aside(path: Path) -> None:
+    """Move what was made from earlier checkpoints to the folder replaced/, and log it in a line.
+
+    What has no record was made from `path`, unless that is a numbered checkpoint.
+    """
+    moved, is_numbered = [], re.fullmatch(NUMBERED, path.name)
+
+    @functools.cache  # asked before the first file of a group is moved
+    def is_outdated(described_in: Path) -> bool:
+        record = read_origin(described_in)
+        return not (record is None and is_numbered) and outdated(described_in, record) is not None
+
+    for file, described_in in _derived(path):
+        if is_outdated(described_in):
+            with contextlib.suppress(OSError):  # in use; who reads it is told
+                _move_to_replaced(file, path.parent)
+                moved.append(file.relative_to(path.parent).as_posix())
+    if moved:
+        names, folder = ", ".join(sorted(moved)), path.parent / "replaced"
+        message = f"{path.name} was replaced: moved what was made from it to {folder}: {names}"
+        logging.getLogger("checkpoint").warning(message)
+
+
+def _move_to_replaced(path: Path, run: Path) -> Path:
+    target = run / "replaced" / path.relative_to(run)
+    target = next(free for free in numbered(target) if not free.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return shutil.move(path, target)

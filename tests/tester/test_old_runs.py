@@ -22,7 +22,7 @@ def test_old_run_is_tested_with_the_same_result(old_run):
     result, expected = (
         json.loads((folder / "result.json").read_text()) for folder in (run / "test", OLD_RUN)
     )
-    assert result.keys() == expected.keys()
+    assert result.keys() == expected.keys() | {"origin"}
     for name in ("loss", "accuracy"):
         assert result[name] == pytest.approx(expected[name], rel=1e-4)
     assert result["inspection"] == expected["inspection"]

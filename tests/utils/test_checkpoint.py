@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_loader.data_loaders import DigitsDataLoader
 from tests.conftest import assert_same, last_checkpoint
 from utils import checkpoint
 from utils.engine import randomness
 from utils.errors import CheckpointError, UserError
+from utils.origin import digest
 
 STATE = {"arch": "Net", "epoch": 1, "state_dict": {"w": torch.ones(3)}, "config": {}}
 
@@ -50,7 +52,7 @@ def test_checkpoint_is_plain_data_with_the_documented_keys(digits, train, schedu
     )
     state = torch.load(run / "model_best.pth", weights_only=True)
     keys = "arch epoch state_dict optimizer monitor_best config"  # pytorch-template's
-    keys += " lr_scheduler scaler ema trainer rng structure classes input versions"
+    keys += " lr_scheduler scaler ema trainer rng structure classes input versions origin"
     assert state.keys() == set(keys.split())
     types = {type(leaf) for leaf in leaves(state)}
     assert types <= {torch.Tensor, int, float, str, bool, type(None)}
@@ -227,3 +229,248 @@ def test_saved_config_repeats_the_run(digits, train):
     second = train(json.loads((first / "config.json").read_text()))
     assert_same(last_checkpoint(second)["state_dict"], last_checkpoint(first)["state_dict"])
     assert json.loads((first / "config.json").read_text())["versions"]["torch"] == torch.__version__
+
+
+NETWORK = {
+    "layer.weight": torch.arange(24.0).reshape(2, 3, 2, 2),
+    "layer.bias": torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
+    "layer.shift": torch.tensor([3.0, 4.0], dtype=torch.bfloat16),
+    "count": torch.tensor(3),
+    "empty": torch.zeros(0, 4),
+}
+DIGEST = digest({"state_dict": NETWORK})
+AVERAGE = {"n_averaged": 3, "state_dict": {"layer.bias": torch.zeros(2)}}
+
+
+def changed(name, value):
+    return {"state_dict": NETWORK | {name: value}}
+
+
+SAME = {
+    "other content": {"state_dict": NETWORK, "epoch": 9, "inspection": {"threshold": 0.5}},
+    "without an average, not pruned": {"state_dict": NETWORK, "ema": None, "structure": None},
+    "another order": {"state_dict": dict(reversed(NETWORK.items()))},
+    "memory format": changed(
+        "layer.weight", NETWORK["layer.weight"].to(memory_format=torch.channels_last)
+    ),
+    "parameters": changed("layer.weight", torch.nn.Parameter(NETWORK["layer.weight"])),
+    "a part of a larger tensor": changed("layer.bias", torch.arange(4).bfloat16()[1:3]),
+    "a view of a transposed one": changed(
+        "layer.weight", NETWORK["layer.weight"].mT.contiguous().mT
+    ),
+}
+DIFFERENT = {
+    "a bit": changed("layer.bias", torch.tensor([1.0, 2.015625], dtype=torch.bfloat16)),
+    "a counter": changed("count", torch.tensor(4)),
+    "a name": {"state_dict": {f"{name}_": tensor for name, tensor in NETWORK.items()}},
+    "a dtype with the same bytes": changed("layer.bias", NETWORK["layer.bias"].view(torch.int16)),
+    "a shape with the same bytes": changed("layer.weight", torch.arange(24.0)),
+    "the shape of nothing": changed("empty", torch.zeros(4, 0)),
+    "one tensor less": {"state_dict": {n: t for n, t in NETWORK.items() if n != "count"}},
+    "exchanged values": {
+        "state_dict": NETWORK
+        | {"layer.bias": NETWORK["layer.shift"], "layer.shift": NETWORK["layer.bias"]}
+    },
+    "an average": {"state_dict": NETWORK, "ema": AVERAGE},
+    "the structure": {"state_dict": NETWORK, "structure": {"attributes": {"layer": {"groups": 2}}}},
+}
+
+
+@pytest.mark.parametrize("state", SAME.values(), ids=SAME)
+def test_digest_depends_on_the_network_alone(state):
+    assert digest(state) == DIGEST
+
+
+@pytest.mark.parametrize("state", DIFFERENT.values(), ids=DIFFERENT)
+def test_digest_of_another_network_is_another(state):
+    assert digest(state) != DIGEST
+    assert len({DIGEST, *map(digest, DIFFERENT.values())}) == len(DIFFERENT) + 1
+
+
+def test_digest_survives_saving_copying_and_amending(tmp_path):
+    path, state = tmp_path / "x.pth", STATE | {"state_dict": NETWORK, "ema": AVERAGE}
+    torch.save(state, path)  # an old checkpoint, which has no record
+    expected = digest(state)
+    assert expected != DIGEST
+    assert checkpoint.read_origin(path)["digest"] == expected
+    checkpoint.amend(path, checkpoint.load(path), inspection={"threshold": 0.5})
+    checkpoint.copy(path, tmp_path / "copy.pth")
+    for file in (path, tmp_path / "copy.pth"):
+        assert torch.load(file)["origin"]["digest"] == expected
+        assert torch.load(file)["inspection"] == {"threshold": 0.5}
+
+
+def test_digest_of_shared_and_complex_tensors_is_saved(tmp_path):
+    tied = torch.ones(3, dtype=torch.complex64)
+    state = STATE | {"state_dict": {"a": tied, "b": tied, "c": tied.conj()}}
+    checkpoint.save(state, tmp_path / "x.pth")
+    again = checkpoint.load(tmp_path / "x.pth")
+    assert again["origin"]["digest"] == digest(again) == digest(state)
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile_is_not_amended(tmp_path, caplog):
+    """A test stores its threshold in the best checkpoint of a run that goes on."""
+    path = tmp_path / "model_best.pth"
+    checkpoint.save(STATE, path)
+    tested = checkpoint.load(path)
+    checkpoint.save(STATE | {"epoch": 2, "state_dict": {"w": torch.zeros(3)}}, path)
+    checkpoint.amend(path, tested, inspection={"threshold": 0.5})
+    assert checkpoint.load(path)["epoch"] == 2
+    assert "inspection" not in checkpoint.load(path)
+    assert "model_best.pth was replaced meanwhile" in caplog.text
+
+
+class LoaderWithDigest(DigitsDataLoader):
+    """Knows which data it reads."""
+
+    digest = "digest of the digits"
+
+
+def test_runs_record_where_they_come_from(digits, train, resume):
+    loader = "tests.utils.test_checkpoint.LoaderWithDigest"
+    first = train(digits({"trainer.ema_decay": 0.9, "data_loader.type": loader}))
+    one = checkpoint.load(first / "model_best.pth")
+    assert one["origin"] == {
+        "digest": digest(one),
+        "data": "digest of the digits",
+        "seed": 5,
+        "versions": one["versions"],
+        "made_from": None,
+    }
+    second = train(digits({"trainer.epochs": 1}), "-r", first)
+    two = last_checkpoint(second)
+    assert two["origin"]["made_from"] == one["origin"]
+    assert two["origin"]["data"] is None
+    resume(second, "--epochs", 2)
+    again = last_checkpoint(second)
+    assert again["epoch"] == 2
+    assert again["origin"] == two["origin"] | {"digest": digest(again)}
+    assert len({state["origin"]["digest"] for state in (one, two, again)}) == 3
+
+
+def test_a_run_that_starts_from_an_old_checkpoint_names_its_digest(digits, train):
+    old = train(digits({"trainer.epochs": 1}))
+    state = checkpoint.load(old / "model_best.pth")
+    record = state.pop("origin")
+    torch.save(state, old / "model_best.pth")
+    new = train(digits({"trainer.epochs": 1}), "-r", old)
+    assert last_checkpoint(new)["origin"]["made_from"] == record | {"data": None}
+
+
+def make_report(file, source, *others):
+    """A report on `source` as the verbs write it, with other files beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = checkpoint.origin_beside(file, source, checkpoint.load(source))
+    file.write_text(json.dumps({"origin": record}))
+    for name in others:
+        file.with_name(name).touch()
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def derived(tmp_path):
+    """A run's folder with its best checkpoint, another one, and what was made from each."""
+    best, numbered = tmp_path / "model_best.pth", tmp_path / "checkpoint-epoch1.pth"
+    checkpoint.save(STATE | {"state_dict": {"w": torch.zeros(3)}}, numbered)
+    checkpoint.save(STATE | {"epoch": 2}, best)
+    (tmp_path / "test" / "wrong_images").mkdir(parents=True)
+    (tmp_path / "test" / "wrong_images" / "a.jpg").touch()
+    (tmp_path / "test" / "images").mkdir()
+    (tmp_path / "test" / "images" / "predictions.csv").touch()
+    make_report(tmp_path / "test" / "result.json", best, "report.html", "predictions.csv")
+    make_report(tmp_path / "test" / "result_val.json", numbered, "report_val.html")
+    make_report(tmp_path / "compare" / "compare.json", best, "compare.csv")
+    (tmp_path / "notes.txt").touch()
+    return tmp_path
+
+
+OF_BEST = {
+    "test/result.json",
+    "test/report.html",
+    "test/predictions.csv",
+    "test/images/predictions.csv",
+}
+OF_BEST |= {"test/wrong_images/a.jpg", "compare/compare.json", "compare/compare.csv"}
+
+
+def test_what_was_made_from_the_best_checkpoint_is_moved_with_it(derived, caplog):
+    before = files(derived)
+    checkpoint.save(
+        STATE | {"epoch": 3, "state_dict": {"w": torch.arange(3)}}, derived / "model_best.pth"
+    )
+    assert files(derived) == before - OF_BEST | {f"replaced/{name}" for name in OF_BEST}
+    [message] = caplog.messages
+    assert "model_best.pth was replaced" in message
+    assert "test/result.json" in message
+    assert "result_val" not in message
+
+
+@pytest.mark.parametrize("action", ["amend", "copy", "another epoch", "a new file", "numbered"])
+def test_nothing_is_moved_while_the_network_is_the_same(derived, action, caplog):
+    best = derived / "model_best.pth"
+    if action == "amend":
+        checkpoint.amend(best, checkpoint.load(best), inspection={"threshold": 0.5})
+    elif action == "copy":
+        checkpoint.copy(best, best)
+    elif action == "another epoch":
+        checkpoint.save(STATE | {"epoch": 7}, best)
+    elif action == "numbered":
+        numbered = derived / "checkpoint-epoch1.pth"
+        checkpoint.save(checkpoint.load(numbered) | {"optimizer": {}}, numbered)
+    before = files(derived) | {"checkpoint-epoch3.pth"}
+    checkpoint.save(STATE | {"epoch": 3}, derived / "checkpoint-epoch3.pth")
+    assert files(derived) == before
+    assert not caplog.messages
+
+
+def test_resuming_an_earlier_checkpoint_moves_what_was_made_from_later_ones(derived):
+    before = files(derived)
+    [moved] = checkpoint.set_aside(derived, 1)
+    assert moved == derived / "replaced" / "model_best.pth"
+    gone = OF_BEST | {"model_best.pth"}
+    assert files(derived) == before - gone | {f"replaced/{name}" for name in gone}
+
+
+def test_what_was_made_from_a_numbered_checkpoint_is_moved_with_it(derived):
+    """The best one is of an earlier epoch; what has no record is its."""
+    checkpoint.save(STATE | {"epoch": 0}, derived / "model_best.pth")
+    before = files(derived)
+    checkpoint.set_aside(derived, 0)
+    gone = {"checkpoint-epoch1.pth", "test/result_val.json", "test/report_val.html"}
+    assert files(derived) == before - gone | {f"replaced/{name}" for name in gone}
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_reports_without_a_record_belong_to_the_best_checkpoint(derived, damaged):
+    """As the reports of earlier versions."""
+    for file in derived.rglob("*.json"):
+        file.write_text('{"checkpoint": "model_best.pth"}')
+    if damaged:
+        (derived / "model_best.pth").write_bytes(b"damaged")
+    checkpoint.save(STATE | {"state_dict": {"w": torch.arange(3)}}, derived / "model_best.pth")
+    gone = OF_BEST | {"test/result_val.json", "test/report_val.html"}
+    assert gone == {
+        name.removeprefix("replaced/") for name in files(derived) if "replaced/" in name
+    }
+
+
+def test_a_checkpoint_of_another_name_keeps_its_own_folder(tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        path = tmp_path / f"{name}.pth"
+        checkpoint.save(STATE | {"state_dict": {"w": torch.tensor(value)}}, path)
+        make_report(tmp_path / name / "test" / "result.json", path)
+    checkpoint.save(STATE, tmp_path / "a.pth")
+    assert files(tmp_path) == {
+        "a.pth", "b.pth", "b/test/result.json", "replaced/a/test/result.json",
+    }  # fmt: skip
+
+
+def test_a_second_replacement_overwrites_nothing(derived):
+    for epoch in (3, 4):
+        state = STATE | {"epoch": epoch, "state_dict": {"w": torch.full((3,), epoch)}}
+        checkpoint.save(state, derived / "model_best.pth")
+        make_report(derived / "test" / "result.json", derived / "model_best.pth")
+    assert {"replaced/test/result.json", "replaced/test/result-2.json"} <= files(derived)
