@@ -267,9 +267,9 @@ def test_old_names_of_densenet_are_read_as_torchvision_reads_them(tmp_path):
     ("old", "new", "message"),
     [
         (
-            "nn.Linear(128, num_",
-            "nn.Linear(128, 2 * num_",
-            r"head.weight is [10, 128] there and [20",
+            "nn.Conv2d(1, 8, 3",
+            "nn.Conv2d(1, 8, 5",
+            "conv.weight is [8, 1, 3, 3] there and [8, 1, 5",
         ),
         ("conv=nn", "stem=nn", "2 of 9 tensors are missing and 2 unknown, for example stem.weight"),
         ("nn.ReLU()", "nn.PReLU()", "1 of 10 tensors are missing and 0 unknown, for example act"),
