@@ -97,7 +97,7 @@ def test_training_skips_bad_files(troubled, image_config, train, workers):
 
 def test_on_bad_file_stop_stops_the_run(troubled, image_config, train, capsys):
     (troubled / "val" / "OK" / "late.jpg").write_bytes(b"")
-    assert train(image_config(troubled, on_bad_file="stop"), code=2) is not None
+    assert train(image_config(troubled, on_bad_file="stop"), code=2) is None
     error = capsys.readouterr().err
     assert "empty.jpg: is empty" in error
     assert "Traceback" not in error
