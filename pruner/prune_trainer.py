@@ -207,7 +207,7 @@ class PruneTrainer(Trainer):
             newest = self.config.save_dir / f"checkpoint-epoch{self.epoch - 1}.pth"
             checkpoint.copy(newest, self.best_file)
         if distributed.is_main() and self.best_file.exists():
-            network.load_state_dict(read_weights(self.best_file))
+            checkpoint.load_into(network, read_weights(self.best_file), str(self.best_file))
         distributed.broadcast_tensors(network.state_dict().values())
         self.closed = True
         if self.stage == 0:

@@ -235,7 +235,7 @@ def newest_run(root: Path, name: str | None = None) -> Path:
     """
     models = Path(root) / "models"
     found = models.glob(f"{glob.escape(name) if name else '*'}/*/*.pth")
-    files = [file for file in found if not file.name.startswith(".")]
+    files = [file for file in found if file.name == BEST or re.fullmatch(NUMBERED, file.name)]
     if not files:
         raise UserError(f"there is no run to resume in {models / (name or '')}")
     return max(files, key=lambda file: file.stat().st_mtime).parent
