@@ -125,10 +125,10 @@ class Trainer(BaseTrainer):
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, data)
         log = self.meters.result()
-        self._settle_statistics(epoch)
         count = sum(distributed.all_gather(self.meters.count - start_count))
         if count:  # none if the epoch was complete before a resume
             log["samples_per_second"] = count / (time.perf_counter() - start_time)
+        self._settle_statistics(epoch)
         return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
