@@ -68,8 +68,8 @@ def find_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
                 images.setdefault(top or entry.name, [])
                 (links if entry.is_symlink() else waiting).append((entry.path, top or entry.name))
             elif entry.is_symlink() or entry.is_file():  # a named pipe would never end
-                has_suffix = os.path.splitext(entry.name)[1].lower() in suffixes
-                (images[top] if has_suffix else ignored).append(entry.path)
+                named = os.path.splitext(entry.name)[1].lower() in suffixes
+                (images[top] if named else ignored).append(entry.path)
     images = {name: sorted(images[name], key=os.path.split) for name in sorted(images)}
     paths = [path for part in images.values() for path in part]
     notes = {
