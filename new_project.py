@@ -156,7 +156,7 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
     the sections `without`.
     """
     from utils import checkpoint
-    from utils.config.sections import SOURCES
+    from utils.config.sections import LOADERS, SOURCES
 
     config = {key: value for key, value in state["config"].items() if key != "versions"}
     source, settings = SOURCES["trainer"], config["trainer"]
@@ -166,7 +166,13 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
         config["trainer"] = {key: value for key, value in settings.items() if key in accepted}
         without = {*without, *sections_of([folder])}
     config = {key: value for key, value in config.items() if key not in without}
-    config_file.write(config | {"name": _name(dest)}, dest / "config.json")
+    own = {"name": _name(dest)}
+    for section in LOADERS:  # what a resumed run took from its checkpoint is not the new data's
+        spec = config.get(section)
+        if isinstance(spec, dict) and "args" in spec:
+            kept = {k: v for k, v in spec["args"].items() if k not in ("classes", "pixel_range")}
+            own[section] = spec | {"args": kept}
+    config_file.write(config | own, dest / "config.json")
     run = path.absolute().parent.name
     folder = Path("saved/models") / (safe_name(str(config["name"])) or "run") / safe_name(run)
     (dest / folder).mkdir(parents=True)

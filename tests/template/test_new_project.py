@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import new_project
-from tests.conftest import DIGITS, ROOT, last_checkpoint
+from tests.conftest import DIGITS, ROOT, last_checkpoint, save_images
 from utils import checkpoint
 from utils.config import config_file
 
@@ -130,6 +130,19 @@ def test_project_from_a_pruning_run_trains(old_run, tmp_path):
     for words in (command, ["test.py", "-r", str(weights), *arguments]):
         done = python(dest, *words)
         assert done.returncode == 0, done.stderr
+
+
+def test_project_from_a_resumed_run_takes_other_classes(image_config, train, resume, tmp_path):
+    save_images(tmp_path / "parts" / "train", {"NG": 6, "OK": 6}, size=(16, 16))
+    config = image_config(tmp_path / "parts")
+    run = train(config | {"trainer": config["trainer"] | {"monitor": "off"}}, "--epochs", 1)
+    resume(run, "--epochs", 2)
+    arguments = last_checkpoint(run)["config"]["data_loader"]["args"]
+    assert arguments["classes"] == ["NG", "OK"]
+    assert new_project.main([str(tmp_path / "Next"), "--from", str(run)]) == 0
+    new = json.loads((tmp_path / "Next" / "config.json").read_text())["data_loader"]["args"]
+    assert "classes" not in new
+    assert {k: new[k] for k in config["data_loader"]["args"]} == config["data_loader"]["args"]
 
 
 def test_name_of_a_run_cannot_lead_out_of_the_project(digits, train, tmp_path):
