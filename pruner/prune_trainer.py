@@ -19,7 +19,7 @@ from model.weights import read_weights
 from pruner.base_pruner import BasePruner, Original
 from pruner.graph import widths
 from pruner.report import Row, pruning_table, report_pruning
-from tester.predictions import Predictions, class_names
+from tester.predictions import Predictions
 from trainer.evaluate import evaluate
 from trainer.optimization import build_optimizer
 from trainer.trainer import Trainer
@@ -120,14 +120,6 @@ class PruneTrainer(Trainer):
             self.sparse_epochs = self.epochs = 0  # so that a cut is tried
             self.finished()
         super().check()
-
-    def rehearse(self) -> None:
-        super().rehearse()
-        output = multiply_adds(unwrap(self.model), self.example)[1]
-        names = class_names(output.shape[-1], self.data_loader.classes)
-        if (target := self.target) not in (None, *names):
-            known = ", ".join(names)
-            raise UserError(f'inspection.target: "{target}" is not one of the classes {known}')
 
     def finished(self) -> bool:
         """Closes a stage that is over; the run is over with the last one."""

@@ -217,11 +217,11 @@ class Trainer(BaseTrainer):
             self._check_resumable(checkpoint.load(self.config.resume))
         network = unwrap(self.model)
         data, _ = input_and_target(self.engine.to_device(first_samples(self.data_loader, 2)))
-        rows, _ = summary(network, data)
+        rows, output = summary(network, data)
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
-        target = self.config.option("inspection", "target")
-        if target is not None and self.data_loader.classes is not None:
-            class_number(target, self.data_loader.classes)
+        if (target := self.config.option("inspection", "target")) is not None:
+            numbers = map(str, range(output.shape[-1]))
+            class_number(target, self.data_loader.classes or list(numbers))
         rehearse(network, self.data_loader, self.loss, self.metrics, self.engine, training=True)
         valid, criterion = self.valid_data_loader, self.criterion
         if isinstance(valid, BaseDataLoader):
