@@ -13,7 +13,6 @@ from typing import NamedTuple
 from utils.config import config_file
 from utils.config.config import SAVE_DIR, ConfigParser
 from utils.config.sections import LOADERS
-from utils.config.types import find_type_errors
 from utils.engine import launch
 from utils.errors import UserError
 from utils.files import printable
@@ -142,6 +141,8 @@ def adopt_network(config: ConfigParser, state: dict, arch: bool = True) -> Confi
     """The configuration for using a checkpoint's network: the normalisation and range of its
     images, the names of its classes unless the configuration has its own, and its `arch`.
     """
+    from utils.config.types import find_type_errors  # lazily: --help must not load pydantic
+
     sections, trained_on, adopted = {}, state["input"] or {}, {}
     if trained_on.get("mean") is not None:
         adopted["normalize"] = {key: trained_on[key] for key in ("mean", "std")}
