@@ -1,5 +1,6 @@
 """From a name in a config to the class or function it means, and the arguments that takes.
- A name is looked up among what the section's folders define, then in the section's libraries; a
+
+A name is looked up among what the section's folders define, then in the section's libraries; a
 dotted path ("timm.create_model") reaches everything else. Files in the folders are parsed, and only
 the one that defines the name is imported: a file that is broken or slow to import does not get in
 the way.

@@ -1,5 +1,6 @@
 """From a command line to the configuration as used: the one place where values are put together.
- File or checkpoint, then the script's defaults, its flags, -s; then what must follow from the
+
+File or checkpoint, then the script's defaults, its flags, -s; then what must follow from the
 checkpoint (normalisation, classes, for tests the network) and from the number of processes.
 Afterwards nothing changes.
 """
