@@ -45,9 +45,11 @@ def rows_by_name(known: list[str] | None, present: list[str] | None) -> list[int
     """The outputs of a network for `known` classes, in the order of `present`; None if they are
     not the same classes, or in the same order already.
     """
-    if known is None or present is None or known == present or sorted(known) != sorted(present):
+    if known is None or present is None:
         return None
-    return [known.index(name) for name in present]
+    old, new = _composed(known), _composed(present)
+    same = old != new and sorted(old) == sorted(new)
+    return [old.index(name) for name in new] if same else None
 
 
 def _class_difference(origin: str, known: list[str], present: list[str]) -> str:
