@@ -339,7 +339,7 @@ SPARSE = {"type": "GroupNormPruner", "args": {"channel_sparsity": 0.5, "round_to
 )
 def test_run_that_cannot_prune_trains_nothing(prune, pruning, trained, tmp_path, changes):
     run = prune(pruning(changes), code=2)
-    assert not list(run.rglob("*.pth"))
+    assert run is None or not list(run.rglob("*.pth"))  # None if nothing was written at all
     assert checkpoint.newest_run(tmp_path / "saved") == trained
 
 
