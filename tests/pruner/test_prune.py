@@ -206,11 +206,13 @@ def test_pruned_checkpoint_works_in_every_script(prune, pruning, digits, tmp_pat
         {},
         {"trainer.ema_decay": 0.9, "trainer.early_stop": 1,
          "pruner.args.importance": "TaylorImportance"},
-        {"pruner": {"type": "GrowingRegPruner",
-                    "args": {"channel_sparsity": 0.4, "iterative_steps": 2, "round_to": 2}},
-         "trainer.sparse_epochs": 2},
-        {"trainer.monitor": "off", "pruner.args.importance": "RandomImportance",
-         "pruner.args.global_pruning": True},
+        pytest.param(
+            {"pruner": {"type": "GrowingRegPruner",
+                        "args": {"channel_sparsity": 0.4, "iterative_steps": 2, "round_to": 2}},
+             "trainer.sparse_epochs": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"trainer.monitor": "off", "pruner.args.importance": "RandomImportance",
+             "pruner.args.global_pruning": True}, marks=pytest.mark.slow),
     ],
     ids=["magnitude", "taylor-ema-early", "growing", "off-random-global"],
 )  # fmt: skip
