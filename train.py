@@ -36,17 +36,18 @@ def build_trainer(config, device, new_head=True, **supplied):
     # imported lazily: --help must not load torch
     from base.schedule import Schedule
     from model.freezing import Freezing
-    from trainer.build import build_loaders, build_model, class_weights, start
+    from trainer.build import build_loaders, build_model, build_task, class_weights, start
     from trainer.optimization import build_optimizer
 
     engine, recorder = start(config, device)
     data_loader, valid_data_loader = build_loaders(config)
     model = build_model(config, engine, data_loader, new_head)
+    criterion = config.init_obj("loss", **class_weights(data_loader))
     freezing = Freezing(config.option("arch", "freeze"), config.option("arch", "unfreeze_at"))
     return config.init_obj(
         "trainer",
         model=model,
-        criterion=config.init_obj("loss", **class_weights(data_loader)),
+        criterion=criterion,
         metrics=config.init_obj("metrics"),
         optimizer=build_optimizer(config, engine, model),
         lr_scheduler=Schedule(config.get("lr_scheduler"), partial(config.init_obj, "lr_scheduler")),
@@ -56,6 +57,7 @@ def build_trainer(config, device, new_head=True, **supplied):
         data_loader=data_loader,
         valid_data_loader=valid_data_loader,
         freeze=freezing.apply,
+        task=build_task(config, engine, model, criterion),
         **supplied,
     )
 

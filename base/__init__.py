@@ -1,14 +1,15 @@
-"""The contracts: what a model, a data loader and a trainer must define."""
+"""The contracts: what a model, a data loader, a task and a trainer must define."""
 
 import importlib
 
 from base.base_data_loader import BaseDataLoader
 from base.base_model import BaseModel
+from base.base_task import BaseTask
 from base.base_trainer import BaseTrainer
 from base.samples import BaseDataset
 from utils.files import ROOT
 
-__all__ = ["BaseDataLoader", "BaseDataset", "BaseModel", "BaseTrainer"]
+__all__ = ["BaseDataLoader", "BaseDataset", "BaseModel", "BaseTask", "BaseTrainer"]
 
 
 def __getattr__(name: str) -> type:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.base_data_loader import BaseDataLoader
+from base.base_task import BaseTask
 from base.monitor import Monitor
 from base.schedule import Schedule
 from utils import checkpoint
@@ -44,6 +45,7 @@ class BaseTrainer(ABC):
         recorder: logger.Recorder, which shows and keeps what is logged
         data_loader: training batches
         valid_data_loader: validation batches, or None
+        task: what a batch means
         freeze: function of (model, epoch) that chooses the parameters to train; True if that
             changed
         epochs: how often to go through the training data
@@ -75,6 +77,7 @@ class BaseTrainer(ABC):
         data_loader: BaseDataLoader,
         valid_data_loader: BaseDataLoader | None = None,
         freeze: Callable[[nn.Module, int], bool] | None = None,
+        task: BaseTask | None = None,
         *,
         epochs: PositiveInt,
         save_dir: str = "saved/",
@@ -89,6 +92,7 @@ class BaseTrainer(ABC):
     ):
         self.config, self.engine, self.recorder = config, engine, recorder
         self.writer, self.logger = recorder.writer, config.get_logger("trainer")
+        self.task = task
         self.criterion, self.metrics = engine.to_device(criterion), engine.to_device(metrics)
         self.data_loader, self.valid_data_loader = data_loader, valid_data_loader
         for loader in (data_loader, valid_data_loader):

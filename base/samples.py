@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from utils.engine import distributed
+from utils.engine.engine import map_tensors
 from utils.engine.randomness import make_generator, seeded, stratified_choice
 from utils.errors import UserError
 
@@ -188,6 +189,13 @@ class EpochSampler(Sampler):
             _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
             return generator.choice(count, count, p=1 / (len(sizes) * sizes[classes]))
         return generator.permutation(count) if self.shuffle else np.arange(count)
+
+
+def count_samples(batch: Batch) -> int:
+    """Samples in a batch: the length of its first tensor."""
+    sizes: list[int] = []
+    map_tensors(batch, lambda tensor: sizes.append(len(tensor)))
+    return sizes[0] if sizes else 0
 
 
 def collate(batch: list[Sample] | Batch) -> Batch:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from base.base_data_loader import BaseDataLoader
+from base.base_task import Step
 from tester.predictions import is_classification
 from tester.trained import build_engine, build_eval_loader, build_trained_network, trained_state
+from trainer.build import build_task
 from trainer.evaluate import evaluate, progress
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine
@@ -91,15 +93,16 @@ class Evaluator:
         if self.check:
             batches = [tuple(part[:CHECK_SAMPLES] for part in next(iter(self.loader)))]
 
-        def keep(data: Tensor, target: Tensor, output: Tensor) -> None:
-            outputs.append(output.float().cpu())
-            if is_classification(target, output):
-                correct.append((output.argmax(1) == target).cpu())
+        def keep(step: Step) -> None:
+            outputs.append(step.output.float().cpu())
+            if is_classification(step.target, step.output):
+                correct.append((step.output.argmax(1) == step.target).cpu())
 
+        criterion = self.config.init_obj("loss")
         metrics = evaluate(
             self.engine.prepare(network),
             progress(rebatch(batches), self.split),
-            self.engine.to_device(self.config.init_obj("loss")),
+            build_task(self.config, self.engine, self.network, criterion),
             self.engine.to_device(self.config.init_obj("metrics")),
             self.engine,
             keep,

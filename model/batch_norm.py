@@ -1,6 +1,7 @@
 """Running statistics of batch norms: evaluation uses them in place of a batch's own."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ def unsettled(network: nn.Module, updates: int) -> list[str]:
 def count_anew(
     network: nn.Module,
     names: Iterable[str],
-    forward: Callable[[Tensor], object],
-    batches: Iterable[Tensor],
+    forward: Callable[[Any], object],
+    batches: Iterable,
 ) -> dict[str, Tensor]:
     """Compute the running statistics of the named batch norms anew; return the earlier ones.
 
@@ -46,8 +47,8 @@ def count_anew(
     Args:
         network: left in the mode it had
         names: of its batch norms
-        forward: calls the network
-        batches: inputs (N, ...)
+        forward: calls the network for a batch
+        batches: of more than one sample
     """
     norms = {name: network.get_submodule(name) for name in names}
     before = {f"{n}.{k}": b.clone() for n, norm in norms.items() for k, b in norm.named_buffers()}
@@ -58,9 +59,8 @@ def count_anew(
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all
         norm.train()
-    for data in batches:
-        if len(data) > 1:  # one sample has no variance
-            forward(data)
+    for batch in batches:
+        forward(batch)
     for name, norm in norms.items():
         norm.momentum = momenta[name]
         if not norm.num_batches_tracked:  # an auxiliary head, which evaluation does not use

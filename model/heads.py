@@ -27,7 +27,7 @@ def find_heads(network: nn.Module) -> list[str]:
 
 def main_output(output: Output) -> Tensor:
     """The network's output without those that auxiliary heads add in training."""
-    return output if isinstance(output, Tensor) else output[0]
+    return output[0] if isinstance(output, tuple) else output
 
 
 def auxiliary_outputs(output: Output) -> list[Tensor]:

@@ -11,8 +11,8 @@ from utils.errors import UserError
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
 
 
-def summary(network: nn.Module, example: Tensor) -> tuple[list[list[str]], Tensor]:
-    """The rows of a table of layers for a batch like `example` (N, ...), and the network's output.
+def summary(network: nn.Module, *inputs: Tensor) -> list[list[str]]:
+    """The rows of a table of layers for a batch of `inputs` (N, ...), the network's arguments.
 
     Two levels of layers, with output shape, parameters and multiply-adds per sample. Runs the
     network once in evaluation mode, on the example's device. Raises UserError if it cannot take
@@ -26,7 +26,7 @@ def summary(network: nn.Module, example: Tensor) -> tuple[list[list[str]], Tenso
             shapes.setdefault(layers[module], _shape(output))
 
     with register_module_forward_hook(record_shape):
-        counts, output = multiply_adds(network, example)
+        counts, _ = multiply_adds(network, *inputs)
     layers[network] = layers.pop(network)  # the whole network is the last row
     rows = [COLUMNS]
     for module, name in layers.items():
@@ -36,11 +36,11 @@ def summary(network: nn.Module, example: Tensor) -> tuple[list[list[str]], Tenso
             label = f"{'  ' * name.count('.')}{name} {type(module).__name__}" if name else "all"
             numbers = [f"{number:,}" for number in (total, trainable, counts.get(name, 0))]
             rows.append([label, "x".join(map(str, shapes[name])), *numbers])
-    return rows, output
+    return rows
 
 
-def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], Tensor]:
-    """Multiply-adds per sample of `example` (N, ...) by layer, the total under ""; and the output.
+def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], Tensor]:
+    """Multiply-adds per sample of `inputs` (N, ...) by layer, the total under ""; and the output.
 
     Half of what torch's FlopCounterMode counts, in evaluation mode. Raises UserError if the network
     cannot take such input.
@@ -50,9 +50,9 @@ def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], 
     was_training, counter = network.training, FlopCounterMode(display=False)
     try:
         with plain_attention(), torch.no_grad(), counter:
-            output = main_output(network.eval()(example))
+            output = main_output(network.eval()(*inputs))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        size = "x".join(map(str, example.shape[1:]))
+        size = ", ".join("x".join(map(str, part.shape[1:])) for part in inputs)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"arch: {type(network).__name__} cannot take input of {size}: {reason}"
@@ -62,7 +62,7 @@ def multiply_adds(network: nn.Module, example: Tensor) -> tuple[dict[str, int], 
     prefix, flops = f"{type(network).__name__}.", counter.get_flop_counts().items()
     totals = {name.removeprefix(prefix): sum(counts.values()) for name, counts in flops}
     totals[""] = counter.get_total_flops()
-    return {name: total // (2 * len(example)) for name, total in totals.items()}, output
+    return {name: total // (2 * len(inputs[0])) for name, total in totals.items()}, output
 
 
 def count(network: nn.Module, example: Tensor) -> dict[str, int]:

@@ -1,6 +1,5 @@
 import statistics
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from base.monitor import Monitor
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
-from model.batch_norm import batch_norms, count_anew
+from model.batch_norm import batch_norms
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
 from model.weights import read_weights
@@ -26,7 +25,7 @@ from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.engine import distributed
-from utils.engine.engine import unwrap
+from utils.engine.engine import Running, unwrap
 from utils.errors import CheckpointError, RunError, UserError
 
 T = TypeVar("T")
@@ -156,8 +155,7 @@ class PruneTrainer(Trainer):
         self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network))
-        forward = partial(self.engine.forward, network)
-        count_anew(network, batch_norms(network), forward, self.first_inputs(epoch))
+        self.count_statistics(network, batch_norms(network), epoch)
         self.engine.broadcast_buffers(network)
         before = self._accuracy(network)
         self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}
@@ -183,8 +181,9 @@ class PruneTrainer(Trainer):
         network.eval()
         network.zero_grad(set_to_none=True)
         if self.pruner.needs_gradients:
-            for data, target in map(self.engine.to_device, self.first_batches(self.epoch)):
-                self.loss(self.engine.forward(network, data), target).backward()
+            running = Running(self.engine, network)
+            for batch in self.first_batches(self.epoch):
+                self.task.step(running, batch).loss.backward()
             for parameter in network.parameters():
                 if parameter.grad is not None:
                     parameter.grad = distributed.all_reduce_sum(parameter.grad)
@@ -277,7 +276,7 @@ class PruneTrainer(Trainer):
         """
         predictions, batches = Predictions(self.data_loader.classes), self.valid_data_loader
         if batches is not None:
-            evaluate(network, batches, self.criterion, {}, self.engine, predictions.add)
+            evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:
             return {"accuracy": None, "recall": None}
         names, target = predictions.classes, self.target

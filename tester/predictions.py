@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from base.base_task import Step
 from trainer.decisions import class_number
 
 KEPT = 200  # mistakes
@@ -37,8 +38,9 @@ class Predictions:
         self._count = 0
         self.is_classification = True
 
-    def add(self, data: Tensor, target: Tensor, output: Tensor) -> None:
+    def add(self, step: Step) -> None:
         """Add one batch."""
+        data, target, output = step.data, step.target, step.output
         self.is_classification = self.is_classification and is_classification(target, output)
         if not self.is_classification:
             return
@@ -47,7 +49,7 @@ class Predictions:
         confidence, predicted = probability.max(1)
         wrong = (predicted != target).nonzero().flatten()
         images = [None] * len(wrong)
-        if is_image(data.shape[1:]):
+        if isinstance(data, Tensor) and is_image(data.shape[1:]):
             images = [image.clone() for image in data.detach()[wrong].cpu()]
         columns = (-confidence[wrong]).tolist(), (wrong + self._count).tolist(), images
         mistakes = [*self._mistakes, *zip(*columns, strict=True)]

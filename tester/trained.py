@@ -9,7 +9,13 @@ from logger.logger import setup_logging
 from model.weights import load_weights, read_weights
 from tester.predictions import Predictions
 from trainer.agreement import check_agreement
-from trainer.build import build_loader, build_network, create_engine, seed_and_warn
+from trainer.build import (
+    build_loader,
+    build_network,
+    build_task,
+    create_engine,
+    seed_and_warn,
+)
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
 from utils import checkpoint
@@ -36,10 +42,11 @@ class Test:
         self.loader, self.trained = build_eval_loader(config, split), trained_state(config)
         self.engine = build_engine(config, device)
         self.model = self.engine.prepare(build_trained_network(config, threads))
-        self.criterion = self.engine.to_device(config.init_obj("loss"))
+        criterion = config.init_obj("loss")
+        self.task = build_task(config, self.engine, unwrap(self.model), criterion)
         self.metrics = self.engine.to_device(config.init_obj("metrics"))
-        network, loss, metrics = unwrap(self.model), self.criterion, self.metrics
-        rehearse(network, self.loader, loss, metrics, self.engine, training=False)
+        network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
+        rehearse(network, self.loader, *settings, training=False)
 
     def check(self) -> None:
         """Says that everything is built, and was tried on a batch; writes nothing."""
@@ -52,7 +59,7 @@ class Test:
         predictions = Predictions(self.trained["classes"], loader.classes)
         batches, add = progress(loader, title), predictions.add
         classes, engine = loader.classes, self.engine
-        values = evaluate(self.model, batches, self.criterion, metrics, engine, add, classes)
+        values = evaluate(self.model, batches, self.task, metrics, engine, add, classes)
         return predictions, values
 
     def measure_speed(self) -> dict | None:

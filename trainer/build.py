@@ -1,17 +1,19 @@
 """The parts that a run is made of."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from base import BaseDataLoader
+from base import BaseDataLoader, BaseTask
 from model.structure import resize
 from model.weights import load_weights, read_weights, take_channels, torchvision_weights
 from trainer.agreement import check_agreement, rows_by_name
 from trainer.rehearsal import shorten
+from trainer.tasks import fitting_task
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
@@ -90,6 +92,15 @@ def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:
     """The loss's `weight`, if the loader wants rare classes to count more."""
     weights = data_loader.class_weights
     return {} if weights is None else {"weight": torch.tensor(weights)}
+
+
+def build_task(
+    config: ConfigParser, engine: Engine, network: nn.Module, criterion: Callable
+) -> BaseTask:
+    """What the config's section "task" names; without it the task that fits the network."""
+    criterion = engine.to_device(criterion)
+    task = config.init_obj("task", criterion=criterion)
+    return fitting_task(network)(criterion) if task is None else task
 
 
 def build_model(

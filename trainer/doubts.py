@@ -5,12 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from base import BaseTask
+from base.base_task import Step
 from base.samples import Batch
 from model.freezing import set_training_mode
-from model.heads import main_output
 from trainer.rehearsal import unchanged
 from utils.engine import distributed
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, Running
 
 SURE = 3  # standard errors
 CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do not make
@@ -22,10 +23,10 @@ class Answers:
     def __init__(self):
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, data: Tensor, target: Tensor, output: Tensor) -> None:
+    def add(self, step: Step) -> None:
         """Keep a batch's labels (N,) and likeliest classes (N,); nothing of other tasks."""
-        if output.ndim == 2 and target.ndim == 1 and not target.is_floating_point():
-            self._pairs.append((target, output.argmax(1)))
+        if is_classification(step):
+            self._pairs.append((step.target, step.output.argmax(1)))
 
     def confusion(self) -> Tensor:
         """How many samples of class i were taken for class j, (classes, classes), on the CPU.
@@ -69,7 +70,17 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
     return []
 
 
-def contradiction(network: nn.Module, batches: Iterable[Batch], engine: Engine) -> list[str]:
+def is_classification(step: Step) -> bool:
+    """Whether these are outputs (N, classes) and class numbers (N,)."""
+    output, target = step.output, step.target
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return False
+    return output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
+
+
+def contradiction(
+    network: nn.Module, batches: Iterable[Batch], task: BaseTask, engine: Engine
+) -> list[str]:
     """Whether the network answers otherwise than it learned, in words.
 
     Compares its accuracy in training mode with that in evaluation mode on the same training
@@ -77,15 +88,16 @@ def contradiction(network: nn.Module, batches: Iterable[Batch], engine: Engine) 
     processes; the network stays as it is.
     """
     right = torch.zeros(3, dtype=torch.float64)  # in training mode, in evaluation mode, of
+    running = Running(engine, network)
     with unchanged(network, engine.device), torch.no_grad():
-        for data, target in map(engine.to_device, batches):
+        for batch in batches:
             for place, evaluation in enumerate((False, True)):
                 network.eval() if evaluation else set_training_mode(network)
-                output = main_output(engine.forward(network, data))
-                if output.ndim != 2 or target.ndim != 1 or target.is_floating_point():
+                step = task.step(running, batch)
+                if not is_classification(step):
                     return []
-                right[place] += (output.argmax(1) == target).sum().cpu()
-            right[2] += len(target)
+                right[place] += (step.output.argmax(1) == step.target).sum().cpu()
+            right[2] += step.count
     learned, answered, count = distributed.all_reduce_sum(right).tolist()
     if learned - answered <= CONTRADICTION * count:
         return []

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from base import BaseTask
+from base.base_task import Step
+from trainer.tasks import SupervisedTask
 from utils.engine import distributed
-from utils.engine.engine import Engine, unwrap_ddp
+from utils.engine.engine import Engine, Running, map_tensors, unwrap_ddp
 from utils.errors import UserError
 
 # A function of (output, target) that returns the mean over the batch, or a torchmetrics object.
@@ -24,28 +27,29 @@ progress = functools.partial(tqdm, leave=False, disable=None, dynamic_ncols=True
 def evaluate(
     model: nn.Module,
     batches: Iterable,
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    task: BaseTask | Callable[[Tensor, Tensor], Tensor],
     metrics: dict[str, Metric],
     engine: Engine,
-    each_batch: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    each_step: Callable[[Step], None] | None = None,
     classes: list[str] | None = None,
 ) -> dict[str, float]:
     """Loss and metrics of `model`, exact over all samples: each batch counts by its size.
 
-    On all processes: each evaluates its share, and the result is that of all samples. Calls
-    `each_batch(data, target, output)` for what else is wanted of a batch. The model keeps its mode
-    (train or eval). Returns "loss" and the metrics' numbers, see `Meters`.
+    On all processes: each evaluates its share, and the result is that of all samples. A criterion
+    in place of a task means `SupervisedTask`. Calls `each_step` for what else is wanted of a batch.
+    The model keeps its mode (train or eval). Returns "loss" and the metrics' numbers, see `Meters`.
     """
+    task = task if isinstance(task, BaseTask) else SupervisedTask(task)
     model = unwrap_ddp(model)
     was_training = model.training
     model.eval()
-    meters = Meters(metrics, engine.device, classes)
+    meters, running = Meters(metrics, engine.device, classes), Running(engine, model)
     try:
-        for data, target in map(engine.to_device, batches):
-            output = engine.forward(model, data)
-            meters.update(output, target, criterion(output, target))
-            if each_batch is not None:
-                each_batch(data, target, output)
+        for batch in map(engine.to_device, batches):
+            step = task.step(running, batch)
+            meters.update(step)
+            if each_step is not None:
+                each_step(step)
         return meters.result()
     finally:
         model.train(was_training)
@@ -82,28 +86,31 @@ class Meters:
         self.names = ["loss", *metrics]
         self.count = 0
         self._last_read = 0, 0.0
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting: list[Step] = []
         self._numbers_waiting = 0
         self.sums = {
             name: torch.zeros((), dtype=torch.float64, device=device)
             for name in ("loss", *self.functions)
         }
 
-    def update(self, output: Tensor, target: Tensor, loss: Tensor) -> None:
+    def update(self, step: Step) -> None:
         """Count one batch. Raises UserError if the loss is not one number."""
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
+        if not isinstance(step.loss, Tensor) or step.loss.numel() != 1:
             raise UserError("loss: should give one number for a batch; set its reduction to mean")
-        self.count += len(target)
-        self._waiting.append((output.detach(), target, loss.detach()))
-        self._numbers_waiting += output.numel()
+        self.count += step.count
+        output, log = (map_tensors(part, Tensor.detach) for part in (step.output, step.log))
+        self._waiting.append(Step(step.loss.detach(), output, step.target, step.count, log=log))
+        self._numbers_waiting += output.numel() if isinstance(output, Tensor) else MAX_WAITING + 1
         if self._numbers_waiting > MAX_WAITING:
             self._count_waiting()
 
     @torch.no_grad()
     def _count_waiting(self) -> None:
-        for output, target, loss in self._waiting:
-            size = len(target)
-            self.sums["loss"].add_(loss.reshape(()), alpha=size)
+        for step in self._waiting:
+            output, target, size = step.output, step.target, step.count
+            self.sums["loss"].add_(step.loss.reshape(()), alpha=size)
+            for name, value in step.log.items():
+                self._sum(name).add_(value, alpha=size)
             for name, function in self.functions.items():
                 self.sums[name].add_(function(output, target), alpha=size)
             for metric in self.objects.values():
@@ -113,15 +120,26 @@ class Meters:
 
     def recent_loss(self) -> float:
         """The mean loss since the last call. Waits for the device."""
-        (count_before, loss_before), (count, loss, *_) = self._last_read, self._totals()
+        (count_before, loss_before), (count, loss) = self._last_read, self._totals("loss")
         self._last_read = count, loss
         return (loss - loss_before) / max(count - count_before, 1)
 
-    def _totals(self) -> list[float]:
-        """The number of samples, then the sums, of all processes. Counts what waits."""
+    def _totals(self, *names: str) -> list[float]:
+        """The number of samples, then the sums of these names, or of all; of all processes.
+
+        Counts what waits.
+        """
         self._count_waiting()
+        if not names:  # a process without samples does not know what the task logs
+            for known in distributed.all_gather(list(self.sums)):
+                for name in known:
+                    self._sum(name)
+        sums = [self.sums[name] for name in names or sorted(self.sums)]
         count = torch.full_like(self.sums["loss"], self.count)
-        return distributed.all_reduce_sum(torch.stack([count, *self.sums.values()])).tolist()
+        return distributed.all_reduce_sum(torch.stack([count, *sums])).tolist()
+
+    def _sum(self, name: str) -> Tensor:
+        return self.sums.setdefault(name, torch.zeros_like(self.sums["loss"]))
 
     def result(self) -> dict[str, float]:
         """The loss, then the metrics in their order; one number each, or one per class.
@@ -131,9 +149,10 @@ class Meters:
         count, *sums = self._totals()
         if count == 0:
             raise UserError("there are no samples to evaluate")
-        values = {name: total / count for name, total in zip(self.sums, sums, strict=True)}
+        values = {name: sum_ / count for name, sum_ in zip(sorted(self.sums), sums, strict=True)}
         values |= {name: metric.compute() for name, metric in self.objects.items()}
-        return {k: v for name in self.names for k, v in self._named(name, values[name]).items()}
+        names = dict.fromkeys([*self.names, *values])  # what a task logs comes last
+        return {k: v for name in names for k, v in self._named(name, values[name]).items()}
 
     def _named(self, name: str, value: Tensor | float) -> dict[str, float]:
         if isinstance(value, float):
@@ -153,7 +172,7 @@ class Meters:
         count, *sums = self._totals()
         return {
             "count": int(count),
-            "sums": dict(zip(self.sums, sums, strict=True)),
+            "sums": dict(zip(sorted(self.sums), sums, strict=True)),
             "objects": {name: _counts(metric) for name, metric in self.objects.items()},
         }
 
@@ -161,8 +180,8 @@ class Meters:
         if not distributed.is_main():  # the state is the sum over all processes
             return
         self.count = state["count"]
-        for name, total in self.sums.items():
-            total.fill_(state["sums"].get(name, math.nan))
+        for name in self.sums | state["sums"]:
+            self._sum(name).fill_(state["sums"].get(name, math.nan))
         for name, metric in self.objects.items():
             counts = dict(state["objects"][name])
             metric._update_count = counts.pop("_updates")

@@ -33,8 +33,7 @@ def profile(trainer: Trainer, batches: int) -> dict[str, float]:
     with torch_profile(activities=activities) as measured, ExitStack() as stack:
         for owner, name, part in (
             (trainer.engine, "to_device", "data"),
-            (trainer.engine, "forward", "forward"),
-            (trainer, "loss", "forward"),
+            (trainer.task, "step", "forward"),
             (trainer.engine, "backward", "backward"),
             (trainer, "_optimizer_step", "optimizer"),
             (trainer, "_log_progress", "logging"),

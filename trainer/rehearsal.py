@@ -4,20 +4,22 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from base import BaseDataLoader
-from base.samples import Batch
+from base import BaseDataLoader, BaseTask
+from base.base_task import Step
+from base.samples import Batch, count_samples
 from model.freezing import set_training_mode
-from model.heads import Output, main_output
 from trainer.evaluate import Meters, Metric
 from trainer.features import first_samples
+from trainer.tasks import describe
 from utils.engine import distributed
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, Running
 from utils.engine.randomness import seeded
 from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
@@ -25,63 +27,97 @@ from utils.files import ROOT
 IGNORED = -100  # torch's default for labels that do not count
 
 
+class Watched(Running):
+    """Notes what the network is called with, what it returns, and whether it fails."""
+
+    def __init__(self, engine: Engine, model: nn.Module):
+        super().__init__(engine, model)
+        self.inputs: list[tuple] = []  # of each call
+        self.output: object = None
+        self.is_running = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.inputs.append(args)
+        self.is_running = True
+        self.output = super().__call__(*args, **kwargs)
+        self.is_running = False
+        return self.output
+
+
 def rehearse(
     network: nn.Module,
     loader: BaseDataLoader,
-    loss: Callable[[Output, Tensor], Tensor],
+    task: BaseTask,
     metrics: dict[str, Metric],
     engine: Engine,
     training: bool,
-) -> None:
-    """Try network, loss and metrics on a batch of the first and of the last batch's size.
+) -> tuple[Step, tuple]:
+    """Try network, task and metrics on a batch of the first and of the last batch's size.
 
     With `training` a training step without the optimizer, otherwise an evaluation. Network and
-    random numbers are afterwards as they were. On all processes. Raises UserError, which says what
-    does not fit what.
+    random numbers are afterwards as they were. On all processes. Returns the first batch's step,
+    and what the network was first called with. Raises UserError, which says what does not fit what.
     """
     sizes = {"first": loader.sampler.size(0), "last": loader.sampler.size(len(loader) - 1)}
     if sizes["first"] == sizes["last"]:
         del sizes["last"]
+    results = []
     for which, size in sizes.items():
         share = len(range(size)[distributed.rank_slice(size)])
-        data, target = input_and_target(engine.to_device(first_samples(loader, max(1, share))))
-        mode = "training" if training else "evaluation"
-        batch = f"the {which} batch ({describe(data)}) in {mode}"
-        lonely = training and len(data) == 1 < len(loader.dataset)
-        hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
+        batch = engine.to_device(first_samples(loader, max(1, share)))
         with unchanged(network, engine.device), torch.set_grad_enabled(training):
             set_training_mode(network) if training else network.eval()
-            with _explained(f"arch: {type(network).__name__} cannot take {batch}", hint):
-                output = engine.forward(network, data)
-            outputs = main_output(output)
-            check_outputs(outputs, target, loader)
-            parts = f"network's output ({describe(outputs)}) and the targets ({describe(target)})"
-            with _explained(f"loss does not fit the {parts}"):
-                value = loss(output if training else outputs, target)
-            Meters({}, engine.device).update(outputs, target, value)
-            if training:
-                with _explained(f"loss: its gradients cannot be computed for {batch}"):
-                    value.backward()
-            for name, metric in metrics.items():
-                with _explained(f"{name} does not fit the {parts}"):
-                    meters = Meters({name: metric}, engine.device, loader.classes)
-                    meters.update(outputs, target, value)
-                    meters.result()
+            results.append(_try(network, loader, task, metrics, engine, batch, which))
+    return results[0]
 
 
-def input_and_target(batch: Batch) -> tuple[Tensor, Tensor]:
-    """A batch's two parts. Raises UserError if it has others."""
-    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
-    if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
-        raise UserError("data_loader: Trainer needs pairs (input, target) of tensors or numbers")
-    return batch[0], batch[1]
+def _try(
+    network: nn.Module,
+    loader: BaseDataLoader,
+    task: BaseTask,
+    metrics: dict[str, Metric],
+    engine: Engine,
+    batch: Batch,
+    which: str,
+) -> tuple[Step, tuple]:
+    watched, training = Watched(engine, network), torch.is_grad_enabled()
+    place = f"the {which} batch {describe(batch)} in {'training' if training else 'evaluation'}"
+    lonely = training and count_samples(batch) == 1 < len(loader.dataset)
+    hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
+
+    def problem() -> str:
+        if watched.is_running:
+            return f"arch: {type(network).__name__} cannot take {place}"
+        shown = f"the network's output ({describe(watched.output)})"
+        return f"{type(task).__name__} and its loss do not fit {place} and {shown}"
+
+    with _explained(problem, hint):
+        step = task.step(watched, batch)
+    if not isinstance(step, Step):
+        returned = f"{type(task).__name__}.step returns {describe(step)}"
+        raise UserError(f"task: {returned}; it should return a Step")
+    check_outputs(step, loader)
+    Meters({}, engine.device).update(step)
+    if training:
+        with _explained(lambda: f"loss: its gradients cannot be computed for {place}"):
+            step.loss.backward()
+    parts = f"the output ({describe(step.output)}) and the targets ({describe(step.target)})"
+    for name, metric in metrics.items():
+        with _explained(lambda name=name: f"{name} does not fit {parts}"):
+            meters = Meters({name: metric}, engine.device, loader.classes)
+            meters.update(step)
+            meters.result()
+    return step, watched.inputs[0] if watched.inputs else ()
 
 
-def check_outputs(output: Tensor, target: Tensor, loader: BaseDataLoader) -> None:
+def check_outputs(step: Step, loader: BaseDataLoader) -> None:
     """Compare a classifier's outputs (N, classes, ...) with the names and labels of all the data.
 
     Raises UserError if there is not one output per class, or a label without an output.
     """
+    output, target = step.output, step.target
+    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return
     if output.ndim != target.ndim + 1 or target.is_floating_point():
         return
     count, classes, labels = output.shape[1], loader.classes, known_labels(loader)
@@ -110,21 +146,13 @@ def known_labels(loader: BaseDataLoader) -> np.ndarray | None:
     return labels[loader.dataset.indices] if is_class else None
 
 
-def describe(value: object) -> str:
-    """Shape and type of a tensor: "64x10 float32"."""
-    if isinstance(value, Tensor):
-        shape = "x".join(map(str, value.shape)) or "one number"
-        return f"{shape} {str(value.dtype).removeprefix('torch.')}"
-    return type(value).__name__
-
-
 def shorten(names: list[str]) -> str:
     """Some of the names: "NG, OK", "0, 1, 2, 3, 4, ... 9"."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"
 
 
 @contextmanager
-def _explained(problem: str, hint: str = "") -> Iterator[None]:
+def _explained(problem: Callable[[], str], hint: str = "") -> Iterator[None]:
     """Any error inside becomes a sentence that names the user's line."""
     try:
         yield
@@ -136,7 +164,7 @@ def _explained(problem: str, hint: str = "") -> Iterator[None]:
             f for f in frames if Path(f.filename).is_relative_to(ROOT) and f.filename != __file__
         ]
         place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise UserError(f"{problem}: {first_line(error)}{place}{hint}") from error
+        raise UserError(f"{problem()}: {first_line(error)}{place}{hint}") from error
 
 
 @contextmanager

@@ -9,23 +9,22 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from base import BaseDataLoader, BaseTrainer
-from base.samples import Batch
+from base.samples import Batch, count_samples
 from logger.files import aligned
 from model.batch_norm import batch_norms, count_anew, unsettled
 from model.freezing import set_training_mode
-from model.heads import Output, auxiliary_outputs, main_output
 from model.summary import summary
 from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
-from trainer.features import Tail, first_samples, reusable_tail, with_features
-from trainer.rehearsal import input_and_target, rehearse
+from trainer.features import Tail, reusable_tail, with_features
+from trainer.rehearsal import rehearse
+from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
-from utils.engine.engine import unwrap
+from utils.engine.engine import Running, map_tensors, unwrap
 
-AUXILIARY_WEIGHT = 0.3
 STATISTICS_BATCHES = 20  # of training data, for what is computed from a sample of it
 SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, if there is no terminal for a bar
 
@@ -54,6 +53,8 @@ class Trainer(BaseTrainer):
         self.doubts: dict[int, list[str]] = {}  # about the validation of each epoch
         self.tail: str | None = None  # the part of the network that trains on stored features
         super().__init__(*args, **kwargs)
+        if hasattr(self, "loss"):  # a subclass says how output and target make the loss
+            self.task = LossTask(self.loss)
         self.log_interval = max(1, self.len_epoch // 10)
         self._last_line = time.monotonic()
         self._stream: Iterator[Batch] | None = None
@@ -81,20 +82,13 @@ class Trainer(BaseTrainer):
         doubts = [f"epoch {epoch}: {doubt}" for doubt in self.doubts.get(epoch, [])]
         network = unwrap(self.model)
         if self.tail is None and last in self.doubts and batch_norms(network):
-            doubts += contradiction(network, self.first_batches(last), self.engine)
+            doubts += contradiction(network, self.first_batches(last), self.task, self.engine)
         return doubts
 
     def check(self) -> None:
         self.reuse_features = False  # that would take all samples
         self.rehearse()
         super().check()
-
-    def loss(self, output: Output, target: Tensor) -> Tensor:
-        """The criterion of a batch; auxiliary heads count 0.3 (Szegedy et al., arXiv:1409.4842)."""
-        loss = self.criterion(main_output(output), target)
-        for extra in auxiliary_outputs(output):
-            loss = loss + AUXILIARY_WEIGHT * self.criterion(extra, target)
-        return loss
 
     def after_backward(self) -> None:
         """Hook between backward pass and optimizer step; does nothing by default."""
@@ -105,25 +99,25 @@ class Trainer(BaseTrainer):
         unwrap(self.evaluated_model).load_state_dict(self.running_statistics, strict=False)
         self.running_statistics = {}
         set_training_mode(self.model)
+        running = Running(self.engine, self.model)
         if self.step == 0:
             self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
         start_time, start_count = time.perf_counter(), self.meters.count
         with self._bar(epoch) as bar:
-            for data, target in map(self.engine.to_device, self._rest_of_epoch(epoch)):
+            for batch in map(self.engine.to_device, self._rest_of_epoch(epoch)):
                 weight = self.data_loader.batch_weight((epoch - 1) * self.len_epoch + self.step)
                 batches, ends_step = self._accumulation()
                 with self.engine.accumulating(self.model, more=not ends_step):
-                    output = self.engine.forward(self.model, data)
-                    loss = self.loss(output, target)
+                    step = self.task.step(running, batch)
                     if weight > 0:
-                        self.meters.update(main_output(output), target, loss)
-                    self.engine.backward(loss, weight / batches)
+                        self.meters.update(step)
+                    self.engine.backward(step.loss, weight / batches)
                 self.step += 1
                 if ends_step:
                     self._optimizer_step()
                 bar.update()
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
-                    self._log_progress(epoch, bar, data)
+                    self._log_progress(epoch, bar, step.data)
         log = self.meters.result()
         count = sum(distributed.all_gather(self.meters.count - start_count))
         if count:  # none if the epoch was complete before a resume
@@ -136,9 +130,7 @@ class Trainer(BaseTrainer):
             return {}
         batches = self._until_stopped(self.valid_data_loader)
         model, answers, classes = self.evaluated_model, Answers(), self.data_loader.classes
-        log = evaluate(
-            model, batches, self.criterion, self.metrics, self.engine, answers.add, classes
-        )
+        log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
         self.doubts[epoch] = find_doubts(answers.confusion(), classes)
         return log
 
@@ -148,18 +140,23 @@ class Trainer(BaseTrainer):
         if names := unsettled(network, updates):
             self.engine.broadcast_buffers(network, self.ema)
             network = unwrap(self.evaluated_model)
-            forward, inputs = partial(self.engine.forward, network), self.first_inputs(epoch)
-            self.running_statistics = count_anew(network, names, forward, inputs)
+            self.running_statistics = self.count_statistics(network, names, epoch)
 
-    def first_inputs(self, epoch: int) -> Iterator[Tensor]:
-        """The inputs of the epoch's first training batches, at most 20."""
-        return (data for data, _ in map(self.engine.to_device, self.first_batches(epoch)))
+    def count_statistics(
+        self, network: nn.Module, names: Iterable[str], epoch: int
+    ) -> dict[str, Tensor]:
+        """Compute the statistics of the named batch norms anew; returns the earlier ones."""
+        forward = partial(self.task.step, Running(self.engine, network))
+        # one sample has no variance
+        batches = (batch for batch in self.first_batches(epoch) if count_samples(batch) > 1)
+        return count_anew(network, names, forward, batches)
 
     def first_batches(self, epoch: int) -> Iterator[Batch]:
-        """The epoch's first training batches, at most 20."""
+        """The epoch's first training batches, at most 20, on the device."""
         self._stream = None  # workers serve one stream at a time
         count = min(STATISTICS_BATCHES, self.len_epoch)
-        return islice(self.data_loader.batches((epoch - 1) * self.len_epoch), count)
+        stream = self.data_loader.batches((epoch - 1) * self.len_epoch)
+        return map(self.engine.to_device, islice(stream, count))
 
     def _rest_of_epoch(self, epoch: int) -> Iterator[Batch]:
         # One stream for all epochs: workers prepare the next batches while the validation runs.
@@ -189,7 +186,7 @@ class Trainer(BaseTrainer):
         title, total = f"epoch {epoch}/{self.epochs}", self.len_epoch
         return progress(desc=title, total=total, initial=self.step, disable=hidden)
 
-    def _log_progress(self, epoch: int, bar: tqdm, data: Tensor) -> None:
+    def _log_progress(self, epoch: int, bar: tqdm, data: object) -> None:
         loss = self.meters.recent_loss()
         self.fail_unless_finite("loss", loss)
         bar.set_postfix(loss=f"{loss:.4g}")
@@ -198,7 +195,8 @@ class Trainer(BaseTrainer):
             self.logger.debug(f"epoch {epoch}  batch {self.step}/{self.len_epoch}  loss {loss:.4g}")
         self.writer.set_step((epoch - 1) * self.len_epoch + self.step)
         self.writer.add_scalar("loss", loss)
-        if epoch == 1 and self.step == min(self.log_interval, self.len_epoch):
+        is_first = epoch == 1 and self.step == min(self.log_interval, self.len_epoch)
+        if is_first and isinstance(data, Tensor):
             self.writer.add_input_images(data)
 
     def _until_stopped(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -215,23 +213,23 @@ class Trainer(BaseTrainer):
         """
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
-        network = unwrap(self.model)
-        data, _ = input_and_target(self.engine.to_device(first_samples(self.data_loader, 2)))
-        rows, output = summary(network, data)
+        network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
+        step, inputs = rehearse(network, self.data_loader, *settings, training=True)
+        if isinstance(self.valid_data_loader, BaseDataLoader):
+            rehearse(network, self.valid_data_loader, *settings, training=False)
+        rows = summary(network, *map_tensors(inputs, lambda tensor: tensor[:2]))
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
+        self.logger.debug(f"task: {type(self.task).__name__}")
         if (target := self.config.option("inspection", "target")) is not None:
-            numbers = map(str, range(output.shape[-1]))
+            numbers = map(str, range(step.output.shape[-1]))
             class_number(target, self.data_loader.classes or list(numbers))
-        rehearse(network, self.data_loader, self.loss, self.metrics, self.engine, training=True)
-        valid, criterion = self.valid_data_loader, self.criterion
-        if isinstance(valid, BaseDataLoader):
-            rehearse(network, valid, criterion, self.metrics, self.engine, training=False)
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""
         network = unwrap(self.model)
         stays_frozen = self.config.option("arch", "unfreeze_at") is None
-        if stays_frozen and self.config.option("arch", "freeze") == "backbone":
+        is_pair = type(self.task) in (SupervisedTask, AuxiliaryHeadsTask, LossTask)
+        if is_pair and stays_frozen and self.config.option("arch", "freeze") == "backbone":
             self.tail = reusable_tail(network, self.data_loader, self.engine)
         self.reuse_features = self.tail is not None
         if self.tail is None:

@@ -115,7 +115,7 @@ def test_arguments_of_builders_are_checked():
 def test_summary_counts_what_torchvision_publishes(name, size, macs, parameters):
     with torch.device("meta"):
         model = getattr(models, name)()
-    rows, output = summary(model, torch.empty(2, 3, size, size, device="meta"))
+    rows = summary(model, torch.empty(2, 3, size, size, device="meta"))
     label, shape, total, trainable, counted = rows[-1]
     assert (label, shape) == ("all", "1000")
     assert int(total.replace(",", "")) == int(trainable.replace(",", "")) == parameters
@@ -126,7 +126,7 @@ def test_summary_counts_what_torchvision_publishes(name, size, macs, parameters)
 def test_summary_of_lenet_layer_by_layer():
     model = LeNet()
     model.conv1.requires_grad_(False)
-    rows, _ = summary(model, torch.zeros(2, 1, 28, 28))
+    rows = summary(model, torch.zeros(2, 1, 28, 28))
     assert rows == [
         ["layer", "output", "parameters", "trainable", "multiply-adds"],
         ["conv1 Conv2d", "10x24x24", "260", "0", f"{10 * 24 * 24 * 25:,}"],

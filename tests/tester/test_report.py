@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import test as script
+from base.base_task import Step
 from logger.recorder import next_commands
 from model.model import LeNet
 from parse_config import ConfigParser
@@ -30,7 +31,8 @@ def collected(targets, probabilities, names=None):
     predictions = Predictions(names)
     targets, probabilities = torch.tensor(targets), torch.tensor(probabilities, dtype=torch.float64)
     for part in torch.arange(len(targets)).split(7):
-        predictions.add(torch.rand(len(part), 1, 4, 4), targets[part], probabilities[part].log())
+        images, outputs = torch.rand(len(part), 1, 4, 4), probabilities[part].log()
+        predictions.add(Step(None, outputs, targets[part], len(part), images))
     return predictions
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from base.base_task import Step
 from tests.conftest import build, save_images
 from trainer.doubts import Answers, contradiction, find_doubts
+from trainer.tasks import SupervisedTask
 from utils.engine.engine import Engine
 
 
@@ -13,7 +15,8 @@ def doubts(target, predicted, classes=("NG", "OK")):
     answers = Answers()
     outputs = torch.nn.functional.one_hot(torch.tensor(predicted, dtype=torch.long), 3).float()
     for part in range(0, len(target), 4):  # in batches
-        answers.add(None, torch.tensor(target[part : part + 4]), outputs[part : part + 4])
+        labels = torch.tensor(target[part : part + 4])
+        answers.add(Step(None, outputs[part : part + 4], labels, len(labels)))
     return find_doubts(answers.confusion(), list(classes))
 
 
@@ -62,13 +65,14 @@ def test_statistics_that_do_not_fit_contradict_the_training():
     with torch.no_grad():
         net[1].weight[:] = torch.tensor([[-1.0], [1.0]])
         net[1].bias.zero_()
+    task = SupervisedTask(nn.functional.cross_entropy)
     batches = [(data[:20], target[:20]), (data[20:], target[20:])]
-    [line] = contradiction(net, batches, Engine("cpu"))
+    [line] = contradiction(net, batches, task, Engine("cpu"))
     assert "100.0% of 40 training samples" in line
     assert "50.0% of the same in evaluation mode" in line
     net[0].momentum = None
     net.train()(data)
-    assert contradiction(net, batches, Engine("cpu")) == []
+    assert contradiction(net, batches, task, Engine("cpu")) == []
 
 
 def test_few_steps_with_torchvisions_momentum_are_recognised(digits, train, capsys):

@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import nn
 from torchmetrics import AUROC, F1Score
 
+from base.base_task import Step
 from model.metric import accuracy
 from tests.conftest import assert_same
 from trainer import Meters, evaluate
@@ -29,6 +30,10 @@ METRICS = {
 def network():
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3))
+
+
+def step(output, target):
+    return Step(F.cross_entropy(output, target), output, target, len(target))
 
 
 def test_uneven_batches_count_by_their_size():
@@ -56,13 +61,13 @@ def test_sums_continue_from_a_checkpoint():
     outputs = [(torch.randn(len(t), 3), t) for _, t in BATCHES]
     whole, first = (Meters(METRICS, torch.device("cpu")) for _ in range(2))
     for output, target in outputs:
-        whole.update(output, target, F.cross_entropy(output, target))
+        whole.update(step(output, target))
     for output, target in outputs[:2]:
-        first.update(output, target, F.cross_entropy(output, target))
+        first.update(step(output, target))
     second = Meters(METRICS, torch.device("cpu"))
     second.load_state_dict(first.state_dict())
     for output, target in outputs[2:]:
-        second.update(output, target, F.cross_entropy(output, target))
+        second.update(step(output, target))
     assert_same(second.result(), whole.result())
 
 
@@ -73,11 +78,11 @@ def test_only_small_outputs_wait_to_be_counted():
         {"seen": lambda output, target: counted.append(output) or 0.5}, torch.device("cpu")
     )
     loss = torch.tensor(1.0, requires_grad=True)
-    meters.update(small, torch.zeros(4), loss * 2)
+    meters.update(Step(loss * 2, small, torch.zeros(4), 4))
     assert counted == []
-    meters.update(large, torch.zeros(4), loss)
+    meters.update(Step(loss, large, torch.zeros(4), 4))
     assert [len(output[0]) for output in counted] == [3, MAX_WAITING]
-    meters.update(small, torch.zeros(8), loss * 4)
+    meters.update(Step(loss * 4, small, torch.zeros(8), 8))
     assert meters.result() == {"loss": (4 * 2 + 4 * 1 + 8 * 4) / 16, "seen": 0.5}
     assert len(counted) == 3
 

@@ -30,5 +30,5 @@ def test_profiled_methods_are_restored(digits):
     trainer, update = build(digits({"trainer.epochs": 1})), Meters.update
     assert list(profile(trainer, 3)) == list(PARTS)
     assert trainer.engine.forward.__func__ is type(trainer.engine).forward
-    assert trainer.loss.__func__ is type(trainer).loss
+    assert trainer.task.step.__func__ is type(trainer.task).step
     assert Meters.update is update

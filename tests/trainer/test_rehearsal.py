@@ -107,13 +107,13 @@ ARGS = "data_loader.args."
         ({ARGS + "names": True, "arch": {"type": "nets.normed", "args": {"outputs": 4}}},
          "the network gives 4 outputs, but there are 3 classes (a, b, c)"),
         ({ARGS + "count": 41},
-         "cannot take the last batch (1x6 float32) in training: Expected more than 1 value"),
-        ({"arch": "nets.Squeezing", ARGS + "count": 41}, "the last batch (1x6 float32)"),
+         "cannot take the last batch (1x6 float32, 1 int64) in training: Expected more than 1"),
+        ({"arch": "nets.Squeezing", ARGS + "count": 41}, "the last batch (1x6 float32, 1 int64)"),
         ({"arch": "nets.Squeezing", ARGS + "validation_split": 9},
-         "accuracy does not fit the network's output (3 float32) and the targets (1 int64)"),
-        ({"arch": "nets.Broken"}, "Broken cannot take the first batch (8x6 float32) in training"),
+         "accuracy does not fit the output (3 float32) and the targets (1 int64)"),
+        ({"arch": "nets.Broken"}, "Broken cannot take the first batch (8x6"),
         ({"arch": "nets.Detached"}, "its gradients cannot be computed"),
-        ({"loss": "BCEWithLogitsLoss"}, "loss does not fit the network's output"),
+        ({"loss": "BCEWithLogitsLoss"}, "SupervisedTask and its loss do not fit the first batch"),
         ({"loss": {"type": "cross_entropy", "args": {"reduction": "none"}}},
          "loss: should give one number"),
         ({"metrics": ["accuracy", "measures.array"]}, "array does not fit"),
@@ -188,7 +188,7 @@ def test_rehearsal_sees_the_size_of_the_last_batch(vectors):
             sizes.append((len(x), self.training))
             return super().forward(x)
 
-    arguments = trainer.data_loader, trainer.criterion, {}, trainer.engine
+    arguments = trainer.data_loader, trainer.task, {}, trainer.engine
     rehearse(Watching(6, 3), *arguments, training=True)
     rehearse(Watching(6, 3), *arguments, training=False)
     assert sizes == [(8, True), (3, True), (8, False), (3, False)]

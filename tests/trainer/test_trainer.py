@@ -295,14 +295,15 @@ def test_plateau_watches_what_is_monitored(plain, monitor, watched, monkeypatch)
 def test_len_epoch_counts_batches_across_passes(plain):
     trainer = build(plain({"trainer.len_epoch": 9}))  # 13 batches in the data
     seen = []
-    loss = trainer.loss
+    step = trainer.task.step
     trainer.rehearse = lambda: None
 
-    def spy(output, target):
-        seen.append(target)
-        return loss(output, target)
+    def spy(model, batch):
+        if torch.is_grad_enabled():  # not a validation
+            seen.append(batch[1])
+        return step(model, batch)
 
-    trainer.loss = spy
+    trainer.task.step = spy
     trainer.train()
     stream = trainer.data_loader.batches()
     for target in seen:
@@ -438,7 +439,10 @@ def test_check_runs_a_batch_and_leaves_nothing(digits, train, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch.args.image_size": 32}, "LeNet cannot take input of 1x28x28"),
+        (
+            {"arch.args.image_size": 32},
+            "LeNet cannot take the first batch (100x1x28x28",
+        ),
         ({"arch.args.num_classes": 5}, "gives 5 outputs, but there are 10 classes"),
         (
             {"loss": "mse_loss"},

@@ -17,7 +17,7 @@ HELPERS = ("batch_norm.py", "freezing.py", "heads.py", "structure.py", "summary.
 NOT_NETWORKS = ("loss.py", "metric.py", *HELPERS)  # nor optimizers or schedulers
 NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights")
 PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config", "engine",
-         "recorder", "data_loader", "valid_data_loader", "freeze")  # fmt: skip
+         "recorder", "data_loader", "valid_data_loader", "freeze", "task")  # fmt: skip
 
 LOADER = Source("base.BaseDataLoader", ("data_loader",), offered=("seed", "subset"),
                 nested={"transforms": "transforms"}, functions=False)  # fmt: skip
@@ -46,6 +46,7 @@ SOURCES = {
                            given=("optimizer",), offered=("total_steps",),
                            keys={"interval": Literal["step", "epoch"]},
                            nested={"schedulers": "lr_scheduler"}),
+    "task": Source("base.BaseTask", ("trainer",), given=("criterion",), functions=False),
     "trainer": Source("base.BaseTrainer", ("trainer",), given=PARTS, default="Trainer",
                       functions=False),
 }  # fmt: skip

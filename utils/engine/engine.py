@@ -1,7 +1,9 @@
 """Device, processes, precision, memory format, compiler, seeds: only this file knows of them."""
 
 import contextlib
+import copy
 import ctypes
+import dataclasses
 import os
 import sys
 import warnings
@@ -137,21 +139,21 @@ class Engine:
             if model is not None:
                 distributed.broadcast_tensors(model.buffers())
 
-    def forward(self, model: nn.Module, data: Any) -> Any:
+    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The model's output, computed in the chosen precision and returned as float32."""
         if self.precision in HALF:
             with torch.autocast(self.device.type, HALF[self.precision]):
-                output = model(data)
-            output = _map(output, lambda x: x.float() if x.dtype in HALF.values() else x)
+                output = model(*args, **kwargs)
+            output = map_tensors(output, lambda x: x.float() if x.dtype in HALF.values() else x)
         else:
-            output = model(data)
+            output = model(*args, **kwargs)
         if self.device.type == "cuda" and self.compile in CUDA_GRAPHS:
-            output = _map(output, torch.clone)  # CUDA graphs reuse the output buffer
+            output = map_tensors(output, torch.clone)  # CUDA graphs reuse the output buffer
         return output
 
     def to_device(self, batch: T) -> T:
         """Tensors, modules, and lists, tuples, dicts or partials of them, moved to the device."""
-        return _map(batch, self._move)
+        return map_tensors(batch, self._move)
 
     def _move(self, part: Tensor | nn.Module) -> Tensor | nn.Module:
         if isinstance(part, Tensor) and part.ndim == 4:
@@ -220,6 +222,19 @@ class Engine:
             randomness.seed_everything(self.seed, "epoch", epoch, step, distributed.rank())
 
 
+class Running:
+    """A model that is called in the engine's precision; its attributes are the network's."""
+
+    def __init__(self, engine: Engine, model: nn.Module):
+        self._engine, self._model = engine, model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._engine.forward(self._model, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(unwrap(self._model), name)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers that the engine adds; only this goes to disk."""
     if hasattr(model, "_orig_mod"):
@@ -249,15 +264,24 @@ def keep_freed_memory() -> None:
         mallopt(MMAP_MAX, 0)  # and never take large blocks from outside the heap
 
 
-def _map(value: Any, change: Callable) -> Any:
-    """`value` with all tensors and modules in it changed, in lists, tuples, dicts and partials."""
+def map_tensors(value: Any, change: Callable) -> Any:
+    """`value` with all tensors and modules in it changed, however lists, tuples, dicts, dataclasses
+    and partials nest.
+    """
     if isinstance(value, Tensor | nn.Module):
         return change(value)
     if isinstance(value, partial):
-        return partial(value.func, *_map(value.args, change), **_map(value.keywords, change))
+        args, keywords = (map_tensors(part, change) for part in (value.args, value.keywords))
+        return partial(value.func, *args, **keywords)
     if isinstance(value, dict):
-        return {key: _map(part, change) for key, part in value.items()}
+        return {key: map_tensors(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        parts = [_map(part, change) for part in value]
+        parts = [map_tensors(part, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = copy.copy(value)
+        for field in dataclasses.fields(value):
+            part = map_tensors(getattr(value, field.name), change)
+            object.__setattr__(changed, field.name, part)  # it may be frozen
+        return changed
     return value

@@ -1,0 +1,80 @@
+"""What a batch means, for the usual tasks. A config names one in its section "task"."""
+
+from torch import Tensor, nn
+
+from base import BaseTask
+from base.base_task import Model, Step
+from base.samples import Batch
+from utils.errors import UserError
+
+AUXILIARY_WEIGHT = 0.3
+
+
+class SupervisedTask(BaseTask):
+    """Pairs (input, target): the loss compares the network's output with the target."""
+
+    def step(self, model: Model, batch: Batch) -> Step:
+        data, target = input_and_target(batch)
+        output = model(data)
+        if not isinstance(output, Tensor):
+            raise UserError(
+                f"task: SupervisedTask takes one tensor from the network, not {describe(output)}; "
+                "write a task of your own, see docs/config.md"
+            )
+        return Step(self.criterion(output, target), output, target, len(target), data)
+
+
+class AuxiliaryHeadsTask(SupervisedTask):
+    """Pairs; in training the network's further outputs count 0.3 (Szegedy et al., arXiv:1409.4842).
+
+    The default for networks with auxiliary heads: GoogLeNet and Inception.
+    """
+
+    def step(self, model: Model, batch: Batch) -> Step:
+        data, target = input_and_target(batch)
+        output = model(data)
+        main, *others = [output] if isinstance(output, Tensor) else output
+        loss = self.criterion(main, target)
+        for extra in others:
+            if extra is not None:
+                loss = loss + AUXILIARY_WEIGHT * self.criterion(extra, target)
+        return Step(loss, main, target, len(target), data)
+
+
+class LossTask(SupervisedTask):
+    """Pairs, for a trainer that defines `loss(output, target)`, whatever the output is."""
+
+    def step(self, model: Model, batch: Batch) -> Step:
+        data, target = input_and_target(batch)
+        output = model(data)
+        main = output if isinstance(output, Tensor) else output[0]
+        return Step(self.criterion(output, target), main, target, len(target), data)
+
+
+def fitting_task(network: nn.Module) -> type[BaseTask]:
+    """The task for a network whose config names none."""
+    has_heads = any(name.lower().startswith("aux") for name, _ in network.named_children())
+    return AuxiliaryHeadsTask if has_heads else SupervisedTask
+
+
+def input_and_target(batch: Batch) -> tuple[Tensor, Tensor]:
+    """A batch's two parts. Raises UserError if it has others."""
+    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
+    if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
+        raise UserError(
+            f"data_loader: the task needs pairs (input, target) of tensors or numbers, not "
+            f"{describe(batch)}; for other batches write a task, see docs/config.md"
+        )
+    return batch[0], batch[1]
+
+
+def describe(value: object) -> str:
+    """What a batch or an output is: "64x10 float32", "(64x3x32x32 float32, 64 int64)"."""
+    if isinstance(value, Tensor):
+        shape = "x".join(map(str, value.shape)) or "one number"
+        return f"{shape} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {describe(part)}' for key, part in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(describe, value))})"
+    return type(value).__name__
