@@ -120,7 +120,6 @@ def test_summary_counts_what_torchvision_publishes(name, size, macs, parameters)
     assert (label, shape) == ("all", "1000")
     assert int(total.replace(",", "")) == int(trainable.replace(",", "")) == parameters
     assert int(counted.replace(",", "")) == pytest.approx(macs, rel=0.01)
-    assert output.shape == (2, 1000)
 
 
 def test_summary_of_lenet_layer_by_layer():
