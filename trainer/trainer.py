@@ -102,7 +102,9 @@ class Trainer(BaseTrainer):
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         if self.reuse_features and self.tail is None:
             self._store_features()
-        unwrap(self.evaluated_model).load_state_dict(self.running_statistics, strict=False)
+        buffers = dict(unwrap(self.evaluated_model).named_buffers())
+        for name, running in self.running_statistics.items():
+            buffers[name].copy_(running)
         self.running_statistics = {}
         set_training_mode(self.model)
         if self.step == 0:
