@@ -1,5 +1,6 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -10,12 +11,15 @@ from model.weights import load_weights, read_weights
 from tester.predictions import Predictions
 from trainer.agreement import check_agreement
 from trainer.build import build_loader, build_network, create_engine, seed_and_warn
+from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
 from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError
+
+SHOWN = 10  # samples that are left out
 
 
 class Test:
@@ -38,6 +42,9 @@ class Test:
         self.model = self.engine.prepare(build_trained_network(config, threads))
         self.criterion = self.engine.to_device(config.init_obj("loss"))
         self.metrics = self.engine.to_device(config.init_obj("metrics"))
+        target, classes = config.option("inspection", "target"), self.loader.classes
+        if target is not None and classes is not None:
+            class_number(target, classes)
         network, loss, metrics = unwrap(self.model), self.criterion, self.metrics
         rehearse(network, self.loader, loss, metrics, self.engine, training=False)
 
@@ -53,6 +60,8 @@ class Test:
         batches, add = progress(loader, title), predictions.add
         classes, engine = loader.classes, self.engine
         values = evaluate(self.model, batches, self.criterion, metrics, engine, add, classes)
+        if not math.isfinite(values["loss"]):
+            self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
         return predictions, values
 
     def measure_speed(self) -> dict | None:
@@ -94,6 +103,9 @@ def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
         raise UserError("there is no validation data: set data_loader.args.validation_split")
     for line in check_agreement(str(config.resume), checkpoint.load(config.resume), loader):
         config.get_logger("test").warning(line)
+    if left_out := loader.left_out():
+        lines = [f"{len(left_out)} samples of {split} are left out:", *left_out[:SHOWN]]
+        config.get_logger("test").warning("\n  ".join([*lines, *["..."] * (len(left_out) > SHOWN)]))
     return loader
 
 

@@ -1,5 +1,6 @@
 """What config, data and network only tell together, tried before anything long starts."""
 
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
 
 IGNORED = -100  # torch's default for labels that do not count
+# torch's losses that compare number by number, and would stretch one of two shapes to the other's
+ELEMENTWISE = {"mse", "l1", "smooth_l1", "huber", "poisson_nll", "soft_margin", "hinge_embedding",
+               "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div"}  # fmt: skip
 
 
 def rehearse(
@@ -98,6 +102,33 @@ def check_outputs(output: Tensor, target: Tensor, loader: BaseDataLoader) -> Non
             f"data_loader: the labels of {loader.subset} are {found}, but the network gives "
             f"{count} outputs, for labels 0 to {count - 1}"
         )
+
+
+def check_loss(criterion: Callable, output: Tensor, target: Tensor) -> list[str]:
+    """Compare what a loss of torch takes with an output and its targets.
+
+    Returns a line for what is probably not meant. Raises UserError where the loss would be computed
+    and mean nothing.
+    """
+    name = getattr(getattr(criterion, "func", criterion), "__name__", type(criterion).__name__)
+    words = re.sub(r"(?<=[a-z1])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    words = words.replace("bce", "binary_cross_entropy").removesuffix("_loss")
+    if words in ELEMENTWISE and output.shape != target.shape:
+        raise UserError(
+            f"loss: {name} compares number by number, but the network's output is "
+            f"{describe(output)} and the targets are {describe(target)}"
+        )
+    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
+        return []
+    if words == "nll" and (output.exp().sum(1) - 1).abs().max() > 0.01:
+        raise UserError(
+            f"loss: {name} takes the logarithms of probabilities, which the network's outputs are "
+            "not; cross_entropy takes any"
+        )
+    if words == "cross_entropy" and output.min() >= 0 and (output.sum(1) - 1).abs().max() < 1e-4:
+        return [f"the network gives probabilities, and {name} takes the softmax of them once more: "
+                "leave the softmax out of the network"]  # fmt: skip
+    return []
 
 
 def known_labels(loader: BaseDataLoader) -> np.ndarray | None:

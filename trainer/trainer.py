@@ -19,7 +19,7 @@ from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, first_samples, reusable_tail, with_features
-from trainer.rehearsal import input_and_target, rehearse
+from trainer.rehearsal import check_loss, input_and_target, rehearse
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
@@ -218,12 +218,14 @@ class Trainer(BaseTrainer):
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
         network = unwrap(self.model)
-        data, _ = input_and_target(self.engine.to_device(first_samples(self.data_loader, 2)))
+        data, target = input_and_target(self.engine.to_device(first_samples(self.data_loader, 2)))
         rows, output = summary(network, data)
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
-        if (target := self.config.option("inspection", "target")) is not None:
+        for line in check_loss(self.criterion, output, target):
+            self.logger.warning(line)
+        if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(output.shape[-1]))
-            class_number(target, self.data_loader.classes or list(numbers))
+            class_number(name, self.data_loader.classes or list(numbers))
         rehearse(network, self.data_loader, self.loss, self.metrics, self.engine, training=True)
         valid, criterion = self.valid_data_loader, self.criterion
         if isinstance(valid, BaseDataLoader):

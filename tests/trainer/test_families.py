@@ -25,7 +25,7 @@ def save_parts(folder, count=30):
     for name in ("spot", "plain"):
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            image = generator.normal(generator.integers(60, 120), 12, (64, 64))
+            image = generator.normal(90, 12, (64, 64))
             if name == "spot":
                 row, column, radius = (*generator.integers(16, 48, 2), generator.integers(12, 20))
                 image[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] += 120
