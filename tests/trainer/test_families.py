@@ -52,6 +52,7 @@ def test_family_learns_and_answers_or_is_warned_of(tmp_path, train, capsys, name
         "metrics": ["accuracy"],
         "trainer": {
             "epochs": 20,
+            "save_freq": 20,  # large networks fill the disk
             "save_dir": str(tmp_path / "saved"),
             "monitor": "max val_accuracy",
             "tensorboard": False,
