@@ -11,9 +11,10 @@ from utils import checkpoint
 # the smallest builder of each family, and the size of the images if 64 pixels are too few for it
 FAMILIES = {
     "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64,
-    "efficientnet_v2_s": 64, "googlenet": 64, "inception_v3": 299, "maxvit_t": 224, "mnasnet0_5": 64,
-    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "regnet_x_400mf": 64, "resnet18": 64,
-    "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "swin_t": 64, "vgg11": 64, "vit_b_32": 64,
+    "efficientnet_v2_s": 64, "googlenet": 64, "inception_v3": 299, "maxvit_t": 224,
+    "mnasnet0_5": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "regnet_x_400mf": 64,
+    "resnet18": 64, "shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "swin_t": 64, "vgg11": 64,
+    "vit_b_32": 64,
 }  # fmt: skip
 SEEDS = 1, 2, 3
 
