@@ -442,8 +442,8 @@ def test_check_runs_a_batch_and_leaves_nothing(digits, train, capsys, tmp_path):
         ({"arch.args.num_classes": 5}, "gives 5 outputs, but there are 10 classes"),
         (
             {"loss": "mse_loss"},
-            "loss: mse_loss compares number by number, but the network's output is 2x10 float32 and "
-            "the targets are 2 int64",
+            "loss: mse_loss compares number by number, but the network's output is 2x10 float32 "
+            "and the targets are 2 int64",
         ),
         (
             {"metrics": [{"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3}}]},
