@@ -32,13 +32,13 @@ def unsettled(network: nn.Module, updates: int) -> list[str]:
 
 
 @torch.no_grad()
-def count_anew(
+def recompute_statistics(
     network: nn.Module,
     names: Iterable[str],
     forward: Callable[[Tensor], object],
     batches: Iterable[Tensor],
 ) -> dict[str, Tensor]:
-    """Compute the running statistics of the named batch norms anew; return the earlier ones.
+    """Recompute the running statistics of the named batch norms; return the earlier ones.
 
     All batches weigh the same (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576).
     The rest of the network is in evaluation mode, as when the statistics are used.

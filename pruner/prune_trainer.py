@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from base.monitor import Monitor
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
-from model.batch_norm import batch_norms, count_anew
+from model.batch_norm import batch_norms, recompute_statistics
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
 from model.weights import read_weights
@@ -157,7 +157,7 @@ class PruneTrainer(Trainer):
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network))
         forward = partial(self.engine.forward, network)
-        count_anew(network, batch_norms(network), forward, self.first_inputs(epoch))
+        recompute_statistics(network, batch_norms(network), forward, self.first_inputs(epoch))
         self.engine.broadcast_buffers(network)
         before = self._accuracy(network)
         self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from base import BaseDataLoader, BaseTrainer
 from base.samples import Batch
 from logger.files import aligned
-from model.batch_norm import batch_norms, count_anew, unsettled
+from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from model.freezing import set_training_mode
 from model.heads import Output, auxiliary_outputs, main_output
 from model.summary import summary
@@ -145,13 +145,13 @@ class Trainer(BaseTrainer):
         return log
 
     def _settle_statistics(self, epoch: int) -> None:
-        """For evaluation, compute batch norms' statistics anew that still hold old values."""
+        """Recompute, for evaluation, the statistics of batch norms that still hold old values."""
         network, updates = unwrap(self.model), (epoch - 1) * self.len_epoch + self.step
         if names := unsettled(network, updates):
             self.engine.broadcast_buffers(network, self.ema)
             network = unwrap(self.evaluated_model)
             forward, inputs = partial(self.engine.forward, network), self.first_inputs(epoch)
-            self.running_statistics = count_anew(network, names, forward, inputs)
+            self.running_statistics = recompute_statistics(network, names, forward, inputs)
 
     def first_inputs(self, epoch: int) -> Iterator[Tensor]:
         """The inputs of the epoch's first training batches, at most 20."""
