@@ -188,7 +188,7 @@ def _uses(file: Path, sections: Collection[str]) -> bool:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether it is no source code: a virtual environment, or large and without Python files."""
+    """Whether it is not source code: a virtual environment, or large and without Python files."""
     if (path / "pyvenv.cfg").exists() or (path / "conda-meta").exists():
         return True
     size = 0

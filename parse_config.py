@@ -3,7 +3,7 @@
 Text -> dict (utils/config/config_file.py) -> the configuration as used (resolve.py) -> checked
 (validate.py) -> objects (`ConfigParser.init_obj`). To add a class that a config can name, write it
 in the section's folder; the keyword arguments of its constructor are its keys. Run as a script it
-writes docs/config.schema.json anew.
+writes docs/config.schema.json again.
 """
 
 from utils.config.command_line import command

@@ -36,7 +36,8 @@ def main(config, arguments):
 
     device, threads = arguments.device, arguments.threads
     if arguments.images:
-        predict_images(config, arguments.images, device, arguments.heatmap, threads)
+        heatmap, check = arguments.heatmap, arguments.check
+        predict_images(config, arguments.images, device, heatmap, threads, check)
         return
     if arguments.heatmap:
         raise UserError(

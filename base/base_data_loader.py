@@ -101,6 +101,10 @@ class BaseDataLoader(DataLoader, ABC):
         """Lines to log before training. Raises UserError if the data cannot be used."""
         return []
 
+    def left_out(self) -> list[str]:
+        """Lines about samples of this subset that are not served, as they cannot be read."""
+        return []
+
     def split_validation(self) -> "BaseDataLoader | None":
         """A loader of the validation samples, never augmented; None if `has_validation` is False.
 

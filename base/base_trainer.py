@@ -20,7 +20,7 @@ from utils.config.hints import NonNegativeInt, PositiveInt, Share
 from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
-from utils.errors import CheckpointError, Interrupted, RunError, UserError
+from utils.errors import CheckpointError, Interrupted, RunError, UserError, first_line
 from utils.origin import origin
 from utils.versions import versions
 
@@ -119,6 +119,8 @@ class BaseTrainer(ABC):
                 f'trainer.monitor: "{monitor}" needs validation data: set '
                 "data_loader.args.validation_split, or add a valid_data_loader"
             )
+        if doubt := self.monitor.doubt():
+            self.logger.warning(doubt)
         self.set_model(model, optimizer)
 
     @abstractmethod
@@ -193,6 +195,8 @@ class BaseTrainer(ABC):
         """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
         if self.config.continued:
             self.load_state_dict(checkpoint.load(self.config.resume))
+        if ending := self.schedule.find_end():
+            self.logger.warning(ending)
         self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         self._run_epoch(self.epoch)
@@ -218,6 +222,13 @@ class BaseTrainer(ABC):
             validation = _as_floats(self._valid_epoch(epoch))
             log |= {f"val_{name}": value for name, value in validation.items()}
             log = distributed.broadcast(log)  # all processes must decide alike
+        except IndexError as error:
+            if not str(error).startswith("Target"):
+                raise
+            raise UserError(
+                f"data_loader: a label of batch {self.step + 1} in epoch {epoch} has no output "
+                f"({first_line(error)})"
+            ) from error
         except Interrupted:
             self._save_numbered()
             where = f"in epoch {epoch} after {self.step} of {self.len_epoch} batches"
@@ -306,6 +317,10 @@ class BaseTrainer(ABC):
             self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
         begun = origin(state)
+        if None not in (begun["data"], data := self.origin["data"]) and begun["data"] != data:
+            self.logger.warning(
+                "the training data is not the checkpoint's: files, pixels or labels have changed"
+            )
         self.origin = self.origin | {"seed": begun["seed"], "made_from": begun["made_from"]}
         randomness.set_state(state["rng"])
         before, now = state["trainer"].get("processes", 1), distributed.world_size()

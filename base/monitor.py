@@ -1,4 +1,5 @@
 import math
+import re
 
 from utils.errors import UserError
 
@@ -16,6 +17,14 @@ class Monitor:
         self.mode, _, self.name = rule.partition(" ")
         self.best: float | None = None
         self.best_epoch = self.waited = 0
+
+    def doubt(self) -> str | None:
+        """A sentence if the rule watches a well-known number in the wrong direction."""
+        wrong = {"min": r"acc|auroc|f1|f_1|recall|precision|iou|r2", "max": r"loss|error|mse|mae"}
+        if self.mode in wrong and re.search(wrong[self.mode], self.name.lower()):
+            other = "max" if self.mode == "min" else "min"
+            return f'trainer.monitor: "{self.rule}" keeps the worst; "{other} {self.name}"?'
+        return None
 
     @property
     def exhausted(self) -> bool:

@@ -230,6 +230,6 @@ class DataFolder:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted, without hidden ones; none if it is no folder."""
+    """Names of the folders in `folder`, sorted, without hidden ones; none if it is not a folder."""
     names = [entry.name for entry in folder.glob("[!.]*") if entry.is_dir()]
     return sorted(name for name in names if name.lower() not in JUNK)

@@ -132,6 +132,9 @@ class ImageFolderDataLoader(BaseDataLoader):
         contents = {subset: self.for_subset(subset).part() for subset in present}
         return check_images(contents, self.folder.classes)
 
+    def left_out(self) -> list[str]:
+        return self.samples.contents.bad
+
     def part(self) -> Contents:
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from base.samples import count_samples
+
 # Momentum times updates from which the running statistics are those of the network as it is now:
 # the initial ones then weigh exp(-10).
 ENOUGH = 10
@@ -33,13 +35,13 @@ def unsettled(network: nn.Module, updates: int) -> list[str]:
 
 
 @torch.no_grad()
-def count_anew(
+def recompute_statistics(
     network: nn.Module,
     names: Iterable[str],
     forward: Callable[[Any], object],
     batches: Iterable,
 ) -> dict[str, Tensor]:
-    """Compute the running statistics of the named batch norms anew; return the earlier ones.
+    """Recompute the running statistics of the named batch norms; return the earlier ones.
 
     All batches weigh the same (Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv:2105.07576).
     The rest of the network is in evaluation mode, as when the statistics are used.
@@ -48,7 +50,7 @@ def count_anew(
         network: left in the mode it had
         names: of its batch norms
         forward: calls the network for a batch
-        batches: of more than one sample
+        batches: inputs (N, ...), or whatever `forward` takes
     """
     norms = {name: network.get_submodule(name) for name in names}
     before = {f"{n}.{k}": b.clone() for n, norm in norms.items() for k, b in norm.named_buffers()}
@@ -60,7 +62,8 @@ def count_anew(
         norm.momentum = None  # the mean of all
         norm.train()
     for batch in batches:
-        forward(batch)
+        if count_samples(batch) > 1:  # one sample has no variance
+            forward(batch)
     for name, norm in norms.items():
         norm.momentum = momenta[name]
         if not norm.num_batches_tracked:  # an auxiliary head, which evaluation does not use

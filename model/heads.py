@@ -26,8 +26,15 @@ def find_heads(network: nn.Module) -> list[str]:
 
 
 def main_output(output: Output) -> Tensor:
-    """The network's output without those that auxiliary heads add in training."""
-    return output[0] if isinstance(output, tuple) else output
+    """The network's output without those that auxiliary heads add in training.
+
+    Raises UserError if it is neither a tensor nor a tuple that begins with one.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise UserError(f"arch: the network should return a tensor, not a {type(output).__name__}")
 
 
 def auxiliary_outputs(output: Output) -> list[Tensor]:

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from model.heads import main_output
 from utils.errors import UserError
 
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
@@ -50,7 +49,7 @@ def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], 
     was_training, counter = network.training, FlopCounterMode(display=False)
     try:
         with plain_attention(), torch.no_grad(), counter:
-            output = main_output(network.eval()(*inputs))
+            output = network.eval()(*inputs)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         size = ", ".join("x".join(map(str, part.shape[1:])) for part in inputs)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

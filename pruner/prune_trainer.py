@@ -155,7 +155,7 @@ class PruneTrainer(Trainer):
         self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network))
-        self.count_statistics(network, batch_norms(network), epoch)
+        self.recompute_statistics(network, batch_norms(network), epoch)
         self.engine.broadcast_buffers(network)
         before = self._accuracy(network)
         self.rows[-1] |= {f"{name}_before": value for name, value in before.items()}

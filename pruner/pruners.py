@@ -187,7 +187,7 @@ class MagnitudePruner(BasePruner):
         macs, output = multiply_adds(network.eval(), example)
         graph = self._graph(network, example)
         self._rate(graph)
-        return SizeForecast(graph, macs), output
+        return SizeForecast(graph, macs), main_output(output)
 
     def _goal(self, original: Original) -> float:
         """The aim, for a size or a latency as a share of the original's."""

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -28,17 +29,23 @@ LIKELIEST = 3
 
 
 def predict_images(
-    config: ConfigParser, images: list[str], device: str | None, heatmap: bool, threads: int
+    config: ConfigParser,
+    images: list[str],
+    device: str | None,
+    heatmap: bool,
+    threads: int,
+    check: bool = False,
 ) -> Path:
     """Predict the image files and folders `images`; returns the path of the table.
 
     Writes test/images/predictions.csv beside the checkpoint and, with `heatmap`, heatmaps/ beside
-    that. Raises UserError for missing files, folders without images and unsuitable networks, and
-    at the end RunError if some files could not be read.
+    that; with `check` only for the first file, and into a temporary folder. Raises UserError for
+    missing files, folders without images and unsuitable networks, and at the end RunError if some
+    files could not be read.
     """
     setup_logging()
     logger = logging.getLogger("test")
-    files, state = list(find_images(images)), trained_state(config)
+    files, state = list(find_images(images))[: 1 if check else None], trained_state(config)
     if not is_image(shape := state["input"]["shape"]):
         raise UserError(f"--images: the network takes inputs of shape {shape}, not images")
     engine = build_engine(config, device)
@@ -48,7 +55,8 @@ def predict_images(
             f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
         )
     prepare = preparation(config, state["input"])
-    folder = test_folder(config.resume) / "images"
+    temporary = tempfile.TemporaryDirectory(prefix="kata-check-") if check else None
+    folder = Path(temporary.name) if temporary else test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
     rows, unreadable, classes, inspection = [], [], [], state.get("inspection")
     names = [printable(str(file)) for file in files]
@@ -73,7 +81,7 @@ def predict_images(
             image.save(folder / "heatmaps" / overlay_name, quality=95)
     table, decision = folder / "predictions.csv", ["decision"] if inspection else []
     write_csv(table, ["picture", "predicted", *decision, *probability_columns(classes)], rows)
-    logger.info(f"written: {table}")
+    logger.info("check passed" if check and not unreadable else f"written: {table}")
     if unreadable:
         count = f"{len(unreadable)} of {len(files)}"
         raise RunError(f"{count} could not be read: {', '.join(unreadable)}")

@@ -1,5 +1,6 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -16,12 +17,15 @@ from trainer.build import (
     create_engine,
     seed_and_warn,
 )
+from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
 from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError
+
+SHOWN = 10  # samples that are left out
 
 
 class Test:
@@ -45,6 +49,9 @@ class Test:
         criterion = config.init_obj("loss")
         self.task = build_task(config, self.engine, unwrap(self.model), criterion)
         self.metrics = self.engine.to_device(config.init_obj("metrics"))
+        target, classes = config.option("inspection", "target"), self.loader.classes
+        if target is not None and classes is not None:
+            class_number(target, classes)
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
         rehearse(network, self.loader, *settings, training=False)
 
@@ -60,6 +67,8 @@ class Test:
         batches, add = progress(loader, title), predictions.add
         classes, engine = loader.classes, self.engine
         values = evaluate(self.model, batches, self.task, metrics, engine, add, classes)
+        if not math.isfinite(values["loss"]):
+            self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
         return predictions, values
 
     def measure_speed(self) -> dict | None:
@@ -101,6 +110,9 @@ def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
         raise UserError("there is no validation data: set data_loader.args.validation_split")
     for line in check_agreement(str(config.resume), checkpoint.load(config.resume), loader):
         config.get_logger("test").warning(line)
+    if left_out := loader.left_out():
+        lines = [f"{len(left_out)} samples of {split} are left out:", *left_out[:SHOWN]]
+        config.get_logger("test").warning("\n  ".join([*lines, *["..."] * (len(left_out) > SHOWN)]))
     return loader
 
 

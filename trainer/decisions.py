@@ -28,7 +28,7 @@ def rates(called: np.ndarray, is_target: np.ndarray) -> dict[str, float | None]:
 
 
 def class_number(target: str, classes: list[str]) -> int:
-    """The number of the class that must not be missed. Raises UserError if there is no such one."""
+    """The number of the class that must not be missed. Raises UserError if it is unknown."""
     if target not in classes:
         known = ", ".join(classes)
         raise UserError(f'inspection.target: "{target}" is not one of the classes {known}')

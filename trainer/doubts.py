@@ -36,7 +36,7 @@ class Answers:
         pairs = [torch.stack(pair).cpu() for pair in self._pairs]
         gathered = distributed.all_gather(torch.cat(pairs, 1) if pairs else torch.empty(2, 0))
         pairs = torch.cat(gathered, 1).long()
-        target, predicted = pairs[:, pairs[0] >= 0]  # -100 is no label
+        target, predicted = pairs[:, pairs[0] >= 0]  # -100 is not a label
         count = int(pairs.max()) + 1 if len(target) else 0
         return torch.bincount(target * count + predicted, minlength=count**2).view(count, count)
 

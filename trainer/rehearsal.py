@@ -1,8 +1,11 @@
 """What config, data and network only tell together, tried before anything long starts."""
 
+import copy
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +22,61 @@ from trainer.evaluate import Meters, Metric
 from trainer.features import first_samples
 from trainer.tasks import describe
 from utils.engine import distributed
-from utils.engine.engine import Engine, Running
+from utils.engine.engine import Engine, Running, unwrap
 from utils.engine.randomness import seeded
 from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
 
 IGNORED = -100  # torch's default for labels that do not count
+# torch's losses that compare number by number, and would stretch one of two shapes to the other's
+ELEMENTWISE = {"mse", "l1", "smooth_l1", "huber", "poisson_nll", "soft_margin", "hinge_embedding",
+               "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div"}  # fmt: skip
+
+
+@dataclass
+class Tried:
+    """What a rehearsal saw of a batch.
+
+    Attributes:
+        place: the batch in words
+        hint: what may help if it cannot be taken
+        inputs: the network's arguments, of each call
+        doubts: lines about the loss
+    """
+
+    place: str
+    hint: str
+    inputs: list[tuple] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+
+    def watch_loss(self, criterion: Callable, loader: BaseDataLoader) -> Callable:
+        """The criterion, which then says what does not fit."""
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            parts = "its arguments"
+            if len(args) == 2 and all(isinstance(part, Tensor) for part in args):
+                output, target = map(describe, args)
+                parts = f"the network's output ({output}) and the targets ({target})"
+                check_outputs(*args, loader)
+                self.doubts = check_loss(criterion, *args)
+            with explained(f"loss does not fit {parts}"):
+                return criterion(*args, **kwargs)
+
+        return watched
 
 
 class Watched(Running):
-    """Notes what the network is called with, what it returns, and whether it fails."""
+    """A model that notes its inputs, and says that it is at fault when it fails."""
 
-    def __init__(self, engine: Engine, model: nn.Module):
+    def __init__(self, engine: Engine, model: nn.Module, tried: Tried):
         super().__init__(engine, model)
-        self.inputs: list[tuple] = []  # of each call
-        self.output: object = None
-        self.is_running = False
+        self._tried = tried
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.inputs.append(args)
-        self.is_running = True
-        self.output = super().__call__(*args, **kwargs)
-        self.is_running = False
-        return self.output
+        self._tried.inputs.append(args)
+        name = type(unwrap(self._model)).__name__
+        with explained(f"arch: {name} cannot take {self._tried.place}", self._tried.hint):
+            return super().__call__(*args, **kwargs)
 
 
 def rehearse(
@@ -51,12 +86,12 @@ def rehearse(
     metrics: dict[str, Metric],
     engine: Engine,
     training: bool,
-) -> tuple[Step, tuple]:
+) -> tuple[Step, Tried]:
     """Try network, task and metrics on a batch of the first and of the last batch's size.
 
     With `training` a training step without the optimizer, otherwise an evaluation. Network and
     random numbers are afterwards as they were. On all processes. Returns the first batch's step,
-    and what the network was first called with. Raises UserError, which says what does not fit what.
+    and what was seen of the network. Raises UserError, which says what does not fit what.
     """
     sizes = {"first": loader.sampler.size(0), "last": loader.sampler.size(len(loader) - 1)}
     if sizes["first"] == sizes["last"]:
@@ -65,57 +100,52 @@ def rehearse(
     for which, size in sizes.items():
         share = len(range(size)[distributed.rank_slice(size)])
         batch = engine.to_device(first_samples(loader, max(1, share)))
+        mode = "training" if training else "evaluation"
+        lonely = training and count_samples(batch) == 1 < len(loader.dataset)
+        hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
+        tried = Tried(f"the {which} batch {describe(batch)} in {mode}", hint)
+        model = Watched(engine, network, tried)
         with unchanged(network, engine.device), torch.set_grad_enabled(training):
             set_training_mode(network) if training else network.eval()
-            results.append(_try(network, loader, task, metrics, engine, batch, which))
+            results.append((_try(tried, model, batch, loader, task, metrics, engine), tried))
     return results[0]
 
 
 def _try(
-    network: nn.Module,
+    tried: Tried,
+    model: Watched,
+    batch: Batch,
     loader: BaseDataLoader,
     task: BaseTask,
     metrics: dict[str, Metric],
     engine: Engine,
-    batch: Batch,
-    which: str,
-) -> tuple[Step, tuple]:
-    watched, training = Watched(engine, network), torch.is_grad_enabled()
-    place = f"the {which} batch {describe(batch)} in {'training' if training else 'evaluation'}"
-    lonely = training and count_samples(batch) == 1 < len(loader.dataset)
-    hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
-
-    def problem() -> str:
-        if watched.is_running:
-            return f"arch: {type(network).__name__} cannot take {place}"
-        shown = f"the network's output ({describe(watched.output)})"
-        return f"{type(task).__name__} and its loss do not fit {place} and {shown}"
-
-    with _explained(problem, hint):
-        step = task.step(watched, batch)
+) -> Step:
+    name, place, task = type(task).__name__, tried.place, copy.copy(task)
+    if task.criterion is not None:
+        task.criterion = tried.watch_loss(task.criterion, loader)
+    with explained(f"task: {name} does not fit {place}", tried.hint):
+        step = task.step(model, batch)
     if not isinstance(step, Step):
-        returned = f"{type(task).__name__}.step returns {describe(step)}"
-        raise UserError(f"task: {returned}; it should return a Step")
-    check_outputs(step, loader)
+        raise UserError(f"task: {name}.step returns {describe(step)}; it should return a Step")
+    check_outputs(step.output, step.target, loader)
     Meters({}, engine.device).update(step)
-    if training:
-        with _explained(lambda: f"loss: its gradients cannot be computed for {place}"):
+    if torch.is_grad_enabled():
+        with explained(f"loss: its gradients cannot be computed for {place}"):
             step.loss.backward()
     parts = f"the output ({describe(step.output)}) and the targets ({describe(step.target)})"
     for name, metric in metrics.items():
-        with _explained(lambda name=name: f"{name} does not fit {parts}"):
+        with explained(f"{name} does not fit {parts}"):
             meters = Meters({name: metric}, engine.device, loader.classes)
             meters.update(step)
             meters.result()
-    return step, watched.inputs[0] if watched.inputs else ()
+    return step
 
 
-def check_outputs(step: Step, loader: BaseDataLoader) -> None:
+def check_outputs(output: object, target: object, loader: BaseDataLoader) -> None:
     """Compare a classifier's outputs (N, classes, ...) with the names and labels of all the data.
 
     Raises UserError if there is not one output per class, or a label without an output.
     """
-    output, target = step.output, step.target
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
         return
     if output.ndim != target.ndim + 1 or target.is_floating_point():
@@ -136,6 +166,33 @@ def check_outputs(step: Step, loader: BaseDataLoader) -> None:
         )
 
 
+def check_loss(criterion: Callable, output: Tensor, target: Tensor) -> list[str]:
+    """Compare what a loss of torch takes with an output and its targets.
+
+    Returns a line for what is probably not meant. Raises UserError where the loss would be computed
+    and mean nothing.
+    """
+    name = getattr(getattr(criterion, "func", criterion), "__name__", type(criterion).__name__)
+    words = re.sub(r"(?<=[a-z1])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    words = words.replace("bce", "binary_cross_entropy").removesuffix("_loss")
+    if words in ELEMENTWISE and output.shape != target.shape:
+        raise UserError(
+            f"loss: {name} compares number by number, but the network's output is "
+            f"{describe(output)} and the targets are {describe(target)}"
+        )
+    if output.ndim != 2 or output.shape[1] < 2 or not output.is_floating_point():
+        return []
+    if words == "nll" and (output.exp().sum(1) - 1).abs().max() > 0.01:
+        raise UserError(
+            f"loss: {name} takes the logarithms of probabilities, which the network's outputs are "
+            "not; cross_entropy takes any"
+        )
+    if words == "cross_entropy" and output.min() >= 0 and (output.sum(1) - 1).abs().max() < 1e-4:
+        return [f"the network gives probabilities, and {name} takes the softmax of them once more: "
+                "leave the softmax out of the network"]  # fmt: skip
+    return []
+
+
 def known_labels(loader: BaseDataLoader) -> np.ndarray | None:
     """The class number of each sample (N,), if the dataset tells them without its samples."""
     whole, targets = loader.samples, loader.dataset.offers.targets
@@ -152,7 +209,7 @@ def shorten(names: list[str]) -> str:
 
 
 @contextmanager
-def _explained(problem: Callable[[], str], hint: str = "") -> Iterator[None]:
+def explained(problem: str, hint: str = "") -> Iterator[None]:
     """Any error inside becomes a sentence that names the user's line."""
     try:
         yield
@@ -164,7 +221,7 @@ def _explained(problem: Callable[[], str], hint: str = "") -> Iterator[None]:
             f for f in frames if Path(f.filename).is_relative_to(ROOT) and f.filename != __file__
         ]
         place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise UserError(f"{problem()}: {first_line(error)}{place}{hint}") from error
+        raise UserError(f"{problem}: {first_line(error)}{place}{hint}") from error
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from base import BaseDataLoader, BaseTrainer
-from base.samples import Batch, count_samples
+from base.samples import Batch
 from logger.files import aligned
-from model.batch_norm import batch_norms, count_anew, unsettled
+from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from model.freezing import set_training_mode
 from model.summary import summary
 from trainer.decisions import class_number
@@ -96,7 +96,9 @@ class Trainer(BaseTrainer):
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         if self.reuse_features and self.tail is None:
             self._store_features()
-        unwrap(self.evaluated_model).load_state_dict(self.running_statistics, strict=False)
+        buffers = dict(unwrap(self.evaluated_model).named_buffers())
+        for name, running in self.running_statistics.items():
+            buffers[name].copy_(running)
         self.running_statistics = {}
         set_training_mode(self.model)
         running = Running(self.engine, self.model)
@@ -135,21 +137,19 @@ class Trainer(BaseTrainer):
         return log
 
     def _settle_statistics(self, epoch: int) -> None:
-        """For evaluation, compute batch norms' statistics anew that still hold old values."""
+        """Recompute, for evaluation, the statistics of batch norms that still hold old values."""
         network, updates = unwrap(self.model), (epoch - 1) * self.len_epoch + self.step
         if names := unsettled(network, updates):
             self.engine.broadcast_buffers(network, self.ema)
             network = unwrap(self.evaluated_model)
-            self.running_statistics = self.count_statistics(network, names, epoch)
+            self.running_statistics = self.recompute_statistics(network, names, epoch)
 
-    def count_statistics(
+    def recompute_statistics(
         self, network: nn.Module, names: Iterable[str], epoch: int
     ) -> dict[str, Tensor]:
-        """Compute the statistics of the named batch norms anew; returns the earlier ones."""
+        """Compute the statistics of the named batch norms anew. Returns the earlier ones."""
         forward = partial(self.task.step, Running(self.engine, network))
-        # one sample has no variance
-        batches = (batch for batch in self.first_batches(epoch) if count_samples(batch) > 1)
-        return count_anew(network, names, forward, batches)
+        return recompute_statistics(network, names, forward, self.first_batches(epoch))
 
     def first_batches(self, epoch: int) -> Iterator[Batch]:
         """The epoch's first training batches, at most 20, on the device."""
@@ -214,15 +214,17 @@ class Trainer(BaseTrainer):
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
-        step, inputs = rehearse(network, self.data_loader, *settings, training=True)
+        step, tried = rehearse(network, self.data_loader, *settings, training=True)
         if isinstance(self.valid_data_loader, BaseDataLoader):
             rehearse(network, self.valid_data_loader, *settings, training=False)
-        rows = summary(network, *map_tensors(inputs, lambda tensor: tensor[:2]))
+        rows = summary(network, *map_tensors(tried.inputs[0], lambda tensor: tensor[:2]))
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
         self.logger.debug(f"task: {type(self.task).__name__}")
-        if (target := self.config.option("inspection", "target")) is not None:
+        for line in tried.doubts:
+            self.logger.warning(line)
+        if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(step.output.shape[-1]))
-            class_number(target, self.data_loader.classes or list(numbers))
+            class_number(name, self.data_loader.classes or list(numbers))
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""

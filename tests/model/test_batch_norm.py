@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from model.batch_norm import batch_norms, count_anew, unsettled
+from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from tests.conftest import assert_same
 
 BATCHES = [torch.randn(size, 3, 6, 6) * 2 + 1 for size in (8, 8, 5)]
@@ -25,7 +25,7 @@ def network(momentum=0.1):
 def test_statistics_equal_torchs():
     ours, torchs = network(), network()
     before = copy.deepcopy(ours.state_dict())
-    kept = count_anew(ours, batch_norms(ours), ours, BATCHES)
+    kept = recompute_statistics(ours, batch_norms(ours), ours, BATCHES)
     update_bn(BATCHES, torchs)
     assert_same(dict(ours.state_dict()), dict(torchs.state_dict()))
     assert ours[1].momentum == 0.1
@@ -38,7 +38,7 @@ def test_only_the_named_norms_change_and_modes_stay():
     net[1].eval()
     modes = [module.training for module in net.modules()]
     before = copy.deepcopy(net.state_dict())
-    count_anew(net, ["4"], net, BATCHES)
+    recompute_statistics(net, ["4"], net, BATCHES)
     assert modes == [module.training for module in net.modules()]
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"4.running_mean", "4.running_var", "4.num_batches_tracked"}
@@ -49,10 +49,10 @@ def test_a_norm_that_is_not_used_and_batches_of_one_keep_their_statistics():
     net.unused = nn.BatchNorm1d(2)
     net.unused.running_mean.fill_(3.0)
     first = nn.Sequential(*list(net)[:-1])
-    count_anew(net, ["unused"], first, BATCHES)
+    recompute_statistics(net, ["unused"], first, BATCHES)
     assert net.unused.running_mean.tolist() == [3.0, 3.0]
     before = copy.deepcopy(net.state_dict())
-    count_anew(net, ["1"], first, [batch[:1] for batch in BATCHES])
+    recompute_statistics(net, ["1"], first, [batch[:1] for batch in BATCHES])
     assert_same(dict(net.state_dict()), dict(before))
 
 

@@ -158,3 +158,35 @@ def test_new_run_takes_the_rows_of_the_head_by_name(project, tmp_path):
         expected = old["state_dict"][key][[2, 0, 1]]
         assert new["state_dict"][key].numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     assert new["monitor_best"] > 0.9
+
+
+def test_test_and_export_name_what_they_leave_out(project, tmp_path, capsys):
+    run, arguments = project("test", "as they were")
+    for subset in ("val", "test"):
+        for number in range(3):
+            (tmp_path / "parts" / subset / "NG" / f"{number}.png").write_bytes(b"no image")
+    assert test_script.main(["-r", str(run), *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "3 samples of test are left out:" in output
+    assert "parts/test/NG/1.png: is not an image" in output
+    assert export_script.main(["-r", str(run), "--check", *arguments]) == 0
+    assert "3 samples of val are left out:" in capsys.readouterr().out
+
+
+def test_target_of_an_inspection_is_checked_before_a_test(project, capsys):
+    run, arguments = project("test", "as they were")
+    for check in (["--check"], []):
+        assert test_script.main(["-r", str(run), *check, *arguments, "inspection.target=ng"]) == 2
+        assert '"ng" is not one of the classes Grün, NG, OK' in capsys.readouterr().err
+
+
+def test_resumed_run_says_that_its_data_has_changed(project, capsys):
+    run, arguments = project("train", "as they were")
+    words = ["-r", str(run), "--epochs", "25", *arguments]
+    assert train_script.main(words) == 0
+    assert "have changed" not in capsys.readouterr().out
+    parts = Path(arguments[3].partition("=")[2]) / "train"
+    for old, new in (("NG", "x"), ("OK", "NG"), ("x", "OK")):  # the labels of two classes
+        (parts / old).rename(parts / new)
+    assert train_script.main([*words[:2], "--epochs", "26", *arguments]) == 0
+    assert "files, pixels or labels have changed" in capsys.readouterr().out

@@ -166,3 +166,10 @@ def test_network_that_is_not_a_classifier(run, images, capsys, monkeypatch):
     )
     assert script.main(["-r", str(run), "--images", str(images)]) == 2
     assert "not a classifier" in capsys.readouterr().err
+
+
+def test_check_predicts_one_image_and_leaves_nothing(run, images, capsys):
+    before = sorted(run.rglob("*"))
+    assert script.main(["-r", str(run), "--check", "--images", str(images)]) == 0
+    assert "check passed" in capsys.readouterr().out
+    assert sorted(run.rglob("*")) == before

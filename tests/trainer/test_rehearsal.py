@@ -33,6 +33,19 @@ class Unlabelled(Numbers):
     def build_dataset(self, subset, augment):
         return TensorDataset(super().build_dataset(subset, augment).tensors[0])
 
+class Amounts(Numbers):
+    "A number for each vector, instead of a label."
+    def build_dataset(self, subset, augment):
+        vectors = super().build_dataset(subset, augment).tensors[0]
+        return TensorDataset(vectors, vectors.mean(1))
+
+class Rare(Numbers):
+    "A label without an output, late, in a dataset that does not tell its labels."
+    def build_dataset(self, subset, augment):
+        vectors, labels = super().build_dataset(subset, augment).tensors
+        labels[-1] = 3
+        return [(x, int(y)) for x, y in zip(vectors, labels)]
+
 class Dictionaries(Numbers):
     def build_dataset(self, subset, augment):
         return [{"input": x, "target": y} for x, y in super().build_dataset(subset, augment)]
@@ -62,6 +75,22 @@ class Detached(nn.Module):
     def forward(self, x):
         return self.layer(x).detach()
 """
+MORE_NETS = """
+import torch
+from torch import nn
+class Probabilities(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+    def forward(self, x):
+        return self.layer(x).softmax(1)
+class Dictionary(Probabilities):
+    def forward(self, x):
+        return {"logits": self.layer(x)}
+class Column(Probabilities):
+    def forward(self, x):
+        return self.layer(x)[:, :1]
+"""
 METRICS = """
 import numpy as np
 def array(output, target):
@@ -78,6 +107,7 @@ def vectors(digits, own_code):
     """A function that gives the configuration of a small network for vectors of six numbers."""
     own_code("vector_data", LOADER)
     own_code("nets", NETS)
+    own_code("more_nets", MORE_NETS)
     own_code("measures", METRICS)
 
     def make(changes=None):
@@ -113,7 +143,13 @@ ARGS = "data_loader.args."
          "accuracy does not fit the output (3 float32) and the targets (1 int64)"),
         ({"arch": "nets.Broken"}, "Broken cannot take the first batch (8x6"),
         ({"arch": "nets.Detached"}, "its gradients cannot be computed"),
-        ({"loss": "BCEWithLogitsLoss"}, "SupervisedTask and its loss do not fit the first batch"),
+        ({"loss": "mse_loss", "arch": "more_nets.Column", "data_loader.type": "vector_data.Amounts",
+          "metrics": []}, "the network's output is 8x1 float32 and the targets are 8 float32"),
+        ({"loss": "poisson_nll_loss", ARGS + "batch_size": 3}, "compares number by number"),
+        ({"loss": "HuberLoss", ARGS + "batch_size": 3}, "compares number by number"),
+        ({"loss": "nll_loss"}, "takes the logarithms of probabilities"),
+        ({"arch": "more_nets.Dictionary"}, "takes one tensor from the network, not {"),
+        ({"loss": "BCEWithLogitsLoss"}, "compares number by number"),
         ({"loss": {"type": "cross_entropy", "args": {"reduction": "none"}}},
          "loss: should give one number"),
         ({"metrics": ["accuracy", "measures.array"]}, "array does not fit"),
@@ -199,3 +235,28 @@ def test_batches_of_another_kind_are_refused(vectors):
         trainer = build(vectors({"data_loader.type": f"vector_data.{name}"}))
         with pytest.raises(UserError, match="pairs"):
             trainer.rehearse()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "more_nets.Probabilities"}, "leave the softmax out of the network"),
+        ({"arch": "more_nets.Probabilities", "loss": "nll_loss"}, None),
+        ({}, "softmax"),
+        ({ARGS + "validation_split": 8, "trainer.monitor": "min val_accuracy"},
+         '"max val_accuracy"?'),
+        ({"trainer.monitor": "max loss"}, '"min loss"?'),
+        ({"lr_scheduler": {"type": "PolynomialLR", "args": {"total_iters": 1}}}, "ends after 1 of"),
+    ],
+)  # fmt: skip
+def test_what_is_probably_not_meant_is_said_in_check_too(vectors, train, capsys, changes, message):
+    code = 2 if message is None else 0
+    train(vectors(changes), "--check", code=code)
+    output = "".join(capsys.readouterr())
+    assert ((message or "logarithms") in output) == (bool(changes))
+
+
+def test_a_label_that_no_one_could_know_ends_the_run_in_a_sentence(vectors, train, capsys):
+    changes = {"data_loader.type": "vector_data.Rare", ARGS + "shuffle": False}
+    train(vectors(changes), code=2)
+    assert "a label of batch 5 in epoch 1 has no output (Target 3 is out" in capsys.readouterr().err

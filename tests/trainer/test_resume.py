@@ -95,6 +95,14 @@ def test_number_of_workers_changes_nothing(digits, train, resume):
     assert_same(comparable(last_checkpoint(third)), comparable(last_checkpoint(whole)))
 
 
+def test_batches_for_statistics_do_not_disturb_those_of_workers(digits, train, own_code):
+    own_code("net", SMALL_NETWORK)
+    changes = {**NORMS, "data_loader.args.batch_size": 50, "trainer.epochs": 3}  # 26 batches
+    made = [train(digits({**changes, "data_loader.args.num_workers": n})) for n in (0, 2)]
+    one, two = (comparable(last_checkpoint(run)) for run in made)
+    assert_same(two, one)
+
+
 STOPPER = """
 import os, signal
 from trainer import Trainer

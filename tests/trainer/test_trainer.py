@@ -1,5 +1,6 @@
 """The training loop, compared with the one people write by hand in torch."""
 
+import copy
 import csv
 import itertools
 import math
@@ -42,8 +43,6 @@ def plain(digits, own_code):
 
 def by_hand(trainer, config, epochs=3, step=lambda loss, optimizer, number: None):
     """The usual loop, on a copy of the trainer's network; returns it."""
-    import copy
-
     model = copy.deepcopy(unwrap(trainer.model))
     kind = config["optimizer"]["type"]
     fused = (
@@ -93,6 +92,19 @@ def test_loop_equals_a_loop_by_hand(plain, optimizer):
     output, target = torch.cat(outputs), torch.cat(targets)
     assert log["val_loss"] == pytest.approx(F.cross_entropy(output, target).item(), rel=1e-5)
     assert log["val_accuracy"] == pytest.approx((output.argmax(1) == target).float().mean().item())
+
+
+def test_training_goes_on_with_the_running_statistics(plain):
+    trainer = build(plain())
+    model = copy.deepcopy(unwrap(trainer.model))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.002, fused=True)
+    for data, target in itertools.islice(trainer.data_loader.batches(), 39):
+        simple_step(F.cross_entropy(model(data), target), optimizer, 0)
+    trainer.train()
+    running = trainer.running_statistics  # evaluation has used others after each epoch
+    assert running.keys() == {k for k, _ in model.named_buffers()}
+    for name, buffer in model.named_buffers():
+        assert torch.equal(running[name], buffer), name
 
 
 def test_clipping_equals_torchs(plain):
@@ -159,8 +171,6 @@ def test_weight_average_equals_torchs_and_is_evaluated(plain):
     def step(loss, optimizer, number):
         simple_step(loss, optimizer, number)
         averages[0].update_parameters(model)
-
-    import copy
 
     model = copy.deepcopy(trainer.model)
     averages.append(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True))
@@ -446,7 +456,8 @@ def test_check_runs_a_batch_and_leaves_nothing(digits, train, capsys, tmp_path):
         ({"arch.args.num_classes": 5}, "gives 5 outputs, but there are 10 classes"),
         (
             {"loss": "mse_loss"},
-            "loss does not fit the network's output (100x10 float32) and the targets (100 int64)",
+            "loss: mse_loss compares number by number, but the network's output is 100x10 float32 "
+            "and the targets are 100 int64",
         ),
         (
             {"metrics": [{"type": "F1Score", "args": {"task": "multiclass", "num_classes": 3}}]},

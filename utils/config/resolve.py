@@ -63,9 +63,6 @@ def resolve(
         spec = config.setdefault(section, {})
         if isinstance(spec, dict):
             spec.setdefault("type", name)
-    for section, example in script.needs.items():
-        if config.get(section) is None:
-            raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
     for place in (config, changes):
         for option in options:
             value = getattr(arguments, ".".join(option.target))
@@ -73,6 +70,9 @@ def resolve(
                 config_file.assign(place, list(option.target), value)
         for assignment in arguments.set:
             config_file.override(place, assignment)
+    for section, example in script.needs.items():
+        if config.get(section) is None:
+            raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
     notes = config_file.drop_foreign_arguments(config, [*layers, changes])
     parser = ConfigParser(config, origin, resume, continued, trial_dir is not None, notes)
     if state is not None and (continued or script.keeps_network or not script.trains):
