@@ -1,13 +1,14 @@
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from base.samples import Batch
 
 Model = Callable[..., Any]  # a network as it runs on the device, in the chosen precision
+Table = list[list]  # rows of cells; the first is the header
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Step:
         count: samples in the batch
         data: what the network was shown; if these are images, reports show them
         log: further numbers to be logged, means over the batch, by name
+        optimizer: the section of the optimizer that takes a step by this loss
     """
 
     loss: Tensor
@@ -29,17 +31,32 @@ class Step:
     count: int
     data: Any = None
     log: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: str = "optimizer"
 
 
 class BaseTask(ABC):
     """Says what a batch means: write `step`. Training, validation, test and pruning all call it.
 
     A subclass's constructor takes `criterion` and passes it on; each keyword it adds is a key in
-    the config's section "task".
+    the config's section "task". Whatever it stores that has a `state_dict` is kept in checkpoints.
+
+    The rest is for the test's report, and may be left out: a table of all samples, the worst of
+    them as images, summaries and charts of the table's columns.
 
     Args:
         criterion: what the config's section "loss" names
+
+    Attributes:
+        classes: their names, if the data has any
+        worst: the samples to be shown first, by a column: "min iou", "max error"
+        charts: pairs of columns to be drawn as points: ("true", "predicted")
+        not_kept: attributes that checkpoints need not hold, as they can be made again
     """
+
+    worst: ClassVar[str | None] = None
+    charts: ClassVar[tuple[tuple[str, str], ...]] = ()
+    not_kept: ClassVar[tuple[str, ...]] = ()
+    classes: list[str] | None = None
 
     def __init__(self, criterion: Callable | None = None):
         self.criterion = criterion
@@ -51,3 +68,29 @@ class BaseTask(ABC):
         The same in training and evaluation; `torch.is_grad_enabled()` and `model.training` tell
         them apart. The batch is on the device. Raises UserError for a batch it does not understand.
         """
+
+    def train_steps(self, model: Model, batch: Batch) -> Iterator[Step]:
+        """The steps by which a batch is trained: where several optimizers take turns, one for each.
+
+        After each `yield` the optimizer that the step names has taken its step.
+        """
+        yield self.step(model, batch)
+
+    def columns(self, step: Step) -> dict[str, Sequence]:
+        """What predictions.csv says of each sample of a batch: column -> values (N)."""
+        return {}
+
+    def images(self, step: Step) -> Tensor | None:
+        """Images (N, 3, H, W) of 0 to 1 that show each sample's input and answer."""
+        return None
+
+    def tables(self, columns: dict[str, list]) -> dict[str, Table]:
+        """Summaries of the columns of all samples, by title."""
+        return {}
+
+    def decide(self, columns: dict[str, list]) -> dict[str, Any]:
+        """What is chosen on the columns of the validation samples, as plain data: thresholds, say.
+
+        Called before the first test; kept in the checkpoint, and stored in `decided`.
+        """
+        return {}
