@@ -59,7 +59,12 @@ def build_family(name):
 
 
 def export_and_compare(model, size, path, channels=3):
-    """Export `model` to `path`; compare it with its file for batches of 1 and 5."""
+    """Export `model` to `path`; its file is as close to the result in float64 as it is itself.
+
+    For batches of 1 and 5. Rounding alone is 5e-5 of the output in an untrained inception_v3.
+    """
+    import copy
+
     import torch
 
     from exporter.deployed import Deployed
@@ -74,7 +79,9 @@ def export_and_compare(model, size, path, channels=3):
     for count in (1, 5):
         data = torch.randn(count, channels, size, size)
         with torch.no_grad():
-            expected = model(data).numpy()
-        assert np.ptp(expected) > 1e-3  # else the comparison would be of nothing
-        assert np.abs(run(data.numpy()) - expected).max() <= 1e-4 * np.abs(expected).max()
+            rounded, exact = model(data).numpy(), copy.deepcopy(model).double()(data.double())
+        exact = exact.numpy()
+        assert np.ptp(exact) > 1e-3  # else the comparison would be of nothing
+        tolerance = max(10 * np.abs(rounded - exact).max(), 1e-5 * np.abs(exact).max())
+        assert np.abs(run(data.numpy()) - exact).max() <= tolerance
     assert not path.with_name(f"{path.name}.data").exists()
