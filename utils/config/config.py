@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.lookup import metric_name
-from utils.config.sections import ALIASES, SOURCES
-from utils.config.signature import Signature
+from utils.config.sections import ALIASES, role_of, sources_of
+from utils.config.signature import Signature, get_signature
 from utils.errors import ConfigError, RunError, UserError
 
 SAVE_DIR = "saved/"
@@ -50,6 +50,7 @@ class ConfigParser:
                 values = {key: value for key, value in config[section].items() if key != old}
                 config[section] = {new: config[section][old]} | values
         self.config, self.origin, self.warnings = config, origin, list(warnings)
+        self.sources = sources_of(config)
         self.resume, self.continued, self.trial = resume, continued, trial
         if errors := find_errors(config):
             error = ConfigError(origin, errors)
@@ -72,8 +73,13 @@ class ConfigParser:
 
     def signature(self, section: str) -> Signature:
         """The keyword arguments of what `section` names."""
-        source = SOURCES[section]
+        source = self.sources[section]
         return source.signature(source.find(source.split(self.config[section])[0]))
+
+    def own_sections(self, role: str) -> list[str]:
+        """The sections, besides `role` itself, that say they have this role."""
+        named = self.config.items()
+        return [name for name, spec in named if name != role and role_of(name, spec) == role]
 
     def argument(self, section: str, key: str) -> Any:
         """An argument as it is used: the config's, or the default."""
@@ -162,7 +168,7 @@ class ConfigParser:
 
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
-        source = SOURCES[section]
+        source = self.sources[section]
         if source.functional and not inspect.isclass(target):
             return functools.partial(target, **arguments)
         try:
@@ -181,7 +187,7 @@ class ConfigParser:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
         from utils.config.types import coerce, drop_nulls
 
-        source = SOURCES[section]
+        source = self.sources[section]
         name, args = source.split(spec)
         target = source.find(name)
         signature = source.signature(target)
@@ -193,16 +199,16 @@ class ConfigParser:
                 arguments[key] = coerce(value, signature.parameters[key].annotation)
         if "seed" in source.offered:
             supplied = {"seed": self.get("seed", 0), **supplied}
-        accepted = {*signature.parameters, *source.given}
+        accepted = {*get_signature(target).parameters}
         if signature.open:  # builders that take anything (timm.create_model) all know this name
-            accepted.add("num_classes")
+            accepted |= {*source.given, "num_classes"}
         return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:
         """What a list of specs, or an object of such lists, names; a text stays as it is."""
         if isinstance(value, dict):
             return {k: self._build_nested(section, part, supplied) for k, part in value.items()}
-        source = SOURCES[section]
+        source = self.sources[section]
         supplied = {k: v for k, v in supplied.items() if k in source.given + source.offered}
         if isinstance(value, list):
             return [self._build(section, part, supplied) for part in value]

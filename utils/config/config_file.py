@@ -9,7 +9,7 @@ from typing import Any
 
 import json5
 
-from utils.config.sections import ALIASES, SOURCES
+from utils.config.sections import ALIASES, sources_of
 from utils.errors import UserError
 
 
@@ -60,7 +60,7 @@ def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
     each section that loses arguments.
     """
     notes = []
-    for section, source in SOURCES.items():
+    for section, source in sources_of(config).items():
         kind, written_for = source.default, {}
         for layer in layers:
             spec = layer.get(section)
@@ -102,7 +102,7 @@ def override(config: dict, assignment: str) -> None:
     except (ValueError, RecursionError):
         value = text
     keys = path.split(".")
-    if path in SOURCES and path != "metrics" and isinstance(value, str):
+    if path in sources_of(config) and path != "metrics" and isinstance(value, str):
         keys.append("type")
     assign(config, keys, value)
 
