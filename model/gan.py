@@ -4,8 +4,8 @@ from base import BaseModel
 
 
 class Generator(BaseModel):
-    """Images of 1 x image_size x image_size, 0 to 1, from noise (N, noise): a small DCGAN (Radford
-    et al., arXiv:1511.06434).
+    """Images (N, 1, image_size, image_size) from noise (N, noise): a small DCGAN (Radford et al.,
+    arXiv:1511.06434).
 
     Args:
         noise: numbers that an image is made from
@@ -25,7 +25,6 @@ class Generator(BaseModel):
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
-            nn.Sigmoid(),
         )
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -44,8 +43,10 @@ class Discriminator(BaseModel):
         self.layers = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
+            nn.Dropout2d(0.3),  # or it knows the training images by heart
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2),
+            nn.Dropout2d(0.3),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
             nn.Linear(32 * width, 1),

@@ -143,7 +143,6 @@ def _try(
                 tried.optimizers.append(step.optimizer)
     finally:
         task.criterion = criterion
-    check_outputs(step.output, step.target, loader)
     with explained(f"task: {name} logs what are not numbers"):
         meters = Meters({}, engine.device)
         meters.update(step)
@@ -157,22 +156,25 @@ def _try(
     return step
 
 
-def _check_step(step: Step, name: str, place: str, engine: Engine) -> None:
+def check_kind(step: object, name: str) -> None:
+    """Raises UserError if the task `name` gave something else than a Step."""
     if not isinstance(step, Step):
         raise UserError(f"task: {name}.step gives {describe(step)}; it should give a Step")
+
+
+def _check_step(step: Step, name: str, place: str, engine: Engine) -> None:
+    check_kind(step, name)
     Meters({}, engine.device).update(step)  # raises unless the loss is one number
     if torch.is_grad_enabled():
         with explained(f"loss: its gradients cannot be computed for {place}"):
             step.loss.backward()
 
 
-def check_outputs(output: object, target: object, loader: BaseDataLoader) -> None:
+def check_outputs(output: Tensor, target: Tensor, loader: BaseDataLoader) -> None:
     """Compare a classifier's outputs (N, classes, ...) with the names and labels of all the data.
 
     Raises UserError if there is not one output per class, or a label without an output.
     """
-    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
-        return
     if output.ndim != target.ndim + 1 or target.is_floating_point():
         return
     count, classes, labels = output.shape[1], loader.classes, known_labels(loader)

@@ -19,7 +19,7 @@ from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
-from trainer.rehearsal import rehearse
+from trainer.rehearsal import check_kind, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
@@ -147,7 +147,11 @@ class Trainer(BaseTrainer):
         if self.valid_data_loader is None:
             return {}
         batches = self._until_stopped(self.valid_data_loader)
-        model, answers, classes = self.evaluated_model, Answers(), self.data_loader.classes
+        model, answers, classes = (
+            self.evaluated_model,
+            Answers(self.task.classes),
+            self.data_loader.classes,
+        )
         log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
         self.doubts[epoch] = find_doubts(answers.confusion(), classes)
         return log
@@ -198,6 +202,7 @@ class Trainer(BaseTrainer):
             batch = transform(batch)
         is_mixed = self.batch_transforms and isinstance(labels, Tensor) and labels.ndim == 1
         for step in self.task.train_steps(model, batch):
+            check_kind(step, type(self.task).__name__)
             if is_mixed:
                 step.target = step.target.argmax(1)
             log |= step.log
