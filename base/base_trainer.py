@@ -63,6 +63,7 @@ class BaseTrainer(ABC):
     """
 
     script = "train.py"  # the one that resumes such a run
+    validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class BaseTrainer(ABC):
             log = _as_floats(self._train_epoch(epoch))
             rate = self.optimizer.param_groups[0]["lr"]
             self.engine.broadcast_buffers(unwrap(self.model), self.ema)
-            validation = _as_floats(self._valid_epoch(epoch))
+            validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
             log |= {f"val_{name}": value for name, value in validation.items()}
             log = distributed.broadcast(log)  # all processes must decide alike
         except IndexError as error:
