@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from base.samples import Batch, EpochSampler, Sample, Samples, finished
 from utils.config.hints import NonNegativeInt, PositiveInt, Share
+from utils.config.signature import get_signature
 from utils.engine import distributed
 from utils.engine.engine import map_tensors
 from utils.engine.launch import cores
@@ -167,11 +168,11 @@ class BaseDataLoader(DataLoader, ABC):
         """The dataset that the subclass passes on for testing, if it passes any on."""
         if self._given is None:
             return None
-        constructor, (args, kwargs) = inspect.signature(type(self).__init__), self._arguments
-        call = constructor.bind(self, *args, **kwargs)
-        if "training" in constructor.parameters and not (own_data and "training" in call.arguments):
-            call.arguments["training"] = False
-            return type(self)(*call.args[1:], **call.kwargs)._given
+        names, (args, kwargs) = [*inspect.signature(self.__init__).parameters], self._arguments
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        is_said = own_data and "training" in kwargs
+        if "training" in get_signature(type(self)).parameters and not is_said:
+            return type(self)(**kwargs | {"training": False})._given
         if own_data:
             return self._given
         name = type(self).__name__

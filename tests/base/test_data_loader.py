@@ -398,6 +398,18 @@ def test_test_samples_of_a_given_dataset_are_those_without_training():
     assert numbers(testing)[:, 1].abs().max() == 0
 
 
+def test_training_may_be_an_argument_of_the_parent():
+    class Larger(Given):
+        def __init__(self, factor=2, **kwargs):
+            super().__init__(103 * factor, **kwargs)
+
+    loader = Larger(3, batch_size=10, num_workers=0)
+    assert len(numbers(loader)) == 309
+    assert len(numbers(loader.for_subset("test"))) == 7
+    chosen = Larger(batch_size=10, num_workers=0, training=True).for_subset("test", own_data=True)
+    assert len(numbers(chosen)) == 206  # as the config's test_data_loader says
+
+
 def test_test_samples_of_a_given_dataset_may_be_unknown():
     class Plain(BaseDataLoader):
         def __init__(self, count=30, batch_size=10):
