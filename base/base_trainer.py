@@ -75,6 +75,7 @@ class BaseTrainer(ABC):
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
         "step", "model", "optimizer", "ema", "kept",
     )  # fmt: skip
+    validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
     def __init__(
         self,
@@ -261,7 +262,7 @@ class BaseTrainer(ABC):
                 for name, optimizer in self.all_optimizers.items()
             }
             self.engine.broadcast_buffers(unwrap(self.model), self.ema)
-            validation = _as_floats(self._valid_epoch(epoch))
+            validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
             log |= {f"val_{name}": value for name, value in validation.items()}
             log = distributed.broadcast(log)  # all processes must decide alike
         except IndexError as error:

@@ -13,13 +13,14 @@ from base.kept import Kept
 from model.structure import resize
 from model.weights import load_weights, read_weights, take_channels, torchvision_weights
 from trainer.agreement import check_agreement, rows_by_name
-from trainer.rehearsal import shorten
+from trainer.rehearsal import shorten, unchanged
 from trainer.tasks import fitting_task
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.engine import distributed
-from utils.engine.engine import Engine, Running
+from utils.engine.engine import Engine, Running, set_memory_format
+from utils.engine.randomness import seeded
 from utils.errors import UserError
 from utils.versions import versions
 
@@ -86,7 +87,9 @@ def build_loader(config: ConfigParser, section: str, subset: str) -> BaseDataLoa
     loader = config.init_obj(section, subset=subset)
     wanted = config.option(section, "args", {}).get("subset", subset)
     # a loader whose constructor has no such keyword was built for training
-    return loader if loader is None or loader.subset == wanted else loader.for_subset(wanted)
+    if loader is None or loader.subset == wanted:
+        return loader
+    return loader.for_subset(wanted, own_data=True)
 
 
 def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:
@@ -154,6 +157,12 @@ def build_model(
         else:
             rows = rows_by_name(state.get("classes"), classes)
     network = build_network(config, classes, data_loader.input["shape"])
+    falls_back = engine.memory_format == torch.channels_last and not network.takes_channels_last
+    if falls_back and not config.continued:
+        logger.warning(
+            f"arch: {type(network).__name__} cannot take images in the memory format channels_last "
+            "(reshape can, where view cannot): contiguous is used, which may be slower"
+        )
     _start_from(config, network, "arch", config.resume, new_head, rows)
     return network.to(engine.device)
 
@@ -198,6 +207,7 @@ def build_network(
     network = config.init_obj(section, **offered)
     if len(shape) == 3:
         take_channels(network, shape[0])
+    network.takes_channels_last = len(shape) != 3 or takes_channels_last(network, shape)
     if config.resume is not None and section == "arch":
         resize(network, checkpoint.load(config.resume).get("structure"))
     return network
@@ -227,3 +237,25 @@ def build_trained_network(config: ConfigParser, threads: int = 1) -> nn.Module:
     network = build_network(config, state["classes"], state["input"]["shape"])
     load_weights(network, read_weights(path), str(path), new_head=False)
     return network.eval()
+
+
+def takes_channels_last(network: nn.Module, shape: list[int]) -> bool:
+    """False if the network takes images of this shape only in the contiguous memory format.
+
+    One that flattens by x.view does. If it fails in both, the reason is another one.
+    """
+    taken = _takes(network, shape, torch.channels_last)
+    set_memory_format(network, torch.contiguous_format)
+    return taken or not _takes(network, shape, torch.contiguous_format)
+
+
+@torch.no_grad()
+def _takes(network: nn.Module, shape: list[int], memory_format: torch.memory_format) -> bool:
+    set_memory_format(network, memory_format)
+    with seeded("memory format"), unchanged([network]):
+        network.eval()
+        try:
+            network(torch.zeros(1, *shape).contiguous(memory_format=memory_format))
+        except Exception:  # whatever a user's network does
+            return False
+    return True

@@ -92,7 +92,7 @@ def contradiction(
     """
     right = torch.zeros(3, dtype=torch.float64)  # in training mode, in evaluation mode, of
     running = Running(engine, network)
-    with unchanged([network], engine), torch.no_grad():
+    with engine.seeded("doubts"), unchanged([network]), torch.no_grad():
         for batch in batches:
             for place, evaluation in enumerate((False, True)):
                 network.eval() if evaluation else set_training_mode(network)

@@ -114,7 +114,8 @@ def rehearse(
         tried = Tried(f"the {which} batch {describe(batch)} in {mode}", hint)
         model = Watched(engine, network, tried)
         networks = [network, *task.networks()]
-        with unchanged(networks, engine), torch.set_grad_enabled(training):
+        random = engine.seeded("rehearsal")
+        with random, unchanged(networks), torch.set_grad_enabled(training):
             for one in networks:
                 set_training_mode(one) if training else one.eval()
             steps = train_steps or (lambda model, batch: [task.step(model, batch)])
@@ -252,18 +253,17 @@ def explained(problem: str, hint: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(networks: list[nn.Module], engine: Engine) -> Iterator[None]:
-    """Give networks their modes and buffers back, no gradients, and the generators their state."""
+def unchanged(networks: list[nn.Module]) -> Iterator[None]:
+    """Give networks their modes and buffers back afterwards, and no gradients."""
     modes = {module: module.training for one in networks for module in one.modules()}
     buffers = [(buffer, buffer.clone()) for one in networks for buffer in one.buffers()]
-    with engine.seeded("rehearsal"):
-        try:
-            yield
-        finally:
-            for network in networks:
-                network.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            for module, mode in modes.items():
-                module.training = mode
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode

@@ -4,6 +4,7 @@ back.
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,11 @@ def override(config: dict, assignment: str) -> None:
     if path in sources_of(config) and path != "metrics" and isinstance(value, str):
         keys.append("type")
     assign(config, keys, value)
+
+
+def split_target(target: str | Iterable[str]) -> list[str]:
+    """The keys that lead to a value: ("optimizer", "args", "lr"), or "optimizer;args;lr"."""
+    return re.split("[;.]", target) if isinstance(target, str) else list(target)
 
 
 def assign(config: dict, keys: list[str], value: object) -> None:

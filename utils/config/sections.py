@@ -20,8 +20,9 @@ PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config",
          "recorder", "data_loader", "valid_data_loader", "freeze", "task", "optimizers",
          "schedules")  # fmt: skip
 
-LOADER = Source("base.BaseDataLoader", ("data_loader",), offered=("seed", "subset"),
-                nested={"transforms": "transforms"}, functions=False)  # fmt: skip
+LOADER = Source("base.BaseDataLoader", ("data_loader",), given=("dataset", "collate_fn"),
+                offered=("seed", "subset"), nested={"transforms": "transforms"},
+                functions=False)  # fmt: skip
 SOURCES = {
     "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS, ("torchvision.models",),
                    "^(?!get_|list_)[a-z]", offered=NETWORK,

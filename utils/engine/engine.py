@@ -107,9 +107,9 @@ class Engine:
         their networks differ.
         """
         model = model.to(self.device)
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+        if not getattr(unwrap(model), "takes_channels_last", True):
+            self.memory_format = torch.contiguous_format
+        set_memory_format(model, self.memory_format)
         if distributed.world_size() > 1:
             if self.sync_batchnorm:
                 model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -250,6 +250,13 @@ class Running:
 
     def _wrap(self, part: nn.Module) -> "Running":
         return Running(self._engine, part)
+
+
+def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the parameters with four axes in this format; a convolution's output follows them."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
