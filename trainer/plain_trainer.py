@@ -21,7 +21,7 @@ class PlainTrainer(BaseTrainer):
     def train(self) -> dict[str, float]:
         # An error in network, loss or metrics shows now, with an explanation, and not in epoch 1.
         settings = (self.task, self.metrics, self.engine)
-        rehearse(unwrap(self.model), self.data_loader, *settings, training=True)
+        rehearse(unwrap(self.model), self.data_loader, *settings, self.task.train_steps)
         return super().train()
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:

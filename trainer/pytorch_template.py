@@ -22,6 +22,11 @@ class TemplateTrainer(BaseTrainer):
     """
 
     validates_itself = True
+    not_kept = (
+        *BaseTrainer.not_kept,
+        "device", "do_validation", "metric_ftns", "train_metrics", "valid_metrics", "log_step",
+        "lr_scheduler",
+    )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
