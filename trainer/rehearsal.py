@@ -40,13 +40,13 @@ class Tried:
     Attributes:
         place: the batch in words
         hint: what may help if it cannot be taken
-        inputs: the network's arguments, of each call
+        inputs: the network's arguments, of each call: (args, kwargs)
         doubts: lines about the loss
     """
 
     place: str
     hint: str
-    inputs: list[tuple] = field(default_factory=list)
+    inputs: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     def watch_loss(self, criterion: Callable, loader: BaseDataLoader) -> Callable:
@@ -73,7 +73,7 @@ class Watched(Running):
         self._tried = tried
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._tried.inputs.append(args)
+        self._tried.inputs.append((args, kwargs))
         name = type(unwrap(self._model)).__name__
         with explained(f"arch: {name} cannot take {self._tried.place}", self._tried.hint):
             return super().__call__(*args, **kwargs)

@@ -206,10 +206,11 @@ class Trainer(BaseTrainer):
             self.signals.check()
             yield from islice(batches, 1)
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> tuple[tuple, dict[str, Any]]:
         """Log the layers, and try a training step and an evaluation; see `trainer.rehearsal`.
 
-        Raises UserError if network, loss, metrics and data do not fit each other.
+        Returns the arguments of the network. Raises UserError if network, loss, metrics and data do
+        not fit each other.
         """
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
@@ -217,7 +218,8 @@ class Trainer(BaseTrainer):
         step, tried = rehearse(network, self.data_loader, *settings, training=True)
         if isinstance(self.valid_data_loader, BaseDataLoader):
             rehearse(network, self.valid_data_loader, *settings, training=False)
-        rows = summary(network, *map_tensors(tried.inputs[0], lambda tensor: tensor[:2]))
+        args, kwargs = map_tensors(tried.inputs[0], lambda tensor: tensor[:2])
+        rows = summary(network, *args, **kwargs)
         self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
         self.logger.debug(f"task: {type(self.task).__name__}")
         for line in tried.doubts:
@@ -225,6 +227,7 @@ class Trainer(BaseTrainer):
         if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(step.output.shape[-1]))
             class_number(name, self.data_loader.classes or list(numbers))
+        return tried.inputs[0]
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""
