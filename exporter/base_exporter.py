@@ -30,25 +30,29 @@ class BaseExporter(ABC):
         self.max_accuracy_drop = max_accuracy_drop
 
     @abstractmethod
-    def export(self, model: nn.Module, example: Tensor, path: Path, metadata: dict) -> None:
+    def export(
+        self, model: nn.Module, example: dict[str, Tensor], path: Path, metadata: dict
+    ) -> None:
         """Write `model` and its metadata to `path`; the file must accept batches of any size.
 
         Args:
-            model: in evaluation mode; has the file's input and output
-            example: a batch of 2
+            model: in evaluation mode; takes the values of `example`, and gives a tensor, or a
+                tuple of them
+            example: the file's inputs by name, for a batch of 2
             path: ends in `suffix`
-            metadata: plain data: classes, input, preprocess, config ...
+            metadata: plain data: classes, input, preprocess, config ...; "signature" says which
+                axes of the inputs are dynamic, and names the outputs
         """
 
     @abstractmethod
-    def predict(self, path: Path, batch: np.ndarray) -> np.ndarray:
-        """Return the output (N, ...) of the network in the file for a batch (N, ...)."""
+    def predict(self, path: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs of the network in the file for a batch: arrays (N, ...) by name."""
 
     def load(self, path: Path, threads: int = 1, device: str = "cpu") -> Runner:
         """`predict` of one file, for many batches; override it if opening the file takes time."""
         return partial(self.predict, path)
 
-    def quantize(self, path: Path, samples: list[np.ndarray], target: Path) -> None:
+    def quantize(self, path: Path, samples: list[dict[str, np.ndarray]], target: Path) -> None:
         """Write the network in `path` as int8 to `target`, calibrated on `samples`: batches of 1.
 
         Raises UserError if the format has no int8.
@@ -56,6 +60,6 @@ class BaseExporter(ABC):
         raise UserError(f"--int8: {type(self).__name__} does not support int8")
 
     def network(self, path: Path, state: dict, threads: int = 1) -> ExportedNetwork:
-        """Return the file as a network; `state` is the checkpoint it was exported from."""
+        """Return the file as a network; `state` is its checkpoint, and the "signature"."""
         state = state | {"preprocessed": self.preprocess, "softmax": self.softmax}
         return ExportedNetwork(path.name, partial(self.load, path, threads), state)

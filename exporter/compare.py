@@ -46,10 +46,11 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
                 file = Path(temporary) / f"{number}{exporter.suffix}"
                 network, metadata = export_network(exporter, own, file, origins[name])
             evaluation = own(network)
-            example = network.raw(own.loader.example[None])
+            [call] = own.calls(own.loader, [[0]])
+            example = network.raw(*call)
             runs[name] = partial(network.opened(own.engine.device), example)
             sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
-            results = {"samples": len(evaluation.outputs), "accuracy": evaluation.accuracy}
+            results = {"samples": evaluation.samples, "accuracy": evaluation.accuracy}
             rows.append({"file": name, "megabytes": file.stat().st_size / 1e6, **sizes, **results})
         latency = spreads(interleaved(runs))
     for row in rows:

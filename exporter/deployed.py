@@ -6,51 +6,64 @@ must stay the inverse of the other.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.base_data_loader import BaseDataLoader
 from exporter.latency import interleaved, spread
-from model.heads import main_output
+from exporter.signature import Call, flatten, leaves, rebuild
 from tester.predictions import is_image
+from utils.engine.engine import map_tensors
 from utils.errors import UserError
 
-Runner = Callable[[np.ndarray], np.ndarray]  # the network in a file: output of a batch
+# the network in a file: its outputs for a batch of its inputs, by name
+Runner = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 PREPROCESS = "exporter.args.preprocess"
 
 
 class Deployed(nn.Module):
-    """A network with the input and output of an exported file.
+    """A network with the inputs and outputs of an exported file: tensors, none of them nested.
 
     Args:
         network: with `preprocess` it takes normalized float32 (N, C, H, W), else anything
+        call: arguments for it; later calls have other tensors in their places
         input_spec: a checkpoint's "input": shape, mean, std, range
         preprocess: take uint8 (N, H, W, C) and normalize it
-        softmax: give probabilities (N, classes)
+        softmax: give probabilities; the network gives one tensor (N, classes)
 
     Raises UserError if `preprocess` is set and the input is not an image, or mean and std are
     unknown.
     """
 
-    def __init__(self, network: nn.Module, input_spec: dict, preprocess: bool, softmax: bool):
+    def __init__(
+        self, network: nn.Module, call: Call, input_spec: dict, preprocess: bool, softmax: bool
+    ):
         super().__init__()
-        self.network, self.preprocess, self.softmax = network, preprocess, softmax
+        self.network, self.call = network, call
+        self.preprocess, self.softmax = preprocess, softmax
         if preprocess:
+            shapes = [list(tensor.shape[1:]) for _, tensor in leaves(call)]
+            if shapes != [input_spec["shape"]]:
+                raise UserError(f"{PREPROCESS}: the network does not take images, but {shapes}")
             for name, value in zip(("mean", "std"), normalization(input_spec), strict=True):
                 self.register_buffer(name, value)
         self.eval()
 
-    def forward(self, data: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.preprocess:
-            data = (data.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        output = main_output(self.network(data))
-        return output.softmax(1) if self.softmax else output
+            inputs = ((inputs[0].permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std,)
+        rest = iter(inputs)
+        args, kwargs = map_tensors(self.call, lambda _: next(rest))
+        outputs = [tensor for _, tensor in leaves(self.network(*args, **kwargs))]
+        if self.softmax:
+            return outputs[0].softmax(1)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 class ExportedNetwork(nn.Module):
-    """An exported file as a network: takes the data loader's batches and gives logits.
+    """An exported file as a network: takes what the network takes, and gives what that gives.
 
     The file is opened once, on the device of the first batch.
 
@@ -58,24 +71,33 @@ class ExportedNetwork(nn.Module):
         name: the file's name in messages
         load: opens the file on a device ("cpu", "cuda:0") and returns a function of a batch
         state: the file's metadata: "input" (shape, mean, std), "classes" (names or None),
-            "preprocessed" (it takes uint8 (N, H, W, C)), "softmax" (it gives probabilities)
+            "preprocessed" (it takes uint8 (N, H, W, C)), "softmax" (it gives probabilities),
+            "signature"
     """
 
     is_exported = True
 
     def __init__(self, name: str, load: Callable[[str], Runner], state: dict):
         super().__init__()
-        self.name, self.load = name, load
+        self.name, self.load, self.signature = name, load, state["signature"]
         self.input_spec, self.classes = state["input"], state["classes"]
         self.preprocess, self.softmax = state["preprocessed"], state["softmax"]
+        self.first: dict[str, np.ndarray] = {}  # the inputs of the first batch
         self._run: Runner | None = None
 
-    def forward(self, data: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises UserError if the file rejects the data, or has a wrong number of classes."""
-        output = torch.from_numpy(self.opened(data.device)(self.raw(data))).to(data.device)
-        count = output.shape[1] if output.ndim == 2 else 1
-        if self.classes is not None and count not in (1, len(self.classes)):
-            raise UserError(f"{self.name} has {count} classes, the data has {len(self.classes)}")
+        inputs = self.raw(args, kwargs)
+        self.first = self.first or inputs
+        device = next(tensor.device for _, tensor in leaves((args, kwargs)))
+        outputs = self.opened(device)(inputs).items()
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs}
+        output = rebuild(self.signature["result"], tensors)
+        if isinstance(output, Tensor) and self.classes is not None:
+            count = output.shape[1] if output.ndim == 2 else 1
+            if count not in (1, len(self.classes)):
+                classes = len(self.classes)
+                raise UserError(f"{self.name} has {count} classes, the data has {classes}")
         # every loss, softmax and metric treats log-probabilities like logits
         return output.clamp(min=torch.finfo(output.dtype).tiny).log() if self.softmax else output
 
@@ -85,27 +107,29 @@ class ExportedNetwork(nn.Module):
             self._run = self.load(str(device))
         return self._run
 
-    def raw(self, data: Tensor) -> np.ndarray:
-        """Convert the loader's batch to the file's input. Raises UserError."""
-        inputs = denormalize(data, self.input_spec) if self.preprocess else data
-        return inputs.detach().cpu().contiguous().numpy()
+    def raw(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Convert the network's arguments to the file's inputs. Raises UserError."""
+        tensors = flatten(self.signature, args, kwargs, self.name)
+        if self.preprocess:
+            tensors = {k: denormalize(tensor, self.input_spec) for k, tensor in tensors.items()}
+        return {k: tensor.detach().cpu().contiguous().numpy() for k, tensor in tensors.items()}
 
-    def measure_speed(
-        self, loader: BaseDataLoader, device: torch.device, threads: int
-    ) -> dict[str, str | float]:
-        """Measure the file on the loader's first batch, in the session that is already open.
+    def measure_speed(self, device: torch.device, threads: int) -> dict[str, str | float]:
+        """Measure the file on the first batch that it saw, in the session that is already open.
 
         Returns "device", "threads", "p50" and "p95" (milliseconds for one sample), "batch_size"
         and "samples_per_second" (in such batches).
         """
-        batch, run = self.raw(next(iter(loader))[0]), self.opened(device)
-        times = interleaved({"one": partial(run, batch[:1]), "all": partial(run, batch)})
+        batch, run = self.first, self.opened(device)
+        count = len(next(iter(batch.values())))
+        one = {k: part[:1] if part.shape[:1] == (count,) else part for k, part in batch.items()}
+        times = interleaved({"one": partial(run, one), "all": partial(run, batch)})
         return {
             "device": str(device),
             "threads": threads,
             **spread(times["one"]),
-            "batch_size": len(batch),
-            "samples_per_second": len(batch) / spread(times["all"])["p50"] * 1000,
+            "batch_size": count,
+            "samples_per_second": count / spread(times["all"])["p50"] * 1000,
         }
 
 

@@ -1,22 +1,27 @@
 """Evaluate several networks on the same samples: checkpoint and file, fp32 and int8."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader
-from base.base_task import Step
+from base.base_task import BaseTask, Step
+from exporter.signature import Call, Place, leaves
 from tester.predictions import is_classification
 from tester.trained import build_engine, build_eval_loader
 from trainer.build import build_task, build_trained_network, restore_task, trained_state
 from trainer.evaluate import evaluate, progress
 from utils.config.config import ConfigParser
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, Running, map_tensors
+from utils.errors import UserError
 
 CHECK_SAMPLES = 12  # of --check
 
@@ -27,13 +32,28 @@ class Evaluation:
 
     Attributes:
         metrics: the loss, the config's metrics and, of a classifier, the accuracy
-        outputs: (N, ...)
+        samples: how many there were
+        outputs: of each call of the network, by their places in its output
+        predicted: classes (N,); None if there are none
         accuracy: share of samples with the right predicted class; None if there are no classes
     """
 
     metrics: dict[str, float]
-    outputs: np.ndarray
-    accuracy: float | None
+    samples: int
+    outputs: dict[Place, list[np.ndarray]]
+    predicted: np.ndarray | None = None
+    accuracy: float | None = None
+
+
+class _CalledError(Exception):
+    """The task has called the network, with the arguments `args`."""
+
+
+class _Asking(Running):
+    """A network that is not to run."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _CalledError(args, kwargs)
 
 
 class Evaluator:
@@ -83,40 +103,77 @@ class Evaluator:
         ask for another image size.
         """
         state = trained_state(self.config)
-        return state | {"input": state["input"] | {"shape": list(self.loader.example.shape)}}
+        return state | {"input": state["input"] | {"shape": self.loader.input["shape"]}}
 
-    def __call__(
-        self, network: nn.Module, rebatch: Callable[[Iterable], Iterable] = iter
-    ) -> Evaluation:
-        """Evaluate `network`; `rebatch` makes other batches of the loader's."""
-        outputs, correct, batches = [], [], self.loader
-        if self.check:
-            batches = [tuple(part[:CHECK_SAMPLES] for part in next(iter(self.loader)))]
+    @cached_property
+    def task(self) -> BaseTask:
+        """Calls the networks."""
+        criterion = self.config.init_obj("loss")
+        task = build_task(self.config, self.engine, self.network, criterion, self.loader)
+        restore_task(task, self.state, self.config, self.engine)
+        return task
+
+    def __call__(self, network: nn.Module, sizes: Sequence[int] = ()) -> Evaluation:
+        """Evaluate `network` in batches of these `sizes` in turn, by default in the loader's."""
+        outputs: dict[Place, list[np.ndarray]] = {}
+        counts, answers = [], []
 
         def keep(step: Step) -> None:
-            outputs.append(step.output.float().cpu())
+            counts.append(step.count)
             if is_classification(step.target, step.output):
-                correct.append((step.output.argmax(1) == step.target).cpu())
+                answers.append(torch.stack([step.output.argmax(1), step.target]).cpu())
 
-        criterion, engine = self.config.init_obj("loss"), self.engine
-        task = build_task(self.config, engine, self.network, criterion, self.loader)
-        restore_task(task, self.state, self.config, engine)
-        metrics = evaluate(
-            self.engine.prepare(network),
-            progress(rebatch(batches), self.split),
-            task,
-            self.engine.to_device(self.config.init_obj("metrics")),
-            self.engine,
-            keep,
-        )
-        if len(correct) < len(outputs):
-            return Evaluation(metrics, torch.cat(outputs).numpy(), None)
-        accuracy = torch.cat(correct).double().mean().item()
-        return Evaluation(metrics | {"accuracy": accuracy}, torch.cat(outputs).numpy(), accuracy)
+        def keep_outputs(network: nn.Module, args: tuple, output: Any) -> None:
+            for place, tensor in leaves(output):
+                outputs.setdefault(place, []).append(tensor.cpu().numpy())
 
-    def training_samples(self, count: int) -> Tensor:
-        """Return `count` training samples (count, ...), evenly spaced and not augmented."""
-        samples = build_eval_loader(self.config, "train").dataset
-        count = min(count, len(samples), CHECK_SAMPLES if self.check else count)
-        positions = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
-        return torch.stack([samples[0, position, 0][0] for position in positions])
+        stop = CHECK_SAMPLES if self.check else None
+        positions = islice(range(len(self.loader.dataset)), stop)
+        turns = cycle(sizes or [self.loader.batch_size])
+        chunks = list(iter(lambda: list(islice(positions, next(turns))), []))
+        batches = batches_of(self.loader, chunks, self.loader.num_workers)
+        metrics = self.engine.to_device(self.config.init_obj("metrics"))
+        model = self.engine.prepare(network)
+        with model.register_forward_hook(keep_outputs):
+            batches = progress(batches, self.split)
+            values = evaluate(model, batches, self.task, metrics, self.engine, keep)
+        if len(answers) < len(counts):
+            return Evaluation(values, sum(counts), outputs)
+        predicted, target = torch.cat(answers, 1)
+        values["accuracy"] = (predicted == target).double().mean().item()
+        return Evaluation(values, sum(counts), outputs, predicted.numpy(), values["accuracy"])
+
+    def calls(self, loader: BaseDataLoader, batches: list[list[int]]) -> list[Call]:
+        """The arguments with which the task first calls the network, for batches of the samples at
+        these positions. Raises UserError if it does not call it.
+        """
+        model, calls = _Asking(self.engine, self.engine.prepare(self.network)), []
+        for batch in map(self.engine.to_device, batches_of(loader, batches)):
+            try:
+                with torch.no_grad():
+                    self.task.step(model, batch)
+            except _CalledError as call:
+                calls.append(map_tensors(call.args, Tensor.cpu))
+        if len(calls) < len(batches):
+            raise UserError(
+                f"task: {type(self.task).__name__} does not call the network as a whole"
+            )
+        return calls
+
+    def training_calls(self, count: int) -> list[Call]:
+        """Calls for `count` training samples, one by one, evenly spaced and not augmented."""
+        loader = build_eval_loader(self.config, "train")
+        positions = spaced(len(loader.dataset), CHECK_SAMPLES if self.check else count)
+        return self.calls(loader, [[position] for position in positions])
+
+
+def spaced(length: int, count: int) -> list[int]:
+    """At most `count` positions in a sequence, evenly spaced."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
+def batches_of(loader: BaseDataLoader, batches: list[list[int]], workers: int = 0) -> DataLoader:
+    """Batches of the samples at these positions, made as `loader` makes them."""
+    keys = [[(0, position, 0) for position in batch] for batch in batches]
+    options = {"num_workers": workers, "collate_fn": loader.collate_fn}
+    return DataLoader(loader.dataset, batch_sampler=keys, **options)

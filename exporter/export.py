@@ -1,17 +1,21 @@
 import json
 import logging
+import math
 import os
 import tempfile
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from exporter.base_exporter import BaseExporter
 from exporter.deployed import Deployed, ExportedNetwork, describe_input
-from exporter.evaluator import Evaluator
+from exporter.evaluator import Evaluator, spaced
 from exporter.latency import interleaved, spreads
-from exporter.proof import in_sizes, prove
+from exporter.proof import SIZES, prove
+from exporter.signature import build_signature, find_shapes, leaves
 from logger.files import aligned, threads_in_words
 from model.summary import count
 from utils.checkpoint import origin_beside, output_dir
@@ -21,6 +25,7 @@ from utils.files import write_text
 from utils.versions import versions
 
 CALIBRATION = 128  # training samples
+PROBES = 16  # batches of two, and as many of one, that tell which axes are dynamic
 
 
 class Export:
@@ -67,13 +72,16 @@ class Export:
 
     def prove(self) -> None:
         """Compare the file with the network on real samples, and evaluate both."""
-        reference = self.evaluator(self.evaluator.network, in_sizes)
-        self.evaluation = self.evaluator(self.exported, in_sizes)
+        reference = self.evaluator(self.evaluator.network, SIZES)
+        try:
+            self.evaluation = self.evaluator(self.exported, SIZES)
+        except UserError as error:
+            raise RunError(f"the file does not work with other samples: {error}") from error
         self.report["metrics"]["checkpoint"] = reference.metrics
         self.report["metrics"][self.path.name] = self.evaluation.metrics
-        proof = prove(reference.outputs, self.evaluation.outputs, self.exporter.softmax)
-        # NaN is not valid JSON
-        self.report["proof"] = {k: v if v == v else None for k, v in proof.items()}
+        proof = prove(reference, self.evaluation, self.exporter.softmax)
+        # NaN and infinity are not valid JSON
+        self.report["proof"] = {k: v if v == v != math.inf else None for k, v in proof.items()}
         result = (
             f"largest difference {proof['max_difference']:.3g}, {proof['relative_difference']:.3g} "
             f"of the largest output (at most {proof['tolerance']:g})"
@@ -91,15 +99,14 @@ class Export:
         if self.evaluation.accuracy is None:
             raise UserError("--int8 needs a classifier, output (N, classes), to compare accuracy")
         path = self.path.with_name(f"{self.path.stem}.int8{self.exporter.suffix}")
-        samples = self.evaluator.training_samples(CALIBRATION)
-        raw = [self.exported.raw(sample[None]) for sample in samples]
-        self.exporter.quantize(self.written[0], raw, self._unproven(path))
-        state, threads = self.evaluator.state, self.evaluator.threads
-        network = self.exporter.network(self._unproven(path), state, threads)
-        quantized, accuracy = self.evaluator(network, in_sizes), self.evaluation.accuracy
+        samples = [self.exported.raw(*call) for call in self.evaluator.training_calls(CALIBRATION)]
+        self.exporter.quantize(self.written[0], samples, self._unproven(path))
+        state = self.evaluator.state | {"signature": self.exported.signature}
+        network = self.exporter.network(self._unproven(path), state, self.evaluator.threads)
+        quantized, accuracy = self.evaluator(network, SIZES), self.evaluation.accuracy
         drop, allowed = accuracy - quantized.accuracy, self.exporter.max_accuracy_drop
         passed = drop <= allowed + 1e-9
-        same = quantized.outputs.argmax(1) == self.evaluation.outputs.argmax(1)
+        same = quantized.predicted == self.evaluation.predicted
         self.report["metrics"][path.name] = quantized.metrics
         self.report["int8"] = {
             "calibration_samples": len(samples),
@@ -114,7 +121,8 @@ class Export:
 
     def measure(self) -> None:
         """Measure the size of the files, and their latency side by side at batch size 1."""
-        example = self.exported.raw(self.evaluator.loader.example[None])
+        [call] = self.evaluator.calls(self.evaluator.loader, [[0]])
+        example = self.exported.raw(*call)
         threads, device = self.evaluator.threads, str(self.evaluator.engine.device)
         files = {path.name: self.exporter.load(path, threads, device) for path in self.written}
         times = interleaved({name: partial(run, example) for name, run in files.items()})
@@ -171,12 +179,25 @@ def export_network(
 
     `origin` is the file's record, from `utils.checkpoint.origin_beside`.
     """
-    example, state = torch.stack([evaluator.loader.example] * 2), evaluator.state
-    deployed = Deployed(evaluator.network, state["input"], exporter.preprocess, exporter.softmax)
+    positions, network = spaced(len(evaluator.loader.dataset), PROBES), evaluator.network.cpu()
+    chunks = [*map(list, pairwise([*positions, 0])), *([position] for position in positions)]
+    calls = evaluator.calls(evaluator.loader, chunks)
+    longest = max(calls[: len(positions)], key=lambda c: sum(t.numel() for _, t in leaves(c)))
+    args, kwargs = longest
+    size, output = count(network, *args, **kwargs)
+    if exporter.softmax and not (isinstance(output, Tensor) and output.ndim > 1):
+        raise UserError("exporter.args.softmax: the output is not (N, classes)")
+    settings = evaluator.state["input"], exporter.preprocess, exporter.softmax
+    deployed = Deployed(network, longest, *settings)
+    signature = build_signature(network, longest, output)
+    state = evaluator.state | {"signature": signature}
     exported = exporter.network(path, state, evaluator.threads)
-    metadata = describe(exporter, evaluator) | count(evaluator.network, example)
-    metadata["origin"] = origin
-    exporter.export(deployed, torch.from_numpy(exported.raw(example)), path, metadata)
+    inputs = [exported.raw(*call) for call in calls]
+    signature["shapes"] = find_shapes(inputs, [len(chunk) for chunk in chunks])
+    signature["dtypes"] = {name: str(array.dtype) for name, array in inputs[0].items()}
+    metadata = describe(exporter, evaluator) | size | {"signature": signature, "origin": origin}
+    example = {name: torch.from_numpy(part) for name, part in exported.raw(*longest).items()}
+    exporter.export(deployed, example, path, metadata)
     return exported, metadata
 
 

@@ -13,14 +13,13 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
 def quantize_static(
-    source: Path, input_name: str, samples: list[np.ndarray], target: Path, method: str
+    source: Path, samples: list[dict[str, np.ndarray]], target: Path, method: str
 ) -> None:
     """Write the .onnx file `source` as int8 to `target`.
 
     Args:
         source: the .onnx file
-        input_name: name of its input
-        samples: calibration data, batches of 1
+        samples: calibration data, batches of 1: its inputs by name
         target: the file to write
         method: one of METHODS, to choose the range of each activation
     """
@@ -36,7 +35,7 @@ def quantize_static(
             self.rest = iter(samples[start_index:end_index])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(({input_name: sample} for sample in self.rest), None)
+            return next(self.rest, None)
 
     # the strides must all have one size
     stride = next(n for n in range(min(STRIDE, len(samples)), 0, -1) if len(samples) % n == 0)

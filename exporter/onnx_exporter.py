@@ -15,22 +15,24 @@ from torch import Tensor, nn
 
 from exporter import onnx_file
 from exporter.base_exporter import BaseExporter
-from exporter.deployed import Runner
+from exporter.deployed import Deployed, Runner
 from exporter.int8 import quantize_static
+from exporter.signature import BATCH, output_names
 from model.summary import plain_attention
 from utils.config.hints import PositiveInt
 from utils.engine.engine import unwrap
-from utils.errors import RunError, UserError, first_line
+from utils.errors import RunError, UserError
 
 OLDEST, OLDEST_DYNAMO = 11, 18  # opsets of torch's TorchScript and its dynamo exporter
 OPSET = "exporter.args.opset"
-INPUT, OUTPUT, BATCH = "input", "output", "batch"
+OLDER = f"{OPSET}=17 uses torch's older exporter, which can do other networks"
 
 
 class OnnxExporter(BaseExporter):
     """One self-contained .onnx file: weights and, as metadata, classes, preprocessing and config.
 
-    Its input is called "input", its output "output"; a batch may have any size.
+    One input is called "input", one output "output"; several are called as in the network. A batch
+    may have any size.
 
     Args:
         opset: version of ONNX's operators; torch's TorchScript exporter writes 11 to 17, which
@@ -51,7 +53,9 @@ class OnnxExporter(BaseExporter):
         super().__init__(**kwargs)
         self.opset, self.method = opset, method
 
-    def export(self, model: nn.Module, example: Tensor, path: Path, metadata: dict) -> None:
+    def export(
+        self, model: nn.Module, example: dict[str, Tensor], path: Path, metadata: dict
+    ) -> None:
         """Raises UserError if the opset is impossible, RunError if torch cannot export `model`."""
         import onnx
 
@@ -59,31 +63,34 @@ class OnnxExporter(BaseExporter):
         if self.opset is not None and not OLDEST <= self.opset <= newest:
             raise UserError(f"{OPSET}: {self.opset} should be {OLDEST} to {newest}")
         legacy = self.opset is not None and self.opset < OLDEST_DYNAMO
+        signature = metadata["signature"]
         try:
-            file = onnx.load_from_string(to_onnx(model, example, self.opset, legacy))
+            file = onnx.load_from_string(to_onnx(model, example, signature, self.opset, legacy))
         except Exception as error:  # its type depends on where the exporter failed
-            name, reason = metadata.get("arch", type(model).__name__), first_line(error)
-            raise RunError(f"torch cannot export {name} to ONNX: {reason}") from error
+            name, reason = metadata.get("arch", type(model).__name__), explain(error)
+            advice = "" if legacy else f"; {OLDER}"
+            raise RunError(f"torch cannot export {name} to ONNX: {reason}{advice}") from error
         written = next(entry.version for entry in file.opset_import if entry.domain == "")
         if self.opset not in (None, written):
             raise UserError(f"{OPSET}: {self.opset} does not work for this network, {written} does")
         onnx_file.save(file, path, {}, metadata | {"opset": written})
 
-    def predict(self, path: Path, batch: np.ndarray) -> np.ndarray:
+    def predict(self, path: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.load(path)(batch)
 
     def load(self, path: Path, threads: int = 1, device: str = "cpu") -> Runner:
         return onnx_file.runner(path, threads, device)
 
-    def quantize(self, path: Path, samples: list[np.ndarray], target: Path) -> None:
+    def quantize(self, path: Path, samples: list[dict[str, np.ndarray]], target: Path) -> None:
         """Static QDQ: activations U8, weights S8 per channel; the metadata is kept."""
         import onnx
 
+        file, metadata = onnx.load(path), {"method": self.method, "samples": len(samples)}
+        used = {entry.name for entry in file.graph.input}
+        samples = [{name: sample[name] for name in used} for sample in samples]
         with quiet():
-            quantize_static(path, INPUT, samples, target, self.method)
-        metadata = {"int8": {"method": self.method, "samples": len(samples)}}
-        kept = onnx_file.entries(onnx.load(path))
-        onnx_file.save(onnx.load(target), target, kept, metadata)
+            quantize_static(path, samples, target, self.method)
+        onnx_file.save(onnx.load(target), target, onnx_file.entries(file), {"int8": metadata})
 
 
 def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
@@ -92,35 +99,59 @@ def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
     Raises UserError if torch cannot export it.
     """
     network, example = copy.deepcopy(unwrap(network)).cpu().eval(), example.detach().cpu()
+    deployed = Deployed(network, ((example,), {}), {}, preprocess=False, softmax=False)
+    signature: dict = {"shapes": {"input": [BATCH]}, "result": "output"}
     # The TorchScript exporter takes a tenth of the time; the dynamo exporter does what it cannot.
     for opset, legacy in ((OLDEST_DYNAMO - 1, True), (None, False)):
         try:
-            return to_onnx(network, example, opset, legacy)
+            return to_onnx(deployed, {"input": example}, signature, opset, legacy)
         except Exception as error:  # its type depends on where the exporter failed
             failure = error
-    name, reason = type(network).__name__, first_line(failure)
+    name, reason = type(network).__name__, explain(failure)
     raise UserError(f"{name} cannot be exported to ONNX to be measured: {reason}") from failure
 
 
-def to_onnx(model: nn.Module, example: Tensor, opset: int | None, legacy: bool) -> bytes:
+def to_onnx(
+    model: Deployed, example: dict[str, Tensor], signature: dict, opset: int | None, legacy: bool
+) -> bytes:
     """Return `model` as an .onnx file's content, for batches of any size.
 
     Args:
         model: in evaluation mode
-        example: a batch of its input
+        example: the inputs by name
+        signature: says which of their axes are dynamic, and names the outputs
         opset: None for torch's default
         legacy: use torch's TorchScript exporter, not its dynamo exporter
     """
-    shapes = {"dynamic_axes": {INPUT: {0: BATCH}, OUTPUT: {0: BATCH}}}
+    axes = {
+        name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+        for name, shape in signature["shapes"].items()
+    }
+    outputs = output_names(signature["result"])
+    shapes = {"dynamic_axes": axes | {name: {0: BATCH} for name in outputs}}
     if not legacy:
-        shapes = {"dynamic_shapes": ({0: torch.export.Dim(BATCH, min=1)},)}
+        shapes = {"dynamic_shapes": (tuple(axes.values()),)}
     file = io.BytesIO()
     with quiet(), plain_attention(), torch.no_grad():
-        torch.onnx.export(
-            model, (example,), file, dynamo=not legacy, opset_version=opset, verbose=False,
-            external_data=False, input_names=[INPUT], output_names=[OUTPUT], **shapes,
+        program = torch.onnx.export(
+            model, tuple(example.values()), file if legacy else None, dynamo=not legacy,
+            opset_version=opset, verbose=False, external_data=False, input_names=list(axes),
+            output_names=outputs, **shapes,
         )  # fmt: skip
+        if program is not None:
+            for node in program.model.graph.all_nodes():  # torch may have called one like an output
+                for value in node.outputs:
+                    if value.name in (*axes, *outputs) and not value.is_graph_output():
+                        value.name = f"{value.name}.inner"
+            program.save(file)
     return file.getvalue()
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong in torch's exporter: advice and stack traces come around it."""
+    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    end = next((n for n, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:end]) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -31,6 +31,16 @@ class Input(TypedDict):
     shape: list[int]
 
 
+class Signature(TypedDict):
+    """How the network's arguments and output become those of the file, see exporter.signature."""
+
+    parameters: list[str]  # forward()'s
+    inputs: dict[str, list[str | int]]  # of the file -> place in the arguments
+    result: Any
+    shapes: NotRequired[dict[str, list[int | str]]]  # of the inputs; what is not fixed has a name
+    dtypes: NotRequired[dict[str, str]]
+
+
 # What we write and read back, each value as JSON text.
 HINTS = {
     **dict.fromkeys(("name", "arch"), str),
@@ -40,6 +50,7 @@ HINTS = {
     "config": dict,
     "classes": list[str] | None,
     "input": Input,
+    "signature": Signature,
 }
 
 
@@ -61,7 +72,8 @@ def load(path: Path) -> dict:
     if not model.graph.node or not model.graph.output:
         raise CheckpointError(f"{path} cannot be read as an ONNX file: it contains no network")
     state = {"state_dict": {}, "arch": model.graph.name, "epoch": 0, "softmax": False,
-             "preprocessed": False, "config": None, "classes": None, "input": None}  # fmt: skip
+             "preprocessed": False, "config": None, "classes": None, "input": None,
+             "signature": default_signature(model)}  # fmt: skip
     metadata = entries(model)
     ours = {"config", "classes", "input"} <= metadata.keys()
     for key in metadata if ours else metadata.keys() & {"inspection"}:
@@ -72,6 +84,14 @@ def load(path: Path) -> dict:
             reason = error.errors()[0]["msg"]
             raise CheckpointError(f"{path}: its metadata is damaged: {key}: {reason}") from error
     return state
+
+
+def default_signature(model: "ModelProto") -> Signature:
+    """Of a file without one: its inputs are the arguments, its first output is the result."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names = [entry.name for entry in model.graph.input if entry.name not in weights]
+    inputs = {name: [name] for name in names}
+    return {"parameters": names, "inputs": inputs, "result": model.graph.output[0].name}
 
 
 def entries(model: "ModelProto") -> dict[str, str]:
@@ -113,19 +133,19 @@ def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
 
 
 def runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
-    """Open the file and return its network, a function of a batch. Raises UserError."""
+    """Open the file and return its network, see `Runner`. Raises UserError."""
     opened = session(path, threads, device)
-    inputs, output = opened.get_inputs(), opened.get_outputs()[0].name
-    if len(inputs) != 1:
-        names = ", ".join(entry.name for entry in inputs)
-        raise UserError(f"{path} has {len(inputs)} inputs, {names}; it should have one")
+    inputs, outputs = opened.get_inputs(), [entry.name for entry in opened.get_outputs()]
 
-    def run(batch: np.ndarray) -> np.ndarray:
+    def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # torch leaves out what the network does not use
+        used = {entry.name: batch[entry.name] for entry in inputs if entry.name in batch}
         try:
-            return opened.run([output], {inputs[0].name: batch})[0]
+            return dict(zip(outputs, opened.run(outputs, used), strict=True))
         except Exception as error:  # onnxruntime's dozen types share no base class
-            size, reason = "x".join(map(str, batch.shape)), " ".join(str(error).split())
-            message = f"{path} cannot take a batch of {size}, {batch.dtype}: {reason}"
+            shapes = [f"{'x'.join(map(str, part.shape))}, {part.dtype}" for part in used.values()]
+            reason = " ".join(str(error).split())
+            message = f"{path} cannot take a batch of {'; '.join(shapes)}: {reason}"
             raise UserError(message) from error
 
     return run
@@ -156,7 +176,7 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> "Infe
         raise UserError(missing.format("onnxruntime-gpu in place of onnxruntime"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # whatever matters also raises an exception
+    options.log_severity_level = 4  # whatever matters also raises an exception
     # Spinning threads slow down the next session: 132 ms instead of 25 for a ResNet-18.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings = {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {}

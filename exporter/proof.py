@@ -1,53 +1,59 @@
 """Does a file compute what its network computes?"""
 
-from collections.abc import Iterable, Iterator
-from itertools import cycle, islice
+import math
+from itertools import zip_longest
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from exporter.evaluator import Evaluation
+from utils.errors import RunError
 
 # Of the largest output; rounding alone is 5e-5 in an untrained inception_v3, a tenth in the others.
 TOLERANCE = 1e-4
 SIZES = (1, 5)  # one as in production, and one that differs from the example's
 
 
-def in_sizes(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the same samples, in batches of `SIZES` in turn."""
-    samples = (sample for data, target in batches for sample in zip(data, target, strict=True))
-    for size in cycle(SIZES):
-        batch = list(islice(samples, size))
-        if not batch:
-            return
-        data, target = zip(*batch, strict=True)
-        yield torch.stack(data), torch.stack(target)
-
-
 def prove(
-    reference: np.ndarray, exported: np.ndarray, probabilities: bool = False
+    reference: Evaluation, exported: Evaluation, probabilities: bool = False
 ) -> dict[str, float | list[int] | None]:
-    """Compare the outputs (N, ...) of a network and of its file for the same samples.
+    """Compare all outputs of a network and of its file for the same batches of `SIZES`.
 
     With `probabilities` the softmax of both is compared, because the file gives that. "agreement"
     is the share of samples with the same predicted class, None if there are no classes. Outputs
-    that are all zero, or NaN, do not pass.
+    that are all zero, or NaN, do not pass. Raises RunError if the outputs have other shapes.
     """
-    if reference.shape != exported.shape:
-        raise ValueError(f"outputs {reference.shape} and {exported.shape}")
-    classes = reference.ndim == 2 and reference.shape[1] > 1
-    agreement = float((reference.argmax(1) == exported.argmax(1)).mean()) if classes else None
-    if probabilities:
-        reference, exported = (
-            torch.from_numpy(outputs).softmax(1).numpy() for outputs in (reference, exported)
-        )
-    difference, largest = float(np.abs(reference - exported).max()), float(np.abs(reference).max())
-    relative = difference / largest if largest > 0 else float("nan")
+    agreement = None
+    if reference.predicted is not None and exported.predicted is not None:
+        agreement = float((reference.predicted == exported.predicted).mean())
+    differences, relatives = [0.0], []
+    for place, parts in reference.outputs.items():
+        others = exported.outputs.get(place, [])
+        shapes = zip_longest(*([list(part.shape) for part in each] for each in (parts, others)))
+        if wrong := next((pair for pair in shapes if pair[0] != pair[1]), None):
+            raise RunError("the network gives an output of {}, the file one of {}".format(*wrong))
+        pairs = zip(parts, others, strict=True)
+        compared = [_compare(*pair, probabilities) for pair in pairs]
+        difference, largest = np.max(compared, axis=0).tolist()
+        differences.append(difference)
+        if largest > 0 or difference != 0:
+            relatives.append(difference / largest if largest > 0 else math.nan)
+    relative = float(np.max(relatives)) if relatives else math.nan
     return {
-        "samples": len(reference),
+        "samples": reference.samples,
         "batch_sizes": list(SIZES),
-        "max_difference": difference,
+        "max_difference": float(np.max(differences)),
         "relative_difference": relative,
         "tolerance": TOLERANCE,
         "agreement": agreement,
         "passed": relative <= TOLERANCE and agreement in (None, 1.0),
     }
+
+
+def _compare(one: np.ndarray, other: np.ndarray, probabilities: bool) -> tuple[float, float]:
+    """The largest difference, and the largest finite number in the first."""
+    if probabilities:
+        one, other = (torch.from_numpy(part).softmax(1).numpy() for part in (one, other))
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    apart = np.subtract(one, other, out=np.zeros_like(one), where=one != other)  # inf equals inf
+    return np.abs(apart).max(initial=0), np.abs(one[np.isfinite(one)]).max(initial=0)

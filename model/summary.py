@@ -1,17 +1,20 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from base.samples import count_samples
+from utils.engine.engine import map_tensors
 from utils.errors import UserError
 
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
 
 
-def summary(network: nn.Module, *inputs: Tensor) -> list[list[str]]:
-    """The rows of a table of layers for a batch of `inputs` (N, ...), the network's arguments.
+def summary(network: nn.Module, *args: Any, **kwargs: Any) -> list[list[str]]:
+    """The rows of a table of layers for a batch, the network's arguments.
 
     Two levels of layers, with output shape, parameters and multiply-adds per sample. Runs the
     network once in evaluation mode, on the example's device. Raises UserError if it cannot take
@@ -25,7 +28,7 @@ def summary(network: nn.Module, *inputs: Tensor) -> list[list[str]]:
             shapes.setdefault(layers[module], _shape(output))
 
     with register_module_forward_hook(record_shape):
-        counts, _ = multiply_adds(network, *inputs)
+        counts, _ = multiply_adds(network, *args, **kwargs)
     layers[network] = layers.pop(network)  # the whole network is the last row
     rows = [COLUMNS]
     for module, name in layers.items():
@@ -38,8 +41,9 @@ def summary(network: nn.Module, *inputs: Tensor) -> list[list[str]]:
     return rows
 
 
-def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], Tensor]:
-    """Multiply-adds per sample of `inputs` (N, ...) by layer, the total under ""; and the output.
+def multiply_adds(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, int], Any]:
+    """Multiply-adds per sample of a batch, the network's arguments, by layer, the total under "";
+    and the output.
 
     Half of what torch's FlopCounterMode counts, in evaluation mode. Raises UserError if the network
     cannot take such input.
@@ -49,9 +53,11 @@ def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], 
     was_training, counter = network.training, FlopCounterMode(display=False)
     try:
         with plain_attention(), torch.no_grad(), counter:
-            output = network.eval()(*inputs)
+            output = network.eval()(*args, **kwargs)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        size = ", ".join("x".join(map(str, part.shape[1:])) for part in inputs)
+        shapes: list[str] = []
+        map_tensors((args, kwargs), lambda part: shapes.append("x".join(map(str, part.shape[1:]))))
+        size = ", ".join(shapes)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"arch: {type(network).__name__} cannot take input of {size}: {reason}"
@@ -61,13 +67,15 @@ def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], 
     prefix, flops = f"{type(network).__name__}.", counter.get_flop_counts().items()
     totals = {name.removeprefix(prefix): sum(counts.values()) for name, counts in flops}
     totals[""] = counter.get_total_flops()
-    return {name: total // (2 * len(inputs[0])) for name, total in totals.items()}, output
+    samples = count_samples((args, kwargs))
+    return {name: total // (2 * samples) for name, total in totals.items()}, output
 
 
-def count(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """{"macs": multiply-adds per sample of `example` (N, ...), "parameters": how many}."""
+def count(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, int], Any]:
+    """{"macs": multiply-adds per sample of a batch, "parameters": how many}; and the output."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"macs": multiply_adds(network, example)[0][""], "parameters": parameters}
+    macs, output = multiply_adds(network, *args, **kwargs)
+    return {"macs": macs[""], "parameters": parameters}, output
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from base.monitor import Monitor
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
+from exporter.signature import Call, build_signature, leaves
 from model.batch_norm import batch_norms
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
@@ -49,6 +50,12 @@ class PruneTrainer(Trainer):
     """
 
     script = "prune.py"
+
+    not_kept = (
+        *Trainer.not_kept,
+        "pruner", "exporter", "save_onnx", "last_stage", "closed", "rows", "widths",
+        "sparse_epochs", "last_epochs", "step_epochs", "target", "folder", "original", "example",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -100,10 +107,15 @@ class PruneTrainer(Trainer):
             return max(1, self.sparse_epochs)
         return self.last_epochs if self.last_stage else self.step_epochs
 
-    @property
-    def example(self) -> Tensor:
-        """A batch of two inputs."""
-        return self.engine.to_device(torch.stack([self.data_loader.example] * 2))
+    def rehearse(self) -> Call:
+        """Also keep a batch of two inputs. Raises UserError if the network takes several."""
+        call = super().rehearse()
+        names = build_signature(unwrap(self.model), call, None)["inputs"]
+        if len(names) != 1:
+            inputs = f"{len(names)} inputs ({', '.join(names)})"
+            raise UserError(f"pruner: this network takes {inputs}; pruning needs one")
+        self.example: Tensor = next(tensor for _, tensor in leaves(call))[[0, 0]]
+        return call
 
     def train(self) -> dict[str, float]:
         log = super().train()
@@ -117,6 +129,7 @@ class PruneTrainer(Trainer):
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         if not self.config.continued:
             self.sparse_epochs = self.epochs = 0  # so that a cut is tried
+            self.rehearse()
             self.finished()
         super().check()
 

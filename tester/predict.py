@@ -16,6 +16,7 @@ from data_loader.images import read_image
 from logger.charts import to_pil_image
 from logger.files import file_names, write_csv
 from logger.logger import setup_logging
+from model.heads import main_output
 from tester.charts import overlay
 from tester.heatmap import heat_maps
 from tester.predictions import class_names, is_image, probability_cells, probability_columns
@@ -136,7 +137,7 @@ def probabilities(model: nn.Module, data: Tensor) -> Tensor:
 
     Raises UserError if the model is not a classifier.
     """
-    output = model(data)
+    output = main_output(model(data))
     if output.ndim != 2 or output.shape[1] < 2:
         raise UserError("--images: the network is not a classifier: its output is not (N, classes)")
     return output[0].float().softmax(0).cpu()

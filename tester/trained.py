@@ -73,7 +73,7 @@ class Test:
     def measure_speed(self) -> dict | None:
         """How fast the network answers, if it can measure that itself."""
         measure = getattr(self.model, "measure_speed", None)
-        return measure and measure(self.loader, self.engine.device, self.threads)
+        return measure and measure(self.engine.device, self.threads)
 
 
 def build_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:

@@ -38,7 +38,7 @@ class Tried:
     Attributes:
         place: the batch in words
         hint: what may help if it cannot be taken
-        inputs: the network's arguments, of each call
+        inputs: the network's arguments, of each call: (args, kwargs)
         doubts: lines about the loss
         logged: the names of the numbers that were measured
         optimizers: the sections of those that take a step
@@ -46,7 +46,7 @@ class Tried:
 
     place: str
     hint: str
-    inputs: list[tuple] = field(default_factory=list)
+    inputs: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Watched(Running):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._whole:
-            self._tried.inputs.append(args)
+            self._tried.inputs.append((args, kwargs))
         name = type(unwrap(self._model)).__name__
         with explained(f"arch: {name} cannot take {self._tried.place}", self._tried.hint):
             return super().__call__(*args, **kwargs)

@@ -254,10 +254,11 @@ class Trainer(BaseTrainer):
             self.signals.check()
             yield from islice(batches, 1)
 
-    def rehearse(self) -> None:
+    def rehearse(self) -> tuple[tuple, dict[str, Any]]:
         """Log the layers, and try a training step and an evaluation; see `trainer.rehearsal`.
 
-        Raises UserError if network, loss, metrics and data do not fit each other.
+        Returns the arguments of the network. Raises UserError if network, loss, metrics and data do
+        not fit each other.
         """
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
@@ -273,7 +274,8 @@ class Trainer(BaseTrainer):
         if is_known and (valid is None or isinstance(valid, BaseDataLoader)):
             self.monitor.check(logged)
         if tried.inputs:  # the task may call only parts of the network
-            rows = summary(network, *map_tensors(tried.inputs[0], lambda tensor: tensor[:2]))
+            args, kwargs = map_tensors(tried.inputs[0], lambda tensor: tensor[:2])
+            rows = summary(network, *args, **kwargs)
             self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
         self.logger.debug(f"task: {type(self.task).__name__}")
         for line in tried.doubts:
@@ -281,6 +283,7 @@ class Trainer(BaseTrainer):
         if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(step.output.shape[-1]))
             class_number(name, self.data_loader.classes or list(numbers))
+        return tried.inputs[0] if tried.inputs else ((), {})
 
     def _check_optimizers(self, used: list[str]) -> None:
         name = type(self.task).__name__

@@ -73,8 +73,11 @@ def export_and_compare(model, size, path, channels=3):
     torch.manual_seed(1)
     model.eval()
     exporter = OnnxExporter()
-    deployed = Deployed(model, {"shape": [channels, size, size]}, preprocess=False, softmax=False)
-    exporter.export(deployed, torch.randn(2, channels, size, size), path, {})
+    call = (torch.randn(2, channels, size, size),), {}
+    deployed = Deployed(model, call, {}, preprocess=False, softmax=False)
+    shapes = {"input": ["batch", channels, size, size]}
+    metadata = {"signature": {"shapes": shapes, "result": "output"}}
+    exporter.export(deployed, {"input": call[0][0]}, path, metadata)
     run = exporter.load(path)
     for count in (1, 5):
         data = torch.randn(count, channels, size, size)
@@ -83,5 +86,5 @@ def export_and_compare(model, size, path, channels=3):
         exact = exact.numpy()
         assert np.ptp(exact) > 1e-3  # else the comparison would be of nothing
         tolerance = max(10 * np.abs(rounded - exact).max(), 1e-5 * np.abs(exact).max())
-        assert np.abs(run(data.numpy()) - exact).max() <= tolerance
+        assert np.abs(run({"input": data.numpy()})["output"] - exact).max() <= tolerance
     assert not path.with_name(f"{path.name}.data").exists()

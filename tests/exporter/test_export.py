@@ -19,10 +19,10 @@ import test as test_script
 from data_loader.data_loaders import DigitsDataLoader
 from exporter.base_exporter import BaseExporter
 from exporter.deployed import Deployed, denormalize, describe_input
-from exporter.evaluator import Evaluator
+from exporter.evaluator import Evaluation, Evaluator
 from exporter.export import export_checkpoint
 from exporter.onnx_exporter import OnnxExporter
-from exporter.proof import in_sizes, prove
+from exporter.proof import prove
 from model.model import LeNet
 from parse_config import ConfigParser
 from tests.conftest import save_images
@@ -171,29 +171,68 @@ def test_weights_that_differ_by_one_percent_fail(exported, capsys):
 
 
 def test_proof_of_zeros_or_nan_fails():
+    def evaluation(*outputs, classes=True):
+        predicted = outputs[0].argmax(1) if classes else None
+        tensors = {(number,): [output] for number, output in enumerate(outputs)}
+        return Evaluation({}, len(outputs[0]), tensors, predicted)
+
+    def passes(one, other):
+        return prove(evaluation(*one), evaluation(*other))["passed"]
+
     output = np.random.default_rng(0).normal(size=(9, 4))
-    assert prove(output, output + 1e-6)["passed"]
-    assert not prove(output, output + 1e-2)["passed"]
-    assert not prove(output * 0, output * 0)["passed"]
-    assert not prove(output, output * np.nan)["passed"]
+    assert passes([output], [output + 1e-6])
+    assert not passes([output], [output + 1e-2])
+    assert not passes([output * 0], [output * 0])
+    assert not passes([output], [output * np.nan])
+    assert not passes([output, output], [output, output + 1e-2])  # each output counts
+    assert not passes([output, output], [output, output * np.nan])
+    assert passes([output, output * 0], [output, output * 0])
+    assert not passes([output, output * 0], [output, output * 0 + 1e-9])
+    masked = np.where(output > 0, output, -np.inf)
+    assert passes([output, masked], [output, masked])
+    assert not passes([output, masked], [output, output])
+    with pytest.raises(RunError, match=r"gives an output of \[9, 4\], the file one of \[9, 3\]"):
+        passes([output], [output[:, :3]])
     tie = np.array([[1.0, 1.0 + 1e-7]])
-    assert not prove(tie, tie[:, ::-1])["passed"]  # within rounding, but another class
-    assert prove(output[:, :1], output[:, :1])["agreement"] is None
+    assert not passes([tie], [tie[:, ::-1]])  # within rounding, but another class
+    without = evaluation(tie, classes=False)
+    assert prove(without, without)["agreement"] is None
 
 
-def test_batches_in_sizes_hold_the_same_samples():
-    data = torch.arange(23)
-    batches = list(in_sizes([(data[:10], data[:10]), (data[10:], data[10:])]))
-    assert [len(part) for part, _ in batches] == [1, 5, 1, 5, 1, 5, 1, 4]
-    assert torch.equal(torch.cat([part for part, _ in batches]), data)
+def test_batches_in_sizes_hold_the_same_samples(exported):
+    evaluator, network = evaluator_of(exported), Noting()
+    evaluation = evaluator(network, (1, 5))
+    sizes = [len(batch) for batch in network.batches]
+    assert sizes == [1, 5] * 24
+    assert evaluation.samples == 144
+    expected = torch.cat([data for data, _ in evaluator.loader])
+    assert torch.equal(torch.cat(network.batches), expected)
+
+
+class Noting(LeNet):
+    """Keeps its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, x):
+        self.batches.append(x)
+        return super().forward(x)
+
+
+def evaluator_of(run):
+    best = run / checkpoint.BEST
+    config = ConfigParser(checkpoint.load(best)["config"], resume=best, continued=True)
+    return Evaluator(config, "cpu")
 
 
 @pytest.mark.parametrize(("drop", "method"), [("-1", "entropy"), ("0.1", "percentile")])
 def test_int8_that_loses_too_much_accuracy_fails(exported, capsys, monkeypatch, drop, method):
     if drop == "0.1":  # ranges of a calibration that never saw a digit
         monkeypatch.setattr(
-            "exporter.evaluator.Evaluator.training_samples",
-            lambda evaluator, count: torch.full((16, 1, 28, 28), 0.01),
+            "exporter.evaluator.Evaluator.training_calls",
+            lambda evaluator, count: [((torch.full((1, 1, 28, 28), 0.01),), {})] * 16,
         )
     options = [f"exporter.args.max_accuracy_drop={drop}", f"exporter.args.method={method}", LEGACY]
     assert export(exported, "-o", exported / "new.onnx", "--int8", "-s", *options) == 1
@@ -209,9 +248,10 @@ def test_int8_that_loses_too_much_accuracy_fails(exported, capsys, monkeypatch, 
 
 
 def test_calibration_uses_training_samples_without_augmentation(exported, data_dir):
-    best = exported / checkpoint.BEST
-    config = ConfigParser(checkpoint.load(best)["config"], resume=best, continued=True)
-    chosen = Evaluator(config, "cpu").training_samples(40)
+    evaluator = evaluator_of(exported)
+    config = evaluator.config
+    calls = evaluator.training_calls(40)
+    chosen = torch.cat([args[0] for args, _ in calls])
     training, _ = read_digits(data_dir, "train")
     pixels = denormalize(chosen, {"shape": [1, 28, 28], "mean": [0.22], "std": [0.32]})[..., 0]
     held_out = set(config.init_obj("data_loader").split_validation().dataset.indices)
@@ -257,14 +297,16 @@ class NumpyExporter(BaseExporter):
 
     def predict(self, path, batch):
         with np.load(path, allow_pickle=False) as arrays:
-            return batch.reshape(len(batch), -1) @ arrays["weight"].T + arrays["bias"]
+            pixels = batch["input"].reshape(len(batch["input"]), -1)
+            return {"output": pixels @ arrays["weight"].T + arrays["bias"]}
 
 
 class NoBiasExporter(NumpyExporter):
     """Forgets the bias."""
 
     def predict(self, path, batch):
-        return super().predict(path, batch) - super().predict(path, batch * 0)
+        zero = super().predict(path, {"input": batch["input"] * 0})
+        return {"output": super().predict(path, batch)["output"] - zero["output"]}
 
 
 class LinearNetwork(nn.Module):
@@ -440,13 +482,15 @@ def test_denormalize_restores_the_loaders_pixels():
     mean, std = (torch.tensor(input_spec[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     data = (pixels.float() / 255 - mean) / std
     assert torch.equal(denormalize(data, input_spec), pixels.permute(0, 2, 3, 1))
-    deployed = Deployed(nn.Identity(), input_spec, preprocess=True, softmax=False)
+    call = (data,), {}
+    deployed = Deployed(nn.Identity(), call, input_spec, preprocess=True, softmax=False)
     torch.testing.assert_close(deployed(denormalize(data, input_spec)), data)
     for other in (data + 0.01, data * 3):
         with pytest.raises(UserError, match="not normalized images"):
             denormalize(other, input_spec)
+    unknown = input_spec | {"mean": None}
     with pytest.raises(UserError, match="does not give mean and std"):
-        Deployed(nn.Identity(), input_spec | {"mean": None}, preprocess=True, softmax=False)
+        Deployed(nn.Identity(), call, unknown, preprocess=True, softmax=False)
 
 
 @pytest.mark.slow
