@@ -81,10 +81,8 @@ def resize(network: nn.Module, structure: dict | None) -> None:
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(network.named_parameters(remove_duplicate=False)),
-        **dict(network.named_buffers(remove_duplicate=False)),
-    }
+    named = network.named_parameters, network.named_buffers
+    return {name: tensor for each in named for name, tensor in each(remove_duplicate=False)}
 
 
 def _is_plain(key: str, value: object) -> bool:

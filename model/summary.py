@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
 
@@ -22,7 +22,8 @@ def summary(network: nn.Module, *inputs: Tensor) -> list[list[str]]:
 
     def record_shape(module: nn.Module, _: tuple, output: object) -> None:
         if module in layers:
-            shapes.setdefault(layers[module], _shape(output))
+            main = output[0] if isinstance(output, tuple) else output
+            shapes.setdefault(layers[module], list(getattr(main, "shape", ())[1:]))
 
     with register_module_forward_hook(record_shape):
         counts, _ = multiply_adds(network, *inputs)
@@ -52,10 +53,8 @@ def multiply_adds(network: nn.Module, *inputs: Tensor) -> tuple[dict[str, int], 
             output = network.eval()(*inputs)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         size = ", ".join("x".join(map(str, part.shape[1:])) for part in inputs)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"arch: {type(network).__name__} cannot take input of {size}: {reason}"
-        ) from error
+        problem = f"{type(network).__name__} cannot take input of {size}"
+        raise UserError(f"arch: {problem}: {first_line(error)}") from error
     finally:
         network.train(was_training)
     prefix, flops = f"{type(network).__name__}.", counter.get_flop_counts().items()
@@ -79,8 +78,3 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _shape(output: object) -> list[int]:
-    output = output[0] if isinstance(output, tuple) else output
-    return list(output.shape[1:]) if isinstance(output, Tensor) else []
