@@ -7,7 +7,6 @@
 """
 
 import sys
-from functools import partial
 
 from parse_config import CustomArgs, command
 
@@ -34,15 +33,20 @@ def build_trainer(config, device, new_head=True, **supplied):
     takes.
     """
     # imported lazily: --help must not load torch
-    from base.schedule import Schedule
     from model.freezing import Freezing
     from trainer.build import build_loaders, build_model, build_task, class_weights, start
-    from trainer.optimization import build_optimizer
+    from trainer.optimization import (
+        build_optimizer,
+        build_optimizers,
+        build_schedule,
+        build_schedules,
+    )
 
     engine, recorder = start(config, device)
     data_loader, valid_data_loader = build_loaders(config)
     model = build_model(config, engine, data_loader, new_head)
     criterion = config.init_obj("loss", **class_weights(data_loader))
+    task = build_task(config, engine, model, criterion, data_loader)
     freezing = Freezing(config.option("arch", "freeze"), config.option("arch", "unfreeze_at"))
     return config.init_obj(
         "trainer",
@@ -50,14 +54,17 @@ def build_trainer(config, device, new_head=True, **supplied):
         criterion=criterion,
         metrics=config.init_obj("metrics"),
         optimizer=build_optimizer(config, engine, model),
-        lr_scheduler=Schedule(config.get("lr_scheduler"), partial(config.init_obj, "lr_scheduler")),
+        lr_scheduler=build_schedule(config),
         config=config,
         engine=engine,
         recorder=recorder,
         data_loader=data_loader,
         valid_data_loader=valid_data_loader,
         freeze=freezing.apply,
-        task=build_task(config, engine, model, criterion),
+        task=task,
+        optimizers=build_optimizers(config, engine, task),
+        schedules=build_schedules(config),
+        num_classes=len(data_loader.classes) if data_loader.classes else None,
         **supplied,
     )
 

@@ -1,33 +1,40 @@
 import functools
+import inspect
 import os
 import signal
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Literal
+from abc import ABC
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from base.samples import Batch, EpochSampler, Sample, Samples, collate
+from base.samples import Batch, EpochSampler, Sample, Samples, finished
 from utils.config.hints import NonNegativeInt, PositiveInt, Share
+from utils.config.signature import get_signature
 from utils.engine import distributed
+from utils.engine.engine import map_tensors
 from utils.engine.launch import cores
 from utils.errors import UserError
 
 
 class BaseDataLoader(DataLoader, ABC):
-    """Batches of one subset of some data: write `build_dataset`.
+    """Batches of one subset of some data: write `build_dataset`, or pass a dataset on.
 
     A subclass's constructor stores its own arguments (`self.data_dir = data_dir`), then passes the
     rest on with `super().__init__(**kwargs)`; each keyword it adds is a key in the config. Nothing
-    is read before the first sample is needed.
+    is read before the first sample is needed. A method `collate_fn(samples)` makes the batch from a
+    list of samples, where torch's default_collate would not do.
 
     Args:
+        dataset: the samples, in place of `build_dataset`; those for testing are the ones that the
+            subclass passes on if its own argument `training` is False
         batch_size: samples in a batch, of all processes of a run together
         shuffle: another order of the training samples in each epoch; follows from (seed, epoch)
         validation_split: training samples to validate with instead: a share (0.1) or a number (100)
         num_workers: processes that prepare batches; the result is the same for any number. 0 uses
             the training process; "auto" spare cores if a GPU trains, unless the data is in memory
+        collate_fn: function of a list of samples that makes the batch, as the method of that name
         drop_last: leave out the last training batch if it is not full
         seed: determines order, split and augmentation; by default the config's seed
         subset: the samples to serve: "train", "val" or "test"
@@ -36,16 +43,31 @@ class BaseDataLoader(DataLoader, ABC):
     _for_training = True
     in_memory = False  # True if whole batches are ready in memory, so that workers are of no use
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "BaseDataLoader":
+        loader = super().__new__(cls)
+        loader._arguments = args, kwargs
+        return loader
+
     def __init__(
         self,
+        dataset: Dataset | None = None,
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
         num_workers: NonNegativeInt | Literal["auto"] = 0,
+        collate_fn: Callable[[list[Sample]], Batch] | None = None,
         drop_last: bool = False,
         seed: int = 0,
         subset: Literal["train", "val", "test"] = "train",
     ):
+        if isinstance(dataset, int):  # before November 2026 batch_size came first
+            raise UserError(f"BaseDataLoader: takes a dataset first; pass batch_size={dataset}")
+        self._given, self._collate = dataset, collate_fn
+        if dataset is None:
+            vars(self).pop("_arguments", None)  # needed for the test samples of a given dataset
+            if type(self).build_dataset is BaseDataLoader.build_dataset:
+                name = type(self).__name__
+                raise TypeError(f"{name} must define build_dataset, or pass a dataset on")
         before = set(vars(self))
         self.settings: dict[str, int | float | str] = {
             "batch_size": batch_size,
@@ -63,13 +85,13 @@ class BaseDataLoader(DataLoader, ABC):
         processes = distributed.world_size()
         if batch_size < processes:
             raise UserError(f"batch_size {batch_size} is too small for {processes} processes")
-        samples = Samples(self.build_dataset, subset, training, validation_split, seed)
+        samples = Samples(self._build, subset, training, validation_split, seed)
         super().__init__(
             samples,
             len(range(batch_size)[distributed.rank_slice(batch_size)]),
             sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=finished,
             worker_init_fn=_ignore_interrupts,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -78,19 +100,30 @@ class BaseDataLoader(DataLoader, ABC):
         self._not_copied = {
             *vars(self),
             "_for_training",
+            "dataset",
             "classes",
             "input",
             "example",
             "digest",
-        } - before
+        } - (before - {"dataset"})
 
-    @abstractmethod
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
 
         `augment` is True for training only: a validation part cut from "train" is built with False.
-        The dataset may offer more, see `base.samples.BaseDataset`.
+        The dataset may offer more, see `base.samples.BaseDataset`. By default it is the one that
+        was given to the constructor, whatever `augment` is.
         """
+        return self._given
+
+    def _build(self, subset: str, augment: bool) -> tuple[Dataset, Callable | None]:
+        """The samples, and the function that makes a batch of them if it is not torch's."""
+        dataset, collate = self.build_dataset(subset, augment), self._collate
+        if collate is None and hasattr(type(self), "collate_fn"):
+            # not this loader's own method: in a reference cycle with it, its workers end late
+            bare = self._copy()
+            bare.subset, collate = self.subset, bare.collate_fn
+        return dataset, collate
 
     @property
     def has_validation(self) -> bool:
@@ -112,14 +145,41 @@ class BaseDataLoader(DataLoader, ABC):
         """
         return self.for_subset("val") if self.has_validation else None
 
-    def for_subset(self, subset: str) -> "BaseDataLoader":
-        """A loader like this one for a subset of the same data, neither shuffled nor augmented."""
-        sibling = object.__new__(type(self))
-        # What the subclass stored in this loader, its build_dataset needs in the sibling, too.
-        vars(sibling).update({k: v for k, v in vars(self).items() if k not in self._not_copied})
+    def for_subset(self, subset: str, own_data: bool = False) -> "BaseDataLoader":
+        """A loader like this one for a subset of the same data, neither shuffled nor augmented.
+
+        `own_data` says that this loader was built for that subset's data. Raises UserError for the
+        test samples of a loader that only knows the dataset it was given.
+        """
+        sibling = self._copy()
         sibling._for_training = False
-        BaseDataLoader.__init__(sibling, **self.settings, subset=subset)
+        dataset = self._test_dataset(own_data) if subset == "test" else self._given
+        settings = {"dataset": dataset, "collate_fn": self._collate, **self.settings}
+        BaseDataLoader.__init__(sibling, **settings, subset=subset)
         return sibling
+
+    def _copy(self) -> "BaseDataLoader":
+        """What the subclass stored in this loader, without samples and workers."""
+        copy = object.__new__(type(self))
+        vars(copy).update({k: v for k, v in vars(self).items() if k not in self._not_copied})
+        return copy
+
+    def _test_dataset(self, own_data: bool) -> Dataset | None:
+        """The dataset that the subclass passes on for testing, if it passes any on."""
+        if self._given is None:
+            return None
+        names, (args, kwargs) = [*inspect.signature(self.__init__).parameters], self._arguments
+        kwargs = dict(zip(names, args, strict=False)) | kwargs
+        is_said = own_data and "training" in kwargs
+        if "training" in get_signature(type(self)).parameters and not is_said:
+            return type(self)(**kwargs | {"training": False})._given
+        if own_data:
+            return self._given
+        name = type(self).__name__
+        raise UserError(
+            f"data_loader: {name} does not say which samples are for testing: give its constructor "
+            "an argument training=True, False for these, or name their loader in test_data_loader"
+        )
 
     def __len__(self) -> int:
         """Batches in a pass, of all processes together."""
@@ -185,15 +245,20 @@ class BaseDataLoader(DataLoader, ABC):
     @functools.cached_property
     def example(self) -> Sample:
         """The network's input for the first sample, without the batch axis."""
-        sample = self.dataset[(0, 0, 0)]
-        return sample[0] if isinstance(sample, tuple | list) else sample
+        sample, collate = self.dataset[(0, 0, 0)], self.dataset.collate_fn
+        sample = sample if collate is None else collate([sample])
+        data = sample[0] if isinstance(sample, tuple | list) else sample
+        return data if collate is None else map_tensors(data, lambda tensor: tensor[0])
 
     @functools.cached_property
     def input(self) -> dict[str, list[int] | list[float] | str | None]:
         """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation,
         "range" of values that were scaled to 0..255 (None: they are, or this is unknown).
         """
-        result = {"shape": list(getattr(self.example, "shape", ()))}
+        shape = list(getattr(self.example, "shape", ()))
+        if self.dataset.collate_fn is not None and len(shape) != 3:
+            shape = []  # padded sequences have another size in each batch
+        result = {"shape": shape}
         result["range"] = self.dataset.offers.pixel_range
         for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
             result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()

@@ -3,9 +3,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.samples import Batch
+from utils.engine.engine import Running, unwrap
 
 Model = Callable[..., Any]  # a network as it runs on the device, in the chosen precision
 Table = list[list]  # rows of cells; the first is the header
@@ -51,12 +52,14 @@ class BaseTask(ABC):
         worst: the samples to be shown first, by a column: "min iou", "max error"
         charts: pairs of columns to be drawn as points: ("true", "predicted")
         not_kept: attributes that checkpoints need not hold, as they can be made again
+        decided: what `decide` has chosen
     """
 
     worst: ClassVar[str | None] = None
     charts: ClassVar[tuple[tuple[str, str], ...]] = ()
-    not_kept: ClassVar[tuple[str, ...]] = ()
+    not_kept: ClassVar[tuple[str, ...]] = ("classes", "decided")
     classes: list[str] | None = None
+    decided: dict[str, Any] | None = None
 
     def __init__(self, criterion: Callable | None = None):
         self.criterion = criterion
@@ -75,6 +78,11 @@ class BaseTask(ABC):
         After each `yield` the optimizer that the step names has taken its step.
         """
         yield self.step(model, batch)
+
+    def networks(self) -> list[nn.Module]:
+        """The networks that it holds beside the model, and trains."""
+        held = (value for name, value in vars(self).items() if name not in self.not_kept)
+        return [unwrap(value) for value in held if isinstance(value, nn.Module | Running)]
 
     def columns(self, step: Step) -> dict[str, Sequence]:
         """What predictions.csv says of each sample of a batch: column -> values (N)."""

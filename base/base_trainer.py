@@ -1,10 +1,11 @@
+import functools
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from base.base_data_loader import BaseDataLoader
 from base.base_task import BaseTask
+from base.kept import Kept
 from base.monitor import Monitor
 from base.schedule import Schedule
 from utils import checkpoint
@@ -31,7 +33,8 @@ class BaseTrainer(ABC):
     """Epochs, monitor, early stop, checkpoints, resuming: write `_train_epoch` and `_valid_epoch`.
 
     A subclass that adds a keyword to its constructor (`def __init__(self, *args, alpha: float =
-    0.2, **kwargs)`) thereby adds a key to the config's trainer section.
+    0.2, **kwargs)`) thereby adds a key to the config's trainer section. Whatever else it stores is
+    kept in checkpoints, see `base.kept`.
 
     Args:
         model: the network, as built
@@ -46,6 +49,8 @@ class BaseTrainer(ABC):
         data_loader: training batches
         valid_data_loader: validation batches, or None
         task: what a batch means
+        optimizers: further ones, by their sections' names
+        schedules: further ones, by their sections' names
         freeze: function of (model, epoch) that chooses the parameters to train; True if that
             changed
         epochs: how often to go through the training data
@@ -63,6 +68,14 @@ class BaseTrainer(ABC):
     """
 
     script = "train.py"  # the one that resumes such a run
+    # What is kept in its own way, or follows from the config.
+    not_kept: ClassVar[tuple[str, ...]] = (
+        "config", "engine", "recorder", "writer", "logger", "task", "criterion", "metrics",
+        "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
+        "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
+        "step", "model", "optimizer", "ema", "kept",
+    )  # fmt: skip
+    validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
     def __init__(
         self,
@@ -78,6 +91,8 @@ class BaseTrainer(ABC):
         valid_data_loader: BaseDataLoader | None = None,
         freeze: Callable[[nn.Module, int], bool] | None = None,
         task: BaseTask | None = None,
+        optimizers: dict[str, Optimizer] | None = None,
+        schedules: dict[str, Schedule] | None = None,
         *,
         epochs: PositiveInt,
         save_dir: str = "saved/",
@@ -101,7 +116,8 @@ class BaseTrainer(ABC):
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
         self.verbosity, self.ema_decay, self.freeze = verbosity, ema_decay, freeze
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
-        self.schedule = lr_scheduler
+        self.schedule, self.schedules = lr_scheduler, schedules or {}
+        self.optimizers = optimizers or {}
         starts_from = None if config.continued else config.resume
         self.origin = {  # of the checkpoints, without their digests
             "data": getattr(data_loader, "digest", None),
@@ -159,11 +175,31 @@ class BaseTrainer(ABC):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(f"arch: all parameters of {type(model).__name__} are frozen")
         self.model, self.optimizer = self.engine.prepare(model), optimizer
-        self.schedule.start(optimizer, self.scheduled_epochs, self.steps_per_epoch(), self.monitor)
+        for schedule in self.all_schedules:
+            # the others' optimizers stay, and so do their schedules
+            if schedule.scheduler is None or schedule.optimizer == "optimizer":
+                optimizer = self.all_optimizers[schedule.optimizer]
+                span = self.scheduled_epochs, self.steps_per_epoch()
+                schedule.start(optimizer, *span, self.monitor)
         self.ema: AveragedModel | None = None
         if self.ema_decay:
             average = get_ema_multi_avg_fn(self.ema_decay)
             self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def all_optimizers(self) -> dict[str, Optimizer]:
+        """By the names of their sections."""
+        return {"optimizer": self.optimizer, **self.optimizers}
+
+    @property
+    def all_schedules(self) -> list[Schedule]:
+        return [self.schedule, *self.schedules.values()]
+
+    @functools.cached_property
+    def kept(self) -> Kept:
+        """What a checkpoint keeps beside what this class knows of."""
+        owners = {"trainer": self} if self.task is None else {"trainer": self, "task": self.task}
+        return Kept(owners, self.engine.load_optimizer)
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -176,14 +212,14 @@ class BaseTrainer(ABC):
         Raises RunError if the loss is not finite, Interrupted after a signal, with the state saved.
         """
         start_time, log = time.perf_counter(), {}
+        _ = self.kept  # what changes from here on
         if self.config.continued:
             self._resume(self.config.resume)
         else:
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config.save_dir, self.config.config, logged)
-        if ending := self.schedule.find_end():
-            self.logger.warning(ending)
+        self._warn_of_ends()
         with self.signals:
             while not self.finished():
                 log = self._run_epoch(self.epoch)
@@ -193,10 +229,10 @@ class BaseTrainer(ABC):
 
     def check(self) -> None:
         """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
+        _ = self.kept
         if self.config.continued:
             self.load_state_dict(checkpoint.load(self.config.resume))
-        if ending := self.schedule.find_end():
-            self.logger.warning(ending)
+        self._warn_of_ends()
         self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
         self._run_epoch(self.epoch)
@@ -204,6 +240,10 @@ class BaseTrainer(ABC):
         written = next(checkpoint.numbered_checkpoints(self.config.save_dir))
         self.load_state_dict(checkpoint.load(written))
         self.logger.info("check passed")
+
+    def _warn_of_ends(self) -> None:
+        for ending in filter(None, (schedule.find_end() for schedule in self.all_schedules)):
+            self.logger.warning(ending)
 
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         start_time = time.perf_counter()
@@ -217,9 +257,12 @@ class BaseTrainer(ABC):
         self.data_loader.set_epoch(epoch)  # for a _train_epoch that iterates over the loader itself
         try:
             log = _as_floats(self._train_epoch(epoch))
-            rate = self.optimizer.param_groups[0]["lr"]
+            rates = {
+                "lr" if name == "optimizer" else f"lr_{name}": optimizer.param_groups[0]["lr"]
+                for name, optimizer in self.all_optimizers.items()
+            }
             self.engine.broadcast_buffers(unwrap(self.model), self.ema)
-            validation = _as_floats(self._valid_epoch(epoch))
+            validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
             log |= {f"val_{name}": value for name, value in validation.items()}
             log = distributed.broadcast(log)  # all processes must decide alike
         except IndexError as error:
@@ -239,14 +282,16 @@ class BaseTrainer(ABC):
         for name in ("loss", "val_loss"):
             self.fail_unless_finite(name, log.get(name, 0.0))
         is_best = self.monitor.update(epoch, log)
-        self.schedule.after_epoch(log)
+        for schedule in self.all_schedules:
+            schedule.after_epoch(log)
         self.step = 0
         if is_best:
             checkpoint.save(self.state_dict(), self.best_file)
         stop = self.signals.arrived()
         if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
             self._save_numbered()
-        log |= {"lr": float(rate), "seconds": time.perf_counter() - start_time}
+        log |= {name: float(rate) for name, rate in rates.items()}
+        log |= {"seconds": time.perf_counter() - start_time}
         network = unwrap(self.evaluated_model)
         self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, is_best, network)
         if stop and epoch < self.epochs:
@@ -294,6 +339,7 @@ class BaseTrainer(ABC):
                 "processes": distributed.world_size(),
                 "generators": distributed.all_gather(generators),
             },
+            "kept": self.kept.state_dict(),
             "rng": randomness.get_state(),
             "structure": getattr(network, "pruned_structure", None),
             "classes": self.data_loader.classes,
@@ -310,6 +356,8 @@ class BaseTrainer(ABC):
         if state.get("scaler"):
             self.engine.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["lr_scheduler"])
+        # before November 2026 nothing else was kept
+        self.kept.load_state_dict(state.get("kept", {"parts": {}, "values": {}}))
         self.monitor.load_state_dict(state["trainer"]["monitor"])
         if self.ema is not None and state["ema"] is not None:
             average = state["ema"]["state_dict"]
@@ -335,7 +383,7 @@ class BaseTrainer(ABC):
             randomness.set_torch_rng_state(generators, self.engine.device)
 
     def _check_resumable(self, state: dict) -> None:
-        for section in FIXED:
+        for section in (name for role in FIXED for name in (role, *self.config.own_sections(role))):
             if state["config"].get(section) != self.config.get(section):
                 raise UserError(
                     f"{section}: is fixed for a run; for another {section} start a new run "

@@ -1,7 +1,10 @@
 import math
 import re
 
+from utils.config.lookup import did_you_mean
 from utils.errors import UserError
+
+ALWAYS = ("lr", "seconds", "samples_per_second")  # logged beside what is measured
 
 
 class Monitor:
@@ -25,6 +28,15 @@ class Monitor:
             other = "max" if self.mode == "min" else "min"
             return f'trainer.monitor: "{self.rule}" keeps the worst; "{other} {self.name}"?'
         return None
+
+    def check(self, logged: list[str]) -> None:
+        """Raises UserError if the watched number is not among those that are logged."""
+        if self.mode != "off" and self.name not in (*logged, *ALWAYS):
+            near = did_you_mean(self.name, logged)
+            raise UserError(
+                f'trainer.monitor: nothing is called "{self.name}"{near}; logged are '
+                f"{', '.join(logged)}"
+            )
 
     @property
     def exhausted(self) -> bool:

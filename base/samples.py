@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,18 +68,19 @@ class BaseDataset(Dataset):
 class Samples(Dataset):
     """The samples of one subset, by Key: what a sample draws follows from its key and the seed."""
 
-    build: Callable[[str, bool], Dataset] | None  # the loader's build_dataset
+    build: Callable[[str, bool], tuple[Dataset, Callable | None]] | None  # the loader's _build
     subset: str
     training: bool
     validation_split: int | float
     seed: int
+    collate_fn: Callable[[list[Sample]], Batch] | None = field(default=None, init=False)
 
     @functools.cached_property
     def whole(self) -> Dataset:
         """What `build_dataset` returned."""
         subset = "train" if self.subset == "val" and self.validation_split else self.subset
         # `build` is the loader's method: in a reference cycle with it, its workers end late.
-        dataset, self.build = self.build(subset, self.training), None
+        (dataset, self.collate_fn), self.build = self.build(subset, self.training), None
         return dataset
 
     @functools.cached_property
@@ -118,21 +119,28 @@ class Samples(Dataset):
         with self._seeded((key[0], index, key[2])):
             return self.whole[index]
 
-    def __getitems__(self, keys: list[Key]) -> list[Sample] | Batch:
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """The finished batch."""
         epochs, positions, repeats = zip(*keys, strict=True)
         indices = self.indices[list(positions)].tolist()
         seeds = list(zip(epochs, indices, repeats, strict=True))
         with self._seeded(seeds[0]) as reseed:
-            if self.offers.__getitems__:
-                return self.offers.__getitems__(indices)
-            samples = []
-            for parts in seeds:
-                reseed(*self._seed(parts))
-                samples.append(self.offers.transform(parts[1]))
-            return self.offers.collate(samples)
+            if self.collate_fn is None and self.offers.__getitems__:
+                batch = self.offers.__getitems__(indices)
+            else:
+                is_own = self.collate_fn is not None
+                take = self.whole.__getitem__ if is_own else self.offers.transform
+                samples = []
+                for parts in seeds:
+                    reseed(*self._seed(parts))
+                    samples.append(take(parts[1]))
+                if is_own:  # its random numbers, too, follow from the keys
+                    return self.collate_fn(samples)
+                batch = self.offers.collate(samples)
+        return batch if isinstance(batch, tuple) else default_collate(batch)
 
     def _seeded(self, parts: Key) -> contextlib.AbstractContextManager[Callable]:
-        if self.offers.deterministic:
+        if self.offers.deterministic and self.collate_fn is None:
             return contextlib.nullcontext(lambda *parts: None)
         return seeded(*self._seed(parts))
 
@@ -198,6 +206,6 @@ def count_samples(batch: Batch) -> int:
     return sizes[0] if sizes else 0
 
 
-def collate(batch: list[Sample] | Batch) -> Batch:
-    """torch's default_collate, unless `__getitems__` has made the batch already (a tuple)."""
-    return batch if isinstance(batch, tuple) else default_collate(batch)
+def finished(batch: Batch) -> Batch:
+    """What torch is to make of a batch of `Samples`: nothing more."""
+    return batch

@@ -19,13 +19,16 @@ class Schedule:
     """Steps the learning rate's scheduler, if there is one, after each optimizer step or epoch.
 
     Args:
-        spec: the config's section "lr_scheduler", whose "interval" says when to step; None for none
+        spec: the config's section, whose "interval" says when to step, and whose "optimizer" names
+            another one's section; None for none
         build: builds the scheduler of an optimizer: a function of optimizer and, if wanted,
             total_steps
     """
 
     def __init__(self, spec: str | dict | None, build: Callable[..., LRScheduler | None]):
         self.spec, self.build, self.interval = spec, build, step_interval(spec)
+        keys = spec if isinstance(spec, dict) else {}
+        self.optimizer = keys.get("optimizer") or "optimizer"  # the name of its section
         self.scheduler: LRScheduler | None = None
         self.watched: str | None = None
         self.steps = 0  # that the run takes, in `interval`s

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from base.base_data_loader import BaseDataLoader
 from base.base_task import Step
 from tester.predictions import is_classification
-from tester.trained import build_engine, build_eval_loader, build_trained_network, trained_state
-from trainer.build import build_task
+from tester.trained import build_engine, build_eval_loader
+from trainer.build import build_task, build_trained_network, restore_task, trained_state
 from trainer.evaluate import evaluate, progress
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine
@@ -98,11 +98,13 @@ class Evaluator:
             if is_classification(step.target, step.output):
                 correct.append((step.output.argmax(1) == step.target).cpu())
 
-        criterion = self.config.init_obj("loss")
+        criterion, engine = self.config.init_obj("loss"), self.engine
+        task = build_task(self.config, engine, self.network, criterion, self.loader)
+        restore_task(task, self.state, self.config, engine)
         metrics = evaluate(
             self.engine.prepare(network),
             progress(rebatch(batches), self.split),
-            build_task(self.config, self.engine, self.network, criterion),
+            task,
             self.engine.to_device(self.config.init_obj("metrics")),
             self.engine,
             keep,

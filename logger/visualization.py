@@ -20,18 +20,23 @@ HISTOGRAM_SAMPLE = 100_000
 class TensorboardWriter:
     """TensorBoard's writer, which knows the current step and whether it is training or validation.
 
-    `add_scalar("loss", value)` is shown as loss/train at the step last set by `set_step`. Also
-    `add_scalars`, `add_image`, `add_images`, `add_figure`, `add_audio`, `add_text`,
-    `add_histogram`, `add_embedding`: each like that of torch.utils.tensorboard.SummaryWriter,
-    without the step.
+    `add_scalar("loss", value)` is shown as loss/train at the step last set by `set_step`. The
+    other `add_...` methods of torch.utils.tensorboard.SummaryWriter are there, too, each without
+    the step.
 
     Args:
         log_dir: where the event files go
         enabled: False makes every method do nothing
     """
 
-    with_mode = "add_scalar", "add_scalars", "add_image", "add_images", "add_figure", "add_audio"
-    without_mode = "add_histogram", "add_embedding", "add_text"
+    with_mode = ("add_scalar", "add_scalars", "add_image", "add_images", "add_image_with_boxes",
+                 "add_figure", "add_video", "add_audio", "add_pr_curve", "add_pr_curve_raw",
+                 "add_mesh", "add_tensor")  # fmt: skip
+    without_mode = ("add_histogram", "add_histogram_raw", "add_embedding", "add_text",
+                    "add_hparams")  # fmt: skip
+    without_step = ("add_graph", "add_onnx_graph", "add_custom_scalars",
+                    "add_custom_scalars_multilinechart",
+                    "add_custom_scalars_marginchart")  # fmt: skip
 
     def __init__(self, log_dir: Path, enabled: bool = True):
         self.log_dir, self.enabled = log_dir, enabled
@@ -50,13 +55,14 @@ class TensorboardWriter:
         self._purge_step = step
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in self.with_mode + self.without_mode:
+        if name not in self.with_mode + self.without_mode + self.without_step:
             raise AttributeError(f"TensorboardWriter has no {name}")
 
-        def add(tag: str, *data: object, **options: object) -> None:
+        def add(tag: object, /, *data: object, **options: object) -> None:
             if self.enabled:
                 full_tag = f"{tag}/{self.mode}" if name in self.with_mode else tag
-                getattr(self._open(), name)(full_tag, *data, global_step=self.step, **options)
+                step = {} if name in self.without_step else {"global_step": self.step}
+                getattr(self._open(), name)(full_tag, *data, **step, **options)
 
         return add
 

@@ -20,7 +20,8 @@ from tester.charts import overlay
 from tester.heatmap import heat_maps
 from tester.predictions import class_names, is_image, probability_cells, probability_columns
 from tester.report import test_folder
-from tester.trained import build_engine, build_trained_network, trained_state
+from tester.trained import build_engine
+from trainer.build import build_trained_network, trained_state
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
 from utils.files import printable

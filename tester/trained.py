@@ -1,21 +1,19 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
 import math
-from pathlib import Path
-
-from torch import nn
 
 from base import BaseDataLoader
 from logger.logger import setup_logging
-from model.weights import load_weights, read_weights
 from tester.predictions import Predictions
 from trainer.agreement import check_agreement
 from trainer.build import (
     build_loader,
-    build_network,
     build_task,
+    build_trained_network,
     create_engine,
+    restore_task,
     seed_and_warn,
+    trained_state,
 )
 from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
@@ -47,13 +45,14 @@ class Test:
         self.engine = build_engine(config, device)
         self.model = self.engine.prepare(build_trained_network(config, threads))
         criterion = config.init_obj("loss")
-        self.task = build_task(config, self.engine, unwrap(self.model), criterion)
+        self.task = build_task(config, self.engine, unwrap(self.model), criterion, self.loader)
+        restore_task(self.task, self.trained, config, self.engine)
         self.metrics = self.engine.to_device(config.init_obj("metrics"))
         target, classes = config.option("inspection", "target"), self.loader.classes
         if target is not None and classes is not None:
             class_number(target, classes)
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
-        rehearse(network, self.loader, *settings, training=False)
+        rehearse(network, self.loader, *settings)
 
     def check(self) -> None:
         """Says that everything is built, and was tried on a batch; writes nothing."""
@@ -84,18 +83,6 @@ def build_engine(config: ConfigParser, device: str | None, **changes: object) ->
     return engine
 
 
-def trained_state(config: ConfigParser) -> dict:
-    """The content of the checkpoint, or of a file in another format, that `config.resume` names.
-
-    If it does not know its classes and input, they are taken from the config's data.
-    """
-    state = checkpoint.load(config.resume)
-    if state["input"] is None:
-        loader = config.init_obj("data_loader")
-        state |= {"classes": loader.classes, "input": loader.input}
-    return state
-
-
 def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
     """The loader of "test", "val" or "train", not shuffled or augmented.
 
@@ -114,17 +101,3 @@ def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
         lines = [f"{len(left_out)} samples of {split} are left out:", *left_out[:SHOWN]]
         config.get_logger("test").warning("\n  ".join([*lines, *["..."] * (len(left_out) > SHOWN)]))
     return loader
-
-
-def build_trained_network(config: ConfigParser, threads: int = 1) -> nn.Module:
-    """The network that `config.resume` names, in evaluation mode; the averaged one if there is one.
-
-    A file in another format is run by its own runtime, on `threads` threads. Raises CheckpointError
-    if the weights do not fit the network.
-    """
-    state, path = trained_state(config), Path(config.resume)
-    if reader := checkpoint.reader_for(path):
-        return reader.network(path, state, threads).eval()
-    network = build_network(config, state["classes"], state["input"]["shape"])
-    load_weights(network, read_weights(path), str(path), new_head=False)
-    return network.eval()

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from base import BaseDataLoader, BaseTask
+from base.kept import Kept
 from model.structure import resize
 from model.weights import load_weights, read_weights, take_channels, torchvision_weights
 from trainer.agreement import check_agreement, rows_by_name
-from trainer.rehearsal import shorten
+from trainer.rehearsal import shorten, unchanged
 from trainer.tasks import fitting_task
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.engine import distributed
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, Running, set_memory_format
+from utils.engine.randomness import seeded
 from utils.errors import UserError
 from utils.versions import versions
 
@@ -85,7 +87,9 @@ def build_loader(config: ConfigParser, section: str, subset: str) -> BaseDataLoa
     loader = config.init_obj(section, subset=subset)
     wanted = config.option(section, "args", {}).get("subset", subset)
     # a loader whose constructor has no such keyword was built for training
-    return loader if loader is None or loader.subset == wanted else loader.for_subset(wanted)
+    if loader is None or loader.subset == wanted:
+        return loader
+    return loader.for_subset(wanted, own_data=True)
 
 
 def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:
@@ -95,12 +99,44 @@ def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:
 
 
 def build_task(
-    config: ConfigParser, engine: Engine, network: nn.Module, criterion: Callable
+    config: ConfigParser,
+    engine: Engine,
+    network: nn.Module,
+    criterion: Callable | None,
+    data_loader: BaseDataLoader,
 ) -> BaseTask:
-    """What the config's section "task" names; without it the task that fits the network."""
-    criterion = engine.to_device(criterion)
-    task = config.init_obj("task", criterion=criterion)
-    return fitting_task(network)(criterion) if task is None else task
+    """What the config's section "task" names; without it the task that fits the network.
+
+    It gets the networks and losses that other sections name, under these sections' names.
+    """
+    criterion, parts = engine.to_device(criterion), {}
+    for section in config.own_sections("loss"):
+        parts[section] = engine.to_device(config.init_obj(section))
+    for section in config.own_sections("arch"):
+        classes, shape = data_loader.classes, data_loader.input["shape"]
+        other = build_network(config, classes, shape, section)
+        _start_from(config, other, section)
+        parts[section] = Running(engine, engine.prepare(other))
+    parts |= {"config": config, "engine": engine, "data_loader": data_loader}
+    task = config.init_obj("task", criterion=criterion, **parts)
+    task = fitting_task(network)(criterion) if task is None else task
+    task.classes = data_loader.classes
+    return task
+
+
+def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engine) -> None:
+    """Give a task what a checkpoint keeps of it: networks beside the model, what was decided.
+
+    Raises CheckpointError if the checkpoint lacks some of it.
+    """
+    kept, task.decided = state.get("kept", {"parts": {}, "values": {}}), state.get("decided")
+    own = {
+        kind: {name: value for name, value in entries.items() if name.startswith("task.")}
+        for kind, entries in kept.items()
+    }
+    if state["config"] and state["config"].get("loss") != config.get("loss"):
+        own["parts"] |= {"task.criterion": task.criterion.state_dict()}
+    Kept({"task": task}, engine.load_optimizer).load_state_dict(own)
 
 
 def build_model(
@@ -121,23 +157,44 @@ def build_model(
         else:
             rows = rows_by_name(state.get("classes"), classes)
     network = build_network(config, classes, data_loader.input["shape"])
-    name = config.option("arch", "weights")
-    if not config.continued and (config.resume is not None or name is not None):
-        if config.resume is not None:
-            origin, weights = str(config.resume), read_weights(config.resume)
-        elif Path(name).exists() or Path(name).suffix in (".pth", ".pt"):
-            origin, weights = name, read_weights(Path(name))
-        else:
-            origin = f"{name} of torchvision"
-            weights = torchvision_weights(config["arch"]["type"], name)
-        fresh = load_weights(network, weights, origin, new_head, rows)
-        note = f"; starting fresh, as they do not fit: {', '.join(fresh)}" if fresh else ""
-        logger.info(f"weights of {origin}{note}")
+    falls_back = engine.memory_format == torch.channels_last and not network.takes_channels_last
+    if falls_back and not config.continued:
+        logger.warning(
+            f"arch: {type(network).__name__} cannot take images in the memory format channels_last "
+            "(reshape can, where view cannot): contiguous is used, which may be slower"
+        )
+    _start_from(config, network, "arch", config.resume, new_head, rows)
     return network.to(engine.device)
 
 
-def build_network(config: ConfigParser, classes: list[str] | None, shape: list[int]) -> nn.Module:
-    """The network that arch names, fitted to the data's classes, channels and image size.
+def _start_from(
+    config: ConfigParser,
+    network: nn.Module,
+    section: str,
+    resume: Path | None = None,
+    new_head: bool = True,
+    rows: list[int] | None = None,
+) -> None:
+    """Load the weights of the checkpoint `resume`, or those that the section names."""
+    name = config.option(section, "weights")
+    if config.continued or (resume is None and name is None):
+        return
+    if resume is not None:
+        origin, weights = str(resume), read_weights(resume)
+    elif Path(name).exists() or Path(name).suffix in (".pth", ".pt"):
+        origin, weights = name, read_weights(Path(name))
+    else:
+        origin = f"{name} of torchvision"
+        weights = torchvision_weights(config[section]["type"], name)
+    fresh = load_weights(network, weights, origin, new_head, rows)
+    note = f"; starting fresh, as they do not fit: {', '.join(fresh)}" if fresh else ""
+    config.get_logger("start").info(f"weights of {origin}{note}")
+
+
+def build_network(
+    config: ConfigParser, classes: list[str] | None, shape: list[int], section: str = "arch"
+) -> nn.Module:
+    """The network that a section names, fitted to the data's classes, channels and image size.
 
     Each is passed if the network takes it and the config is silent, so that a checkpoint, which
     keeps classes and shape, gives the same network again; if that one was pruned, so is this.
@@ -147,9 +204,58 @@ def build_network(config: ConfigParser, classes: list[str] | None, shape: list[i
         channels, height, width = shape
         offered |= {"in_channels": channels, "input_size": (height, width), "init_weights": True}
         offered |= {"image_size": height} if height == width else {}
-    network = config.init_obj("arch", **offered)
+    network = config.init_obj(section, **offered)
     if len(shape) == 3:
         take_channels(network, shape[0])
-    if config.resume is not None:
+    network.takes_channels_last = len(shape) != 3 or takes_channels_last(network, shape)
+    if config.resume is not None and section == "arch":
         resize(network, checkpoint.load(config.resume).get("structure"))
     return network
+
+
+def trained_state(config: ConfigParser) -> dict:
+    """The content of the checkpoint, or of a file in another format, that `config.resume` names.
+
+    If it does not know its classes and input, they are taken from the config's data.
+    """
+    state = checkpoint.load(config.resume)
+    if state["input"] is None:
+        loader = config.init_obj("data_loader")
+        state |= {"classes": loader.classes, "input": loader.input}
+    return state
+
+
+def build_trained_network(config: ConfigParser, threads: int = 1) -> nn.Module:
+    """The network that `config.resume` names, in evaluation mode; the averaged one if there is one.
+
+    A file in another format is run by its own runtime, on `threads` threads. Raises CheckpointError
+    if the weights do not fit the network.
+    """
+    state, path = trained_state(config), Path(config.resume)
+    if reader := checkpoint.reader_for(path):
+        return reader.network(path, state, threads).eval()
+    network = build_network(config, state["classes"], state["input"]["shape"])
+    load_weights(network, read_weights(path), str(path), new_head=False)
+    return network.eval()
+
+
+def takes_channels_last(network: nn.Module, shape: list[int]) -> bool:
+    """False if the network takes images of this shape only in the contiguous memory format.
+
+    One that flattens by x.view does. If it fails in both, the reason is another one.
+    """
+    taken = _takes(network, shape, torch.channels_last)
+    set_memory_format(network, torch.contiguous_format)
+    return taken or not _takes(network, shape, torch.contiguous_format)
+
+
+@torch.no_grad()
+def _takes(network: nn.Module, shape: list[int], memory_format: torch.memory_format) -> bool:
+    set_memory_format(network, memory_format)
+    with seeded("memory format"), unchanged([network]):
+        network.eval()
+        try:
+            network(torch.zeros(1, *shape).contiguous(memory_format=memory_format))
+        except Exception:  # whatever a user's network does
+            return False
+    return True

@@ -20,12 +20,13 @@ CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do no
 class Answers:
     """What a classifier answered in a validation: `add` is evaluate()'s hook."""
 
-    def __init__(self):
+    def __init__(self, classes: list[str] | None):
+        self._classes = classes
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def add(self, step: Step) -> None:
         """Keep a batch's labels (N,) and likeliest classes (N,); nothing of other tasks."""
-        if is_classification(step):
+        if is_classification(step, self._classes):
             self._pairs.append((step.target, step.output.argmax(1)))
 
     def confusion(self) -> Tensor:
@@ -70,10 +71,12 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
     return []
 
 
-def is_classification(step: Step) -> bool:
-    """Whether these are outputs (N, classes) and class numbers (N,)."""
+def is_classification(step: Step, classes: list[str] | None) -> bool:
+    """Whether these are outputs (N, classes) and class numbers (N,), of `classes` if there are."""
     output, target = step.output, step.target
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return False
+    if classes is not None and output.shape[1:] != (len(classes),):
         return False
     return output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
 
@@ -89,12 +92,12 @@ def contradiction(
     """
     right = torch.zeros(3, dtype=torch.float64)  # in training mode, in evaluation mode, of
     running = Running(engine, network)
-    with unchanged(network, engine.device), torch.no_grad():
+    with engine.seeded("doubts"), unchanged([network]), torch.no_grad():
         for batch in batches:
             for place, evaluation in enumerate((False, True)):
                 network.eval() if evaluation else set_training_mode(network)
                 step = task.step(running, batch)
-                if not is_classification(step):
+                if not is_classification(step, task.classes):
                     return []
                 right[place] += (step.output.argmax(1) == step.target).sum().cpu()
             right[2] += step.count

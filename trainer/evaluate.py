@@ -41,18 +41,22 @@ def evaluate(
     """
     task = task if isinstance(task, BaseTask) else SupervisedTask(task)
     model = unwrap_ddp(model)
-    was_training = model.training
-    model.eval()
+    networks = [model, *task.networks()]
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
     meters, running = Meters(metrics, engine.device, classes), Running(engine, model)
     try:
-        for batch in map(engine.to_device, batches):
-            step = task.step(running, batch)
-            meters.update(step)
-            if each_step is not None:
-                each_step(step)
+        with engine.seeded("evaluation"):  # a task may draw noise: the same in each evaluation
+            for batch in map(engine.to_device, batches):
+                step = task.step(running, batch)
+                meters.update(step)
+                if each_step is not None:
+                    each_step(step)
         return meters.result()
     finally:
-        model.train(was_training)
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
 
 
 class Meters:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.samples import Batch, Key, collate
+from base.samples import Batch, Key, finished
 from model.freezing import set_training_mode
 from model.heads import find_head
 from utils.engine.engine import Engine
@@ -51,7 +51,7 @@ class _Features(TensorDataset):
 
 def first_samples(loader: BaseDataLoader, count: int) -> Batch:
     """A batch of the first samples, at most `count`."""
-    return collate(loader.dataset.__getitems__(_keys(min(count, len(loader.dataset)))))
+    return loader.dataset.__getitems__(_keys(min(count, len(loader.dataset))))
 
 
 def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) -> str | None:
@@ -62,6 +62,8 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
     """
     name = find_head(network).partition(".")[0]
     first = loader.dataset.indices[:8].tolist()
+    if loader.dataset.collate_fn is not None:  # a sample may depend on the others of its batch
+        return None
     if any(draws_randomness(partial(loader.samples.__getitem__, index)) for index in first):
         return None
     data = engine.to_device(first_samples(loader, 8)[0])
@@ -89,7 +91,7 @@ def with_features(
         loader.batch_size,
         sampler=_keys(len(loader.dataset)),
         num_workers=loader.num_workers,
-        collate_fn=collate,
+        collate_fn=finished,
     )
     features, targets = [], []
     for data, target in batches:

@@ -1,39 +1,74 @@
 """The optimizer: which parameters learn, and how fast."""
 
+import functools
 import inspect
 import re
 
 from torch import nn
 from torch.optim import Optimizer
 
+from base import BaseTask
+from base.schedule import Schedule
 from model.freezing import match_names
 from utils.config.config import ConfigParser
 from utils.config.hints import ParameterRule
-from utils.engine.engine import Engine
+from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError
 
 
-def build_optimizer(config: ConfigParser, engine: Engine, network: nn.Module) -> Optimizer:
-    """The optimizer that the config names, of the network's parameters, in the groups it asks for.
+def build_optimizers(config: ConfigParser, engine: Engine, task: BaseTask) -> dict[str, Optimizer]:
+    """Those that sections of one's own name, by section, each of the task's network it names.
+
+    Raises UserError if the task does not hold that network.
+    """
+    optimizers = {}
+    for section in config.own_sections("optimizer"):
+        name = config.option(section, "network")
+        network = unwrap(vars(task).get(name))
+        if not isinstance(network, nn.Module):
+            raise UserError(
+                f"{section}.network: {type(task).__name__} stores no network as self.{name}"
+                if name
+                else f'{section}: whose parameters? Name a section with "role": "arch" as "network"'
+            )
+        optimizers[section] = build_optimizer(config, engine, network, section)
+    return optimizers
+
+
+def build_optimizer(
+    config: ConfigParser, engine: Engine, network: nn.Module, section: str = "optimizer"
+) -> Optimizer:
+    """The optimizer that a section names, of the network's parameters, in the groups it asks for.
 
     Frozen parameters are among them: without gradients they stay as they are, and can be thawed
     later. Raises UserError for an optimizer that wants to compute the loss itself (LBFGS).
     """
     if not any(True for _ in network.parameters()):
         raise UserError(f"arch: {type(network).__name__} has no parameters to train")
-    bound = config.init_ftn("optimizer")
+    bound = config.init_ftn(section)
     keys = ("param_groups", "no_decay", "layer_decay")
-    rules, no_decay, layer_decay = (config.option("optimizer", key) for key in keys)
+    rules, no_decay, layer_decay = (config.option(section, key) for key in keys)
     lr = bound.keywords.get("lr")
     groups = parameter_groups(network, lr, rules, bool(no_decay), layer_decay)
     fast = engine.optimizer_options(bound.func, bound.keywords)
-    optimizer = config.init_obj("optimizer", params=groups, **fast)
+    optimizer = config.init_obj(section, params=groups, **fast)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         name = type(optimizer).__name__
         reason = "computes the loss several times a step; that takes a trainer of its own"
-        raise UserError(f"optimizer.type: {name} {reason} (write _train_epoch)")
+        raise UserError(f"{section}.type: {name} {reason} (write _train_epoch)")
     return optimizer
+
+
+def build_schedule(config: ConfigParser, section: str = "lr_scheduler") -> Schedule:
+    """The schedule that a section describes, not started yet."""
+    return Schedule(config.get(section), functools.partial(config.init_obj, section))
+
+
+def build_schedules(config: ConfigParser) -> dict[str, Schedule]:
+    """Those of sections of one's own, by section."""
+    sections = config.own_sections("lr_scheduler")
+    return {section: build_schedule(config, section) for section in sections}
 
 
 def parameter_groups(

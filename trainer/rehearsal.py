@@ -1,9 +1,8 @@
 """What config, data and network only tell together, tried before anything long starts."""
 
-import copy
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from trainer.features import first_samples
 from trainer.tasks import describe
 from utils.engine import distributed
 from utils.engine.engine import Engine, Running, unwrap
-from utils.engine.randomness import seeded
 from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
 
@@ -42,12 +40,16 @@ class Tried:
         hint: what may help if it cannot be taken
         inputs: the network's arguments, of each call
         doubts: lines about the loss
+        logged: the names of the numbers that were measured
+        optimizers: the sections of those that take a step
     """
 
     place: str
     hint: str
     inputs: list[tuple] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+    optimizers: list[str] = field(default_factory=list)
 
     def watch_loss(self, criterion: Callable, loader: BaseDataLoader) -> Callable:
         """The criterion, which then says what does not fit."""
@@ -68,12 +70,16 @@ class Tried:
 class Watched(Running):
     """A model that notes its inputs, and says that it is at fault when it fails."""
 
-    def __init__(self, engine: Engine, model: nn.Module, tried: Tried):
+    def __init__(self, engine: Engine, model: nn.Module, tried: Tried, whole: bool = True):
         super().__init__(engine, model)
-        self._tried = tried
+        self._tried, self._whole = tried, whole
+
+    def _wrap(self, part: nn.Module) -> "Watched":
+        return Watched(self._engine, part, self._tried, whole=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._tried.inputs.append(args)
+        if self._whole:
+            self._tried.inputs.append(args)
         name = type(unwrap(self._model)).__name__
         with explained(f"arch: {name} cannot take {self._tried.place}", self._tried.hint):
             return super().__call__(*args, **kwargs)
@@ -85,14 +91,16 @@ def rehearse(
     task: BaseTask,
     metrics: dict[str, Metric],
     engine: Engine,
-    training: bool,
+    train_steps: Callable[[Running, Batch], Iterable[Step]] | None = None,
 ) -> tuple[Step, Tried]:
     """Try network, task and metrics on a batch of the first and of the last batch's size.
 
-    With `training` a training step without the optimizer, otherwise an evaluation. Network and
-    random numbers are afterwards as they were. On all processes. Returns the first batch's step,
-    and what was seen of the network. Raises UserError, which says what does not fit what.
+    With `train_steps`, the steps by which a batch is trained, a training step without the
+    optimizers, otherwise an evaluation. Networks and random numbers are afterwards as they were. On
+    all processes. Returns the first batch's step, and what was seen of the network. Raises
+    UserError, which says what does not fit what.
     """
+    training = train_steps is not None
     sizes = {"first": loader.sampler.size(0), "last": loader.sampler.size(len(loader) - 1)}
     if sizes["first"] == sizes["last"]:
         del sizes["last"]
@@ -105,9 +113,13 @@ def rehearse(
         hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
         tried = Tried(f"the {which} batch {describe(batch)} in {mode}", hint)
         model = Watched(engine, network, tried)
-        with unchanged(network, engine.device), torch.set_grad_enabled(training):
-            set_training_mode(network) if training else network.eval()
-            results.append((_try(tried, model, batch, loader, task, metrics, engine), tried))
+        networks = [network, *task.networks()]
+        random = engine.seeded("rehearsal")
+        with random, unchanged(networks), torch.set_grad_enabled(training):
+            for one in networks:
+                set_training_mode(one) if training else one.eval()
+            steps = train_steps or (lambda model, batch: [task.step(model, batch)])
+            results.append((_try(tried, model, batch, loader, task, steps, metrics, engine), tried))
     return results[0]
 
 
@@ -117,37 +129,53 @@ def _try(
     batch: Batch,
     loader: BaseDataLoader,
     task: BaseTask,
+    steps: Callable[[Running, Batch], Iterable[Step]],
     metrics: dict[str, Metric],
     engine: Engine,
 ) -> Step:
-    name, place, task = type(task).__name__, tried.place, copy.copy(task)
-    if task.criterion is not None:
-        task.criterion = tried.watch_loss(task.criterion, loader)
-    with explained(f"task: {name} does not fit {place}", tried.hint):
-        step = task.step(model, batch)
-    if not isinstance(step, Step):
-        raise UserError(f"task: {name}.step returns {describe(step)}; it should return a Step")
-    check_outputs(step.output, step.target, loader)
-    Meters({}, engine.device).update(step)
-    if torch.is_grad_enabled():
-        with explained(f"loss: its gradients cannot be computed for {place}"):
-            step.loss.backward()
+    name, criterion = type(task).__name__, task.criterion
+    if criterion is not None:
+        task.criterion = tried.watch_loss(criterion, loader)
+    try:
+        hint = tried.hint if criterion else '; the config has no section "loss"'
+        with explained(f"task: {name} does not fit {tried.place}", hint):
+            for step in steps(model, batch):
+                _check_step(step, name, tried.place, engine)
+                tried.optimizers.append(step.optimizer)
+    finally:
+        task.criterion = criterion
+    with explained(f"task: {name} logs what are not numbers"):
+        meters = Meters({}, engine.device)
+        meters.update(step)
+        tried.logged += meters.result()
     parts = f"the output ({describe(step.output)}) and the targets ({describe(step.target)})"
     for name, metric in metrics.items():
         with explained(f"{name} does not fit {parts}"):
             meters = Meters({name: metric}, engine.device, loader.classes)
             meters.update(step)
-            meters.result()
+            tried.logged += [key for key in meters.result() if key not in tried.logged]
     return step
 
 
-def check_outputs(output: object, target: object, loader: BaseDataLoader) -> None:
+def check_kind(step: object, name: str) -> None:
+    """Raises UserError if the task `name` gave something else than a Step."""
+    if not isinstance(step, Step):
+        raise UserError(f"task: {name}.step gives {describe(step)}; it should give a Step")
+
+
+def _check_step(step: Step, name: str, place: str, engine: Engine) -> None:
+    check_kind(step, name)
+    Meters({}, engine.device).update(step)  # raises unless the loss is one number
+    if torch.is_grad_enabled():
+        with explained(f"loss: its gradients cannot be computed for {place}"):
+            step.loss.backward()
+
+
+def check_outputs(output: Tensor, target: Tensor, loader: BaseDataLoader) -> None:
     """Compare a classifier's outputs (N, classes, ...) with the names and labels of all the data.
 
     Raises UserError if there is not one output per class, or a label without an output.
     """
-    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
-        return
     if output.ndim != target.ndim + 1 or target.is_floating_point():
         return
     count, classes, labels = output.shape[1], loader.classes, known_labels(loader)
@@ -225,18 +253,17 @@ def explained(problem: str, hint: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Give the network its modes and buffers back, no gradients, and the generators their state."""
-    modes = {module: module.training for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    devices = [device] if device.type == "cuda" else []
-    with seeded("rehearsal"), torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
+def unchanged(networks: list[nn.Module]) -> Iterator[None]:
+    """Give networks their modes and buffers back afterwards, and no gradients."""
+    modes = {module: module.training for one in networks for module in one.modules()}
+    buffers = [(buffer, buffer.clone()) for one in networks for buffer in one.buffers()]
+    try:
+        yield
+    finally:
+        for network in networks:
             network.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            for module, mode in modes.items():
-                module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode

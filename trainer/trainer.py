@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from base import BaseDataLoader, BaseTrainer
+from base.base_task import Step
 from base.samples import Batch
 from logger.files import aligned
 from model.batch_norm import batch_norms, recompute_statistics, unsettled
@@ -18,13 +19,15 @@ from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
-from trainer.rehearsal import rehearse
+from trainer.rehearsal import check_kind, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
 from utils.engine.engine import Running, map_tensors, unwrap
+from utils.errors import UserError
 
+LOGGING = "_train_epoch", "_valid_epoch"  # a subclass's own may log more
 STATISTICS_BATCHES = 20  # of training data, for what is computed from a sample of it
 SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, if there is no terminal for a bar
 
@@ -38,7 +41,14 @@ class Trainer(BaseTrainer):
             may have fewer
         reuse_features: if the backbone is frozen and nothing is random before the head, compute the
             head's input once
+        batch_transforms: of training batches, on the device: MixUp, CutMix
     """
+
+    not_kept = (
+        *BaseTrainer.not_kept,
+        "clip_grad_norm", "grad_accum_steps", "reuse_features", "batch_transforms", "doubts",
+        "tail", "log_interval", "_last_line", "_stream", "meters", "running_statistics",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -46,8 +56,10 @@ class Trainer(BaseTrainer):
         clip_grad_norm: PositiveFloat | None = None,
         grad_accum_steps: PositiveInt = 1,
         reuse_features: bool = True,
+        batch_transforms: list[nn.Module] | None = None,
         **kwargs: Any,
     ):
+        self.batch_transforms = batch_transforms or []
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
         self.reuse_features = reuse_features
         self.doubts: dict[int, list[str]] = {}  # about the validation of each epoch
@@ -101,6 +113,8 @@ class Trainer(BaseTrainer):
             buffers[name].copy_(running)
         self.running_statistics = {}
         set_training_mode(self.model)
+        for network in self.task.networks():
+            network.train()
         running = Running(self.engine, self.model)
         if self.step == 0:
             self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
@@ -110,13 +124,15 @@ class Trainer(BaseTrainer):
                 weight = self.data_loader.batch_weight((epoch - 1) * self.len_epoch + self.step)
                 batches, ends_step = self._accumulation()
                 with self.engine.accumulating(self.model, more=not ends_step):
-                    step = self.task.step(running, batch)
-                    if weight > 0:
-                        self.meters.update(step)
-                    self.engine.backward(step.loss, weight / batches)
+                    for step in self.train_steps(running, batch):
+                        self.engine.backward(step.loss, weight / batches)
+                        if ends_step:
+                            self._optimizer_step(step.optimizer)
+                if weight > 0:
+                    self.meters.update(step)
                 self.step += 1
                 if ends_step:
-                    self._optimizer_step()
+                    self._after_step()
                 bar.update()
                 if self.step % self.log_interval == 0 or self.step == self.len_epoch:
                     self._log_progress(epoch, bar, step.data)
@@ -131,7 +147,11 @@ class Trainer(BaseTrainer):
         if self.valid_data_loader is None:
             return {}
         batches = self._until_stopped(self.valid_data_loader)
-        model, answers, classes = self.evaluated_model, Answers(), self.data_loader.classes
+        model, answers, classes = (
+            self.evaluated_model,
+            Answers(self.task.classes),
+            self.data_loader.classes,
+        )
         log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
         self.doubts[epoch] = find_doubts(answers.confusion(), classes)
         return log
@@ -148,6 +168,8 @@ class Trainer(BaseTrainer):
         self, network: nn.Module, names: Iterable[str], epoch: int
     ) -> dict[str, Tensor]:
         """Compute the statistics of the named batch norms anew. Returns the earlier ones."""
+        for other in self.task.networks():
+            other.eval()
         forward = partial(self.task.step, Running(self.engine, network))
         return recompute_statistics(network, names, forward, self.first_batches(epoch))
 
@@ -170,11 +192,37 @@ class Trainer(BaseTrainer):
         batches = min(self.grad_accum_steps, self.len_epoch - first)
         return batches, self.step + 1 == first + batches
 
-    def _optimizer_step(self) -> None:
-        self.engine.unscale(self.optimizer)
+    def train_steps(self, model: Running, batch: Batch) -> Iterator[Step]:
+        """The task's steps for a batch, which is transformed first.
+
+        A class number that was mixed with another one's counts, for the metrics, as the larger.
+        """
+        labels, log = batch[-1] if isinstance(batch, list | tuple) else None, {}
+        for transform in self.batch_transforms:
+            batch = transform(batch)
+        is_mixed = self.batch_transforms and isinstance(labels, Tensor) and labels.ndim == 1
+        for step in self.task.train_steps(model, batch):
+            check_kind(step, type(self.task).__name__)
+            if is_mixed:
+                step.target = step.target.argmax(1)
+            log |= step.log
+            step.log = log  # of all the batch's steps
+            yield step
+
+    def _optimizer_step(self, name: str) -> None:
+        optimizer = self.all_optimizers[name]
+        self.engine.unscale(optimizer)
         self.after_backward()
-        self.engine.optimizer_step(self.optimizer, self.clip_grad_norm)
-        self.schedule.after_step()
+        self.engine.optimizer_step(optimizer, self.clip_grad_norm)
+        for other in self.optimizers.values():  # its networks may have got gradients on the way
+            other.zero_grad(set_to_none=True)
+        if self.optimizers:
+            self.optimizer.zero_grad(set_to_none=True)
+        for schedule in self.all_schedules:
+            if schedule.optimizer == name:
+                schedule.after_step()
+
+    def _after_step(self) -> None:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         if self.signals.arrived():
@@ -214,17 +262,39 @@ class Trainer(BaseTrainer):
         if self.config.continued:
             self._check_resumable(checkpoint.load(self.config.resume))
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
-        step, tried = rehearse(network, self.data_loader, *settings, training=True)
-        if isinstance(self.valid_data_loader, BaseDataLoader):
-            rehearse(network, self.valid_data_loader, *settings, training=False)
-        rows = summary(network, *map_tensors(tried.inputs[0], lambda tensor: tensor[:2]))
-        self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
+        step, tried = rehearse(network, self.data_loader, *settings, self.train_steps)
+        self._check_optimizers(tried.optimizers)
+        logged, valid = tried.logged, self.valid_data_loader
+        if isinstance(valid, BaseDataLoader):
+            _, validated = rehearse(network, valid, *settings)
+            logged = [*logged, *(f"val_{name}" for name in validated.logged)]
+        own = (getattr(getattr(self, name), "__func__", None) for name in LOGGING)
+        is_known = list(own) == [getattr(Trainer, name) for name in LOGGING]
+        if is_known and (valid is None or isinstance(valid, BaseDataLoader)):
+            self.monitor.check(logged)
+        if tried.inputs:  # the task may call only parts of the network
+            rows = summary(network, *map_tensors(tried.inputs[0], lambda tensor: tensor[:2]))
+            self.logger.debug("\n".join([type(network).__name__, *aligned(rows)]))
         self.logger.debug(f"task: {type(self.task).__name__}")
         for line in tried.doubts:
             self.logger.warning(line)
         if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(step.output.shape[-1]))
             class_number(name, self.data_loader.classes or list(numbers))
+
+    def _check_optimizers(self, used: list[str]) -> None:
+        name = type(self.task).__name__
+        for section in used:
+            if section not in self.all_optimizers:
+                raise UserError(
+                    f'task: {name} wants a step of "{section}", and the config has no such section '
+                    'with "role": "optimizer"'
+                )
+        for section in self.all_optimizers:
+            if section not in used:
+                raise UserError(f"{section}: {name} takes no step with it")
+        if len(used) > 1 and self.grad_accum_steps > 1:
+            raise UserError("trainer.grad_accum_steps: only with one optimizer")
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""

@@ -58,11 +58,11 @@ def reader_for(path: Path) -> FileFormat | None:
     return None
 
 
-def new_run_dir(root: Path, name: str) -> Path:
-    """Make root/models/<name>/<mmdd_HHMMSS>; a second run in the same second gets -2 appended."""
+def new_run_dir(root: Path, name: str, run_id: str | None = None) -> Path:
+    """Make root/models/<name>/<run_id>, by default <mmdd_HHMMSS>; a second such one gets -2."""
     parent = Path(root) / "models" / name
     parent.mkdir(parents=True, exist_ok=True)
-    for folder in numbered(parent / datetime.datetime.now().strftime("%m%d_%H%M%S")):
+    for folder in numbered(parent / (run_id or datetime.datetime.now().strftime("%m%d_%H%M%S"))):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             break

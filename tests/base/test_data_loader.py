@@ -278,3 +278,153 @@ def test_transform_and_collate_of_a_base_dataset_make_the_batch(workers):
         assert torch.equal(last, repeated[2])
     assert (loader.classes, loader.paths) == (None, None)
     assert not loader.dataset.offers.to(torch.device("cpu"))
+
+
+class Ragged(Dataset):
+    """Sample i is a sequence of 1 to 5 numbers, drawn anew in each epoch, and its true length."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, index):
+        length = 1 + index % 5
+        return {"sequence": torch.rand(length), "length": length}
+
+
+def padded(samples):
+    sequences = [sample["sequence"] for sample in samples]
+    noise = torch.rand(())  # follows from (seed, epoch, sample), too
+    return {
+        "sequences": torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True) + noise,
+        "lengths": [sample["length"] for sample in samples],
+    }
+
+
+class ByArgument(BaseDataLoader):
+    def __init__(self, **kwargs):
+        super().__init__(collate_fn=padded, **kwargs)
+
+    def build_dataset(self, subset, augment):
+        return Ragged()
+
+
+class ByMethod(BaseDataLoader):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.function = padded
+
+    def build_dataset(self, subset, augment):
+        return Ragged()
+
+    def collate_fn(self, samples):
+        return self.function(samples)
+
+
+@pytest.mark.parametrize("kind", [ByArgument, ByMethod])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_collate_fn_makes_the_batch_the_same_after_a_resume(kind, workers):
+    settings = {"batch_size": 4, "seed": 3, "validation_split": 3}
+    stream = ByArgument(**settings).batches()
+    expected = [next(stream) for _ in range(12)]  # more than two passes of 5
+    stream = kind(**settings, num_workers=workers).batches(7)
+    for number in range(7, 12):
+        batch = next(stream)
+        assert batch["lengths"] == expected[number]["lengths"]
+        assert torch.equal(batch["sequences"], expected[number]["sequences"])
+    widths = {batch["sequences"].shape[1] for batch in expected}
+    assert widths <= {3, 4, 5}
+    validation = kind(**settings, num_workers=workers).split_validation()
+    assert [len(batch["lengths"]) for batch in validation] == [3]
+    assert validation.input["shape"] == []
+
+
+def test_loader_with_its_own_collate_fn_is_in_no_reference_cycle():
+    loader = ByMethod(batch_size=4, num_workers=2)
+    next(iter(loader))
+    reference = weakref.ref(loader)
+    gc.disable()
+    try:
+        del loader
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_collate_fn_gets_samples_of_data_that_comes_in_whole_batches(data_dir):
+    class Listed(DigitsDataLoader):
+        def collate_fn(self, samples):
+            images, targets = zip(*samples, strict=True)
+            return {"image": torch.stack(images), "target": torch.stack(targets), "of": self.subset}
+
+    settings = {"data_dir": str(data_dir), "batch_size": 10, "validation_split": 0.1}
+    for ours, (images, targets) in zip(
+        Listed(**settings).split_validation(),
+        DigitsDataLoader(**settings).split_validation(),
+        strict=True,
+    ):
+        assert torch.equal(ours["image"], images)
+        assert torch.equal(ours["target"], targets)
+        assert ours["of"] == "val"
+
+
+class Given(BaseDataLoader):
+    """As in pytorch-template: its constructor makes the dataset and passes it on."""
+
+    def __init__(
+        self, count, batch_size, shuffle=True, validation_split=0.0, num_workers=1, training=True
+    ):
+        self.dataset = NoisyNumbers(count if training else 7, augment=training)
+        super().__init__(self.dataset, batch_size, shuffle, validation_split, num_workers)
+
+
+def test_dataset_given_to_the_constructor_is_served():
+    loader = Given(103, 10, validation_split=0.1, num_workers=0)
+    assert isinstance(loader, DataLoader)
+    validation = loader.split_validation()
+    train, valid = numbers(loader), numbers(validation)
+    assert sorted([*train[:, 0].tolist(), *valid[:, 0].tolist()]) == list(range(103))
+    assert len(valid) == 10
+    assert (valid[:, 1] > 0).all()  # the same dataset, so augmented alike
+    stream = Given(103, 10, validation_split=0.1, num_workers=0).batches()
+    expected = [next(stream)[0] for _ in range(25)]
+    resumed = Given(103, 10, validation_split=0.1, num_workers=2).batches(12)
+    for number in range(12, 25):
+        assert torch.equal(next(resumed)[0], expected[number])
+
+
+def test_test_samples_of_a_given_dataset_are_those_without_training():
+    testing = Given(103, 10, validation_split=0.1, num_workers=0).for_subset("test")
+    assert numbers(testing)[:, 0].tolist() == list(range(7))
+    assert numbers(testing)[:, 1].abs().max() == 0
+
+
+def test_training_may_be_an_argument_of_the_parent():
+    class Larger(Given):
+        def __init__(self, factor=2, **kwargs):
+            super().__init__(103 * factor, **kwargs)
+
+    loader = Larger(3, batch_size=10, num_workers=0)
+    assert len(numbers(loader)) == 309
+    assert len(numbers(loader.for_subset("test"))) == 7
+    chosen = Larger(batch_size=10, num_workers=0, training=True).for_subset("test", own_data=True)
+    assert len(numbers(chosen)) == 206  # as the config's test_data_loader says
+
+
+def test_test_samples_of_a_given_dataset_may_be_unknown():
+    class Plain(BaseDataLoader):
+        def __init__(self, count=30, batch_size=10):
+            super().__init__(NoisyNumbers(count, augment=False), batch_size)
+
+    with pytest.raises(UserError, match="Plain does not say which samples are for testing"):
+        Plain().for_subset("test")
+    own = Plain(12).for_subset("test", own_data=True)  # as the config's test_data_loader
+    assert numbers(own)[:, 0].tolist() == list(range(12))
+
+
+def test_number_in_place_of_the_dataset_is_explained():
+    class Old(NumbersLoader):
+        def __init__(self):
+            BaseDataLoader.__init__(self, 64)
+
+    with pytest.raises(UserError, match="pass batch_size=64"):
+        Old()

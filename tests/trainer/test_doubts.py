@@ -12,7 +12,7 @@ from utils.engine.engine import Engine
 
 
 def doubts(target, predicted, classes=("NG", "OK")):
-    answers = Answers()
+    answers = Answers(None)
     outputs = torch.nn.functional.one_hot(torch.tensor(predicted, dtype=torch.long), 3).float()
     for part in range(0, len(target), 4):  # in batches
         labels = torch.tensor(target[part : part + 4])

@@ -225,8 +225,8 @@ def test_rehearsal_sees_the_size_of_the_last_batch(vectors):
             return super().forward(x)
 
     arguments = trainer.data_loader, trainer.task, {}, trainer.engine
-    rehearse(Watching(6, 3), *arguments, training=True)
-    rehearse(Watching(6, 3), *arguments, training=False)
+    rehearse(Watching(6, 3), *arguments, arguments[1].train_steps)
+    rehearse(Watching(6, 3), *arguments)
     assert sizes == [(8, True), (3, True), (8, False), (3, False)]
 
 

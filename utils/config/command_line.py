@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from utils.config.config import RUN, ConfigParser
-from utils.config.resolve import NEWEST, CustomArgs, Script, resolve
+from utils.config.resolve import NEWEST, CustomArgs, Script, add_options, resolve
 from utils.engine import launch
 from utils.errors import Interrupted, RunError, UserError
 
@@ -119,9 +119,7 @@ def build_parser(
         help="cpu, a GPU's number, or several: 2,3 (default: a GPU if there is one)")  # fmt: skip
     add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
         help="set any key of the config: -s trainer.epochs=5 metrics.0=accuracy")  # fmt: skip
-    for option in options:
-        key = ".".join(option.target)
-        add(*option.flags, type=option.type, dest=key, metavar="VALUE", help=f"sets {key}")
+    add_options(parser, options)
     add("--check", action="store_true", help="build everything, run one batch, save, load, stop")
     add("--verbose", action="store_true", help="show the traceback of an error")
     if trains:

@@ -4,16 +4,22 @@ import copy
 import functools
 import inspect
 import logging
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from utils.config.lookup import metric_name
-from utils.config.sections import ALIASES, SOURCES
-from utils.config.signature import Signature
+from utils.config.config_file import assign, split_target
+from utils.config.lookup import did_you_mean, metric_name
+from utils.config.sections import ALIASES, role_of, sources_of
+from utils.config.signature import Signature, get_signature
 from utils.errors import ConfigError, RunError, UserError
+
+if TYPE_CHECKING:
+    import argparse
 
 SAVE_DIR = "saved/"
 RUN = "run folder"  # key under which restarted processes find the run they had begun
@@ -24,8 +30,10 @@ class ConfigParser:
 
     Args:
         config: the whole configuration
-        origin: what to call it in messages, the file's name
         resume: checkpoint to start from
+        modification: changes to it, "optimizer;args;lr" -> value; None changes nothing
+        run_id: name of the run's folder; the date and time by default
+        origin: what to call it in messages, the file's name
         continued: True to resume the run that wrote `resume`, False to start a new one from it
         trial: True if nothing is kept; save_dir is then a new folder even if a run is resumed
         warnings: to be logged once there is a log
@@ -36,8 +44,11 @@ class ConfigParser:
     def __init__(
         self,
         config: dict,
-        origin: str = "the config",
         resume: Path | None = None,
+        modification: dict[str, object] | None = None,
+        run_id: str | None = None,
+        *,
+        origin: str = "the config",
         continued: bool = False,
         trial: bool = False,
         warnings: Iterable[str] = (),
@@ -45,17 +56,40 @@ class ConfigParser:
         from utils.config.validate import find_errors  # lazily: --help must not load pydantic
 
         config = {section: value for section, value in config.items() if value is not None}
+        if modification:
+            config = copy.deepcopy(config)
+            for target, value in modification.items():
+                if value is not None:
+                    assign(config, split_target(target), value)
         for (section, old), new in ALIASES.items():
             if isinstance(config.get(section), dict) and old in config[section]:
                 values = {key: value for key, value in config[section].items() if key != old}
                 config[section] = {new: config[section][old]} | values
         self.config, self.origin, self.warnings = config, origin, list(warnings)
+        self.sources = sources_of(config)
+        self.run_id = run_id
         self.resume, self.continued, self.trial = resume, continued, trial
         if errors := find_errors(config):
             error = ConfigError(origin, errors)
             for warning in self.warnings:
                 error.add_note(f"warning: {warning}")
             raise error
+
+    @classmethod
+    def from_args(
+        cls, parser: "argparse.ArgumentParser", options: Iterable[tuple] = ()
+    ) -> "ConfigParser":
+        """The configuration that pytorch-template's scripts ask for: `parser` knows -c, -r and -d,
+        and `options` are its CustomArgs. Scripts of this project use `parse_config.command`.
+        """
+        from utils.config.resolve import Script, add_options, resolve
+
+        options = add_options(parser, options)
+        parser.set_defaults(set=[])
+        arguments = parser.parse_args()
+        if getattr(arguments, "device", None) is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = arguments.device
+        return resolve(arguments, options, Script())
 
     def __getitem__(self, section: str) -> Any:
         return self.config[section]
@@ -72,8 +106,13 @@ class ConfigParser:
 
     def signature(self, section: str) -> Signature:
         """The keyword arguments of what `section` names."""
-        source = SOURCES[section]
+        source = self.sources[section]
         return source.signature(source.find(source.split(self.config[section])[0]))
+
+    def own_sections(self, role: str) -> list[str]:
+        """The sections, besides `role` itself, that say they have this role."""
+        named = self.config.items()
+        return [name for name, spec in named if name != role and role_of(name, spec) == role]
 
     def argument(self, section: str, key: str) -> Any:
         """An argument as it is used: the config's, or the default."""
@@ -83,8 +122,8 @@ class ConfigParser:
     def replace(self, **sections: object) -> "ConfigParser":
         """The same configuration with other sections, checked again."""
         config = copy.deepcopy(self.config) | sections
-        how = self.origin, self.resume, self.continued, self.trial, self.warnings
-        return ConfigParser(config, *how)
+        kept = ("resume", "run_id", "origin", "continued", "trial", "warnings")
+        return ConfigParser(config, **{name: getattr(self, name) for name in kept})
 
     def from_checkpoint(self, place: Path) -> "ConfigParser":
         """The configuration that tests another run, checkpoint or file. Raises UserError."""
@@ -94,22 +133,37 @@ class ConfigParser:
         resume, state = checkpoint.find(place, best=True)
         config, continued = state["config"] or self.config, state["config"] is not None
         origin = f"the config in {resume}"
-        return adopt_network(ConfigParser(config, origin, resume, continued), state)
+        parser = ConfigParser(config, resume, origin=origin, continued=continued)
+        return adopt_network(parser, state)
 
-    def init_obj(self, section: str, **supplied: object) -> Any:
+    def init_obj(
+        self, section: str, module: ModuleType | None = None, *args: object, **supplied: object
+    ) -> Any:
         """Build what `section` names; None if the config has no such section.
 
         `supplied` are the arguments that a config cannot hold (params=, optimizer=); those that are
         merely offered, like num_classes=, are passed if the callee takes them and the config is
-        silent. A list of specs gives a dict, name -> object.
+        silent. A list of specs gives a dict, name -> object. With a `module` the name is looked up
+        there and nowhere else, and called with `args` and `supplied` beside the config's arguments.
         """
+        if module is not None:
+            return self.init_ftn(section, module, *args, **supplied)()
         value = self.config.get(section)
         if section == "metrics":
             return {metric_name(spec): self._build(section, spec, supplied) for spec in value or []}
         return None if value is None else self._build(section, value, supplied)
 
-    def init_ftn(self, section: str, **supplied: object) -> functools.partial:
-        """The class or function that `section` names, with its arguments bound."""
+    def init_ftn(
+        self, section: str, module: ModuleType | None = None, *args: object, **supplied: object
+    ) -> functools.partial:
+        """The class or function that `section` names, with its arguments bound; see `init_obj`."""
+        if module is not None:
+            spec = self.config[section]
+            spec = {"type": spec} if isinstance(spec, str) else spec
+            if (target := getattr(module, spec["type"], None)) is None:
+                near = did_you_mean(spec["type"], vars(module))
+                raise UserError(f'{section}: {module.__name__} has no "{spec["type"]}"{near}')
+            return functools.partial(target, *args, **spec.get("args", {}), **supplied)
         target, arguments = self._resolve(section, self.config[section], supplied)
         return functools.partial(target, **arguments)
 
@@ -132,7 +186,7 @@ class ConfigParser:
             if self.continued and not self.trial:
                 return str(self.resume.parent)
             root = Path(self["trainer"].get("save_dir", SAVE_DIR))
-            return str(checkpoint.new_run_dir(root, self["name"]))
+            return str(checkpoint.new_run_dir(root, self["name"], self.run_id))
 
         folder = Path(distributed.broadcast_once(RUN, find_or_create))
         if distributed.is_main():  # which has removed the folder if it failed before a restart
@@ -162,7 +216,7 @@ class ConfigParser:
 
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
-        source = SOURCES[section]
+        source = self.sources[section]
         if source.functional and not inspect.isclass(target):
             return functools.partial(target, **arguments)
         try:
@@ -181,7 +235,7 @@ class ConfigParser:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
         from utils.config.types import coerce, drop_nulls
 
-        source = SOURCES[section]
+        source = self.sources[section]
         name, args = source.split(spec)
         target = source.find(name)
         signature = source.signature(target)
@@ -193,16 +247,16 @@ class ConfigParser:
                 arguments[key] = coerce(value, signature.parameters[key].annotation)
         if "seed" in source.offered:
             supplied = {"seed": self.get("seed", 0), **supplied}
-        accepted = {*signature.parameters, *source.given}
+        accepted = {*get_signature(target).parameters}
         if signature.open:  # builders that take anything (timm.create_model) all know this name
-            accepted.add("num_classes")
+            accepted |= {*source.given, "num_classes"}
         return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:
         """What a list of specs, or an object of such lists, names; a text stays as it is."""
         if isinstance(value, dict):
             return {k: self._build_nested(section, part, supplied) for k, part in value.items()}
-        source = SOURCES[section]
+        source = self.sources[section]
         supplied = {k: v for k, v in supplied.items() if k in source.given + source.offered}
         if isinstance(value, list):
             return [self._build(section, part, supplied) for part in value]

@@ -4,12 +4,13 @@ back.
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import json5
 
-from utils.config.sections import ALIASES, SOURCES
+from utils.config.sections import ALIASES, sources_of
 from utils.errors import UserError
 
 
@@ -56,7 +57,7 @@ def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
     each section that loses arguments.
     """
     notes = []
-    for section, source in SOURCES.items():
+    for section, source in sources_of(config).items():
         kind, written_for = source.default, {}
         for layer in layers:
             spec = layer.get(section)
@@ -98,9 +99,14 @@ def override(config: dict, assignment: str) -> None:
     except (ValueError, RecursionError):
         value = text
     keys = path.split(".")
-    if path in SOURCES and path != "metrics" and isinstance(value, str):
+    if path in sources_of(config) and path != "metrics" and isinstance(value, str):
         keys.append("type")
     assign(config, keys, value)
+
+
+def split_target(target: str | Iterable[str]) -> list[str]:
+    """The keys that lead to a value: ("optimizer", "args", "lr"), or "optimizer;args;lr"."""
+    return re.split("[;.]", target) if isinstance(target, str) else list(target)
 
 
 def assign(config: dict, keys: list[str], value: object) -> None:

@@ -22,11 +22,18 @@ NEWEST = "the newest run"  # what -r without a path means
 
 
 class CustomArgs(NamedTuple):
-    """A flag that sets a key: CustomArgs(["--lr"], float, target=("optimizer", "args", "lr"))."""
+    """A flag that sets a key: CustomArgs(["--lr"], float, target=("optimizer", "args", "lr")).
+
+    The target may also be written "optimizer;args;lr".
+    """
 
     flags: list[str]
     type: type
-    target: tuple[str, ...]
+    target: tuple[str, ...] | str
+
+    @property
+    def keys(self) -> list[str]:
+        return config_file.split_target(self.target)
 
 
 class Script(NamedTuple):
@@ -44,6 +51,19 @@ class Script(NamedTuple):
     keeps_network: bool = False
     defaults: dict[str, str] = {}  # noqa: RUF012 (never changed)
     needs: dict[str, str] = {}  # noqa: RUF012
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: Iterable[tuple[list[str], type, str]]
+) -> list[CustomArgs]:
+    """Give the parser a flag for each option; returns the options as CustomArgs."""
+    options = [CustomArgs(*option) for option in options]
+    for option in options:
+        key = ".".join(option.keys)
+        parser.add_argument(
+            *option.flags, type=option.type, dest=key, metavar="VALUE", help=f"sets {key}"
+        )
+    return options
 
 
 def resolve(
@@ -65,16 +85,17 @@ def resolve(
             spec.setdefault("type", name)
     for place in (config, changes):
         for option in options:
-            value = getattr(arguments, ".".join(option.target))
+            value = getattr(arguments, ".".join(option.keys))
             if value is not None:
-                config_file.assign(place, list(option.target), value)
+                config_file.assign(place, option.keys, value)
         for assignment in arguments.set:
             config_file.override(place, assignment)
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
     notes = config_file.drop_foreign_arguments(config, [*layers, changes])
-    parser = ConfigParser(config, origin, resume, continued, trial_dir is not None, notes)
+    how = {"continued": continued, "trial": trial_dir is not None, "warnings": notes}
+    parser = ConfigParser(config, resume, origin=origin, **how)
     if state is not None and (continued or script.keeps_network or not script.trains):
         parser = adopt_network(parser, state, arch=not script.trains)
     if script.trains:

@@ -17,10 +17,12 @@ HELPERS = ("batch_norm.py", "freezing.py", "heads.py", "structure.py", "summary.
 NOT_NETWORKS = ("loss.py", "metric.py", *HELPERS)  # nor optimizers or schedulers
 NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights")
 PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config", "engine",
-         "recorder", "data_loader", "valid_data_loader", "freeze", "task")  # fmt: skip
+         "recorder", "data_loader", "valid_data_loader", "freeze", "task", "optimizers",
+         "schedules")  # fmt: skip
 
-LOADER = Source("base.BaseDataLoader", ("data_loader",), offered=("seed", "subset"),
-                nested={"transforms": "transforms"}, functions=False)  # fmt: skip
+LOADER = Source("base.BaseDataLoader", ("data_loader",), given=("dataset", "collate_fn"),
+                offered=("seed", "subset"), nested={"transforms": "transforms"},
+                functions=False)  # fmt: skip
 SOURCES = {
     "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS, ("torchvision.models",),
                    "^(?!get_|list_)[a-z]", offered=NETWORK,
@@ -35,7 +37,7 @@ SOURCES = {
     "valid_data_loader": LOADER,
     "test_data_loader": LOADER,
     "transforms": Source("torch.nn.Module", ("data_loader/transforms.py",), (),
-                         ("torchvision.transforms.v2",), "^[A-Z]",
+                         ("torchvision.transforms.v2",), "^[A-Z]", offered=("num_classes",),
                          nested={"transforms": "transforms"}, functions=False, inner=True),
     "optimizer": Source("torch.optim.Optimizer", ("model",), NOT_NETWORKS, ("torch.optim",),
                         "^[A-Z]", given=("params",),
@@ -46,14 +48,19 @@ SOURCES = {
                            given=("optimizer",), offered=("total_steps",),
                            keys={"interval": Literal["step", "epoch"]},
                            nested={"schedulers": "lr_scheduler"}),
-    "task": Source("base.BaseTask", ("trainer",), given=("criterion",), functions=False),
+    "task": Source("base.BaseTask", ("trainer",), functions=False,
+                   given=("criterion", "config", "engine", "data_loader")),
     "trainer": Source("base.BaseTrainer", ("trainer",), given=PARTS, default="Trainer",
-                      functions=False),
+                      nested={"batch_transforms": "transforms"}, functions=False),
 }  # fmt: skip
+# What a section of one's own may say it is, and the keys that it then takes beside the role's.
+ROLES: dict[str, dict[str, Any]] = {"arch": {"weights": str}, "loss": {},
+                                    "optimizer": {"network": str},
+                                    "lr_scheduler": {"optimizer": str}}  # fmt: skip
 PLAIN: dict[str, Any] = {"$schema": str, "name": str, "about": str, "seed": int, "versions": dict,
                          "n_gpu": hints.NonNegativeInt, "engine": hints.EngineSettings,
                          "inspection": hints.InspectionSettings}  # fmt: skip
-REQUIRED = ("name", "arch", "data_loader", "loss", "optimizer", "trainer")
+REQUIRED = ("name", "arch", "data_loader", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 
 for _file in sorted(ROOT.glob("*/sections.py")):
@@ -64,3 +71,22 @@ for _file in sorted(ROOT.glob("*/sections.py")):
         _source = SOURCES[_section]
         _joined = {key: getattr(_source, key) + value for key, value in _more.items()}
         SOURCES[_section] = dataclasses.replace(_source, **_joined)
+
+
+def role_of(section: str, spec: object) -> str | None:
+    """The section whose rules hold for this one: itself, or what it says as its "role"; or None."""
+    role = spec.get("role") if isinstance(spec, dict) else None
+    return section if section in SOURCES else role if role in tuple(ROLES) else None
+
+
+def sources_of(config: dict) -> dict[str, Source]:
+    """The sources of a config's sections; what has a role is supplied to the task."""
+    own = {}
+    for section, spec in config.items():
+        role = role_of(section, spec)
+        if role is not None and section not in SOURCES:
+            source = SOURCES[role]
+            keys = {} if role == "arch" else source.keys
+            own[section] = dataclasses.replace(source, keys={"role": str} | keys | ROLES[role])
+    task = SOURCES["task"]
+    return SOURCES | own | {"task": dataclasses.replace(task, given=(*task.given, *own))}

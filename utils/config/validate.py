@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from utils.config.lookup import Source, did_you_mean, metric_name
-from utils.config.sections import PLAIN, REQUIRED, SOURCES
+from utils.config.sections import PLAIN, REQUIRED, ROLES, SOURCES, role_of, sources_of
 from utils.config.types import drop_nulls, find_infinite, find_type_errors
 
 # logged beside the metrics
@@ -21,20 +21,47 @@ NOT_SECTIONS = {  # names that people expect -> what is right
 
 def find_errors(config: dict) -> list[str]:
     """The errors of a configuration, each "path: what is wrong and what would be right"."""
-    errors = find_infinite(config)
+    errors, sources = find_infinite(config), sources_of(config)
     errors += [f"{section}: missing" for section in REQUIRED if section not in config]
+    if "loss" not in config and not _may_lack_loss(config):
+        errors.append("loss: missing")
     for section, value in config.items():
         if section in PLAIN:
             errors += find_type_errors(section, value, PLAIN[section])
         elif section == "metrics":
             errors += _check_metrics(value)
-        elif section in SOURCES and SOURCES[section].inner:
+        elif section in sources and sources[section].inner:
             errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
-        elif section in SOURCES:
-            errors += _check_spec(section, section, value)
+        elif section in sources:
+            errors += _check_spec(sources[section], section, value)
+        elif isinstance(value, dict) and {"role", "type"} <= value.keys():
+            roles = ", ".join(ROLES)
+            errors.append(f"{section}.role: {json.dumps(value['role'])} should be one of {roles}")
         elif near := _meant(section):  # any other is the user's own
-            errors.append(f"{section}: unknown section{near}")
+            role = f'; or say what it is: "role": one of {", ".join(ROLES)}'
+            errors.append(f"{section}: unknown section{near}{role}")
+    errors += _check_references(config)
     return errors + _check_name(config.get("name")) + _check_monitor(config)
+
+
+def _may_lack_loss(config: dict) -> bool:
+    """Whether a task or a trainer of one's own may do without; the rehearsal tells."""
+    trainer = config.get("trainer")
+    kind = trainer.get("type") if isinstance(trainer, dict) else None
+    return "task" in config or kind not in (None, "Trainer", "PruneTrainer")
+
+
+def _check_references(config: dict) -> list[str]:
+    """Whether the sections that another names are there."""
+    errors = []
+    for key, role in ("network", "arch"), ("optimizer", "optimizer"):
+        known = [section for section, spec in config.items() if role_of(section, spec) == role]
+        for section, spec in config.items():
+            wanted = spec.get(key) if isinstance(spec, dict) and spec.get("role") else None
+            if isinstance(wanted, str) and wanted not in known:
+                near = did_you_mean(wanted, known)
+                errors.append(f'{section}.{key}: no section "{wanted}" has the role {role}{near}')
+    return errors
 
 
 def _meant(name: str) -> str:
@@ -43,9 +70,8 @@ def _meant(name: str) -> str:
     return did_you_mean(name, (*SOURCES, *PLAIN, "extends"), complete=False) or next(hints, "")
 
 
-def _check_spec(section: str, path: str, spec: object) -> list[str]:
+def _check_spec(source: Source, path: str, spec: object) -> list[str]:
     """One "Name" or {"type": "Name", "args": {...}}."""
-    source = SOURCES[section]
     name, args = source.split(spec)
     if not isinstance(name, str) or not name:
         return [f"{path}: {SPEC}; for example -s {path}.type={source.example()}"]
@@ -95,7 +121,7 @@ def _check_nested(section: str, path: str, value: object) -> list[str]:
     for key, part in value.items() if isinstance(value, dict) else ():
         errors += _check_nested(section, f"{path}.{key}", part)
     for index, spec in enumerate(value) if isinstance(value, list) else ():
-        errors += _check_spec(section, f"{path}.{index}", spec)
+        errors += _check_spec(SOURCES[section], f"{path}.{index}", spec)
         keys = [key for key in SOURCES[section].keys if isinstance(spec, dict) and spec.get(key)]
         message = f"only the outermost may say {section}."
         errors += [f"{path}.{index}.{key}: {message}{key}" for key in keys]
@@ -107,7 +133,7 @@ def _check_metrics(specs: object) -> list[str]:
         return ['metrics: should be a list, for example ["accuracy"]']
     errors = []
     for index, spec in enumerate(specs):
-        errors += _check_spec("metrics", f"metrics.{index}", spec)
+        errors += _check_spec(SOURCES["metrics"], f"metrics.{index}", spec)
     if errors:
         return errors
     for name, count in collections.Counter(map(metric_name, specs)).items():
@@ -128,20 +154,13 @@ def _check_name(name: object) -> list[str]:
 
 
 def _check_monitor(config: dict) -> list[str]:
-    """A misspelt name would otherwise show only after the first epoch."""
-    trainer, metrics = config.get("trainer"), config.get("metrics", [])
+    """Whether the rule can be read; which names are logged only the rehearsal knows."""
+    trainer = config.get("trainer")
     rule = trainer.get("monitor") if isinstance(trainer, dict) else None
     if not isinstance(rule, str) or rule == "off":
         return []
     mode, _, watched = rule.partition(" ")
-    if mode not in ("min", "max") or not watched:
-        example = '"off", "min NAME" or "max NAME", as in "max val_accuracy"'
-        return [f'trainer.monitor: "{rule}" should be {example}']
-    specs = [m for m in metrics if isinstance(m, str | dict)] if isinstance(metrics, list) else []
-    names = ["loss", *(str(metric_name(spec)) for spec in specs)]
-    names += [f"val_{name}" for name in names]
-    # other names may be logged by the user's own _train_epoch, NAME_CLASS by a metric per class
-    is_per_class = watched.startswith(tuple(f"{name}_" for name in names))
-    is_known = watched in names or is_per_class
-    near = "" if is_known else did_you_mean(watched, names, complete=False)
-    return [f'trainer.monitor: nothing is called "{watched}"{near}'] if near else []
+    if mode in ("min", "max") and watched:
+        return []
+    example = '"off", "min NAME" or "max NAME", as in "max val_accuracy"'
+    return [f'trainer.monitor: "{rule}" should be {example}']

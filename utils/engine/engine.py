@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -107,9 +107,9 @@ class Engine:
         their networks differ.
         """
         model = model.to(self.device)
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=self.memory_format)
+        if not getattr(unwrap(model), "takes_channels_last", True):
+            self.memory_format = torch.contiguous_format
+        set_memory_format(model, self.memory_format)
         if distributed.world_size() > 1:
             if self.sync_batchnorm:
                 model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -212,6 +212,15 @@ class Engine:
             notes += [f"the network is compiled in several parts: {reason}" for reason in new]
         return notes
 
+    @contextlib.contextmanager
+    def seeded(self, *parts: int | str) -> Iterator[None]:
+        """Random numbers inside follow from `parts`, on the device too; those outside go on."""
+        is_gpu = self.device.type == "cuda"
+        with randomness.seeded(*parts), torch.random.fork_rng([self.device] if is_gpu else []):
+            if is_gpu:
+                torch.cuda.manual_seed(randomness.derive_seed(*parts))
+            yield
+
     def seed_epoch(self, epoch: int) -> None:
         """Start the epoch's randomness, equal on all processes; epoch 0 initializes the network."""
         randomness.seed_everything(self.seed, "epoch", epoch)
@@ -223,7 +232,9 @@ class Engine:
 
 
 class Running:
-    """A model that is called in the engine's precision; its attributes are the network's."""
+    """A model that is called in the engine's precision, and so are its modules; its other
+    attributes are the network's.
+    """
 
     def __init__(self, engine: Engine, model: nn.Module):
         self._engine, self._model = engine, model
@@ -232,11 +243,26 @@ class Running:
         return self._engine.forward(self._model, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(unwrap(self._model), name)
+        if name.startswith("__"):  # copy asks for them before there is a model
+            raise AttributeError(name)
+        part = getattr(unwrap(self._model), name)
+        return self._wrap(part) if isinstance(part, nn.Module) else part
+
+    def _wrap(self, part: nn.Module) -> "Running":
+        return Running(self._engine, part)
+
+
+def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the parameters with four axes in this format; a convolution's output follows them."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network itself, without the wrappers that the engine adds; only this goes to disk."""
+    if isinstance(model, Running):
+        model = model._model
     if hasattr(model, "_orig_mod"):
         return unwrap(model._orig_mod)
     is_parallel = isinstance(model, DistributedDataParallel | nn.DataParallel)

@@ -1,0 +1,140 @@
+"""What of a trainer and its task a checkpoint keeps beside the network: found, not registered."""
+
+import collections
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from utils.checkpoint import load_into
+from utils.engine.engine import Running
+from utils.errors import CheckpointError, RunError
+
+PLAIN = (type(None), bool, int, float, str, Tensor)
+LARGEST = 2**20  # bytes of an array that are looked through for a change
+
+
+class Kept:
+    """The parts of a trainer and a task, and what else changes in them while they train.
+
+    A part is an attribute with `state_dict` and `load_state_dict`, or a list, tuple or dict of
+    such. Of the other attributes those are kept whose value is not the first one any more.
+
+    Args:
+        owners: by name; each has a tuple `not_kept` of attributes that are of no concern here
+        load_optimizer: function of (optimizer, state)
+    """
+
+    def __init__(self, owners: dict[str, Any], load_optimizer: Callable[[Optimizer, dict], None]):
+        self.owners, self.load_optimizer = owners, load_optimizer
+        self.first = {name: _fingerprint(value) for name, value in self._values().items()}
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """{"parts": their states, "values": what has changed}, by "owner.attribute".
+
+        Raises RunError for a change that plain data cannot hold.
+        """
+        changed = {}
+        for name, value in self._values().items():
+            if _fingerprint(value) == self.first.get(name, self):
+                continue
+            changed[name] = value.item() if isinstance(value, np.generic) else value
+            if not _is_plain(changed[name]):
+                raise RunError(
+                    f"{name}: a checkpoint cannot keep this {type(value).__name__}, which changes "
+                    "in training: a resumed run would be another one. Make it numbers or tensors, "
+                    "give it state_dict and load_state_dict, or name it in not_kept"
+                )
+        return {"parts": {k: part.state_dict() for k, part in self._parts()}, "values": changed}
+
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+        """Raises CheckpointError if a part is missing or does not fit."""
+        for name, part in self._parts():
+            if name not in state["parts"]:
+                raise CheckpointError(f"the checkpoint lacks the state of {name}")
+            if isinstance(part, Optimizer):
+                self.load_optimizer(part, state["parts"][name])
+            elif isinstance(part, nn.Module | Running):
+                load_into(part, state["parts"][name], f"the checkpoint's {name}")
+            else:
+                part.load_state_dict(state["parts"][name])
+        for name, value in state["values"].items():
+            owner, attribute = name.split(".", 1)
+            before = getattr(self.owners[owner], attribute, None)
+            if isinstance(before, Tensor) and isinstance(value, Tensor):
+                value = value.to(before.device)
+            setattr(self.owners[owner], attribute, value)
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        for owner, part in self.owners.items():
+            for name, value in vars(part).items():
+                if name not in part.not_kept:
+                    yield f"{owner}.{name}", value
+
+    def _parts(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self._attributes():
+            for key, part in _entries(value):
+                if _has_state(part) and not _is_fixed(part):
+                    yield ".".join([name, *key]), part
+
+    def _values(self) -> dict[str, Any]:
+        attributes = self._attributes()
+        return {k: v for k, v in attributes if not any(_has_state(part) for _, part in _entries(v))}
+
+
+def _entries(value: Any) -> list[tuple[list[str], Any]]:
+    """A value, or the values in a collection, each with its place in it."""
+    if isinstance(value, dict):
+        return [([str(key)], part) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [([str(place)], part) for place, part in enumerate(value)]
+    return [([], value)]
+
+
+def _has_state(value: object) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def _is_fixed(part: object) -> bool:
+    """Whether this is one of torch's losses, which hold nothing but their arguments."""
+    return type(part).__module__ == "torch.nn.modules.loss"
+
+
+def _is_plain(value: object) -> bool:
+    """Whether torch.load reads the value again with weights_only=True."""
+    if type(value) is dict:
+        value = [*value, *value.values()]
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return type(value) in PLAIN
+
+
+def _fingerprint(value: Any, seen: tuple = ()) -> object:
+    """Something that is not equal any more once the value has changed."""
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, np.ndarray) and value.nbytes <= LARGEST:
+        return value.tobytes()
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if isinstance(value, collections.abc.Iterator):
+        return object()  # how far it has come is not to be seen
+    fixed = (type, functools.partial, DataLoader, Dataset, nn.Module)
+    if id(value) in seen or isinstance(value, fixed) or inspect.isroutine(value):
+        return id(value)
+    seen = (*seen, id(value))
+    if isinstance(value, dict):
+        return [(key, _fingerprint(part, seen)) for key, part in value.items()]
+    if isinstance(value, list | tuple | set | frozenset | collections.deque):
+        return type(value), [_fingerprint(part, seen) for part in value]
+    return id(value), _fingerprint(getattr(value, "__dict__", {}), seen)
