@@ -273,7 +273,7 @@ class PruneTrainer(Trainer):
 
         None without validation data, or if the network is not a classifier.
         """
-        answers, batches = Answers(), self.valid_data_loader
+        answers, batches = Answers(self.data_loader.classes), self.valid_data_loader
         if batches is not None:
             evaluate(network, batches, self.task, {}, self.engine, answers.add)
         confusion = answers.confusion().numpy()
