@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from model.weights import read_weights
 from pruner.base_pruner import BasePruner, Original
 from pruner.graph import widths
 from pruner.report import Row, pruning_table, report_pruning
-from trainer.doubts import Answers
+from tester.predictions import Predictions
 from trainer.evaluate import evaluate
 from trainer.optimization import build_optimizer
 from trainer.trainer import Trainer
@@ -273,15 +274,15 @@ class PruneTrainer(Trainer):
 
         None without validation data, or if the network is not a classifier.
         """
-        answers, batches = Answers(self.data_loader.classes), self.valid_data_loader
+        predictions, batches = Predictions(self.data_loader.classes), self.valid_data_loader
         if batches is not None:
-            evaluate(network, batches, self.task, {}, self.engine, answers.add)
-        confusion = answers.confusion().numpy()
-        right, total = confusion.diagonal(), confusion.sum(1)
-        if not total.any():
+            evaluate(network, batches, self.task, {}, self.engine, predictions.add)
+        if batches is None or not predictions.is_classification:
             return {"accuracy": None, "recall": None}
-        names, target = self.data_loader.classes or list(map(str, range(len(total)))), self.target
-        recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=False) if n}
+        names, target = predictions.classes, self.target
+        confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
+        right, total = confusion.diagonal(), confusion.sum(1)
+        recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=True) if n}
         return {
             "accuracy": float(right.sum() / total.sum()),
             "recall": recalls.get(target) if target else min(recalls.values()),
