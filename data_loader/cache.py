@@ -51,16 +51,6 @@ class Contents:
     bad: list[str]
     notes: list[str]
 
-    @functools.cached_property
-    def paths(self) -> list[str]:
-        """The files' paths, to be shown."""
-        return [printable(file.path) for file in self.files]
-
-    @functools.cached_property
-    def targets(self) -> list[int]:
-        """The files' class numbers."""
-        return [file.target for file in self.files]
-
     @property
     def pixel_range(self) -> Range:
         """What values of more than 8 bits are scaled from."""

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Sequence
 
 from data_loader.cache import Contents
+from utils.files import printable
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
@@ -14,8 +15,8 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     """The report on the images of "train", "val", "test": counts, imbalance, bad files, copies."""
     lines = []
     for subset, contents in subsets.items():
-        totals = collections.Counter(contents.targets)
-        counts = {name: totals[number] for number, name in enumerate(classes)}
+        totals = collections.Counter(file.label for file in contents.files)
+        counts = {name: totals[name] for name in classes}
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(f"{subset}: {len(contents.files)} images ({listing})")
         if missing := [name for name, count in counts.items() if count == 0]:
@@ -57,8 +58,8 @@ def _copies(subsets: dict[str, Contents]) -> list[str]:
     """A line per image that is in several subsets or classes; other copies are only counted."""
     groups = collections.defaultdict(list)
     for subset, contents in subsets.items():
-        for file, path in zip(contents.files, contents.paths, strict=True):
-            groups[file.record.digest].append((subset, file.label, path))
+        for file in contents.files:
+            groups[file.record.digest].append((subset, file.label, printable(file.path)))
     lines, harmless = [], 0
     for copies in groups.values():
         for kind, part in (("subsets", 0), ("classes", 1)):

@@ -212,11 +212,10 @@ class DataFolder:
                 "if these are classes, set data_loader.args.classes"
             )
         others = [] if self.split else _subfolders(self.folder)
+        empty = [name for name, paths in images.items() if not paths]
         more = {
             f"images are in no class's folder of {place}": loose,
-            f"folders of {place} contain no images": [
-                n for n, paths in images.items() if not paths
-            ],
+            f"folders of {place} contain no images": empty,
             f"folders of {self.folder} are not used": [n for n in others if n.lower() not in NAMES],
         }
         notes += [f"{len(names)} {text}: {some(names)}" for text, names in more.items() if names]

@@ -15,6 +15,7 @@ from data_loader.images import read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
+from utils.files import printable
 
 
 class ImageFolderDataLoader(BaseDataLoader):
@@ -179,7 +180,8 @@ class ImageFiles(BaseDataset):
 
     def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, balanced: bool):
         self.contents, self.classes, self.pipeline = contents, classes, pipeline
-        self.paths, self.targets = contents.paths, contents.targets
+        self.paths = [printable(file.path) for file in contents.files]
+        self.targets = [file.target for file in contents.files]
         self.mean, self.std, self.balanced = pipeline.mean, pipeline.std, balanced
         self.pixel_range = contents.pixel_range
 

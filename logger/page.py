@@ -13,7 +13,5 @@ def write_html(path: Path, template: Path, **values: object) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    write_text(path, environment.get_template(template.name).render(**values))
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    write_text(path, jinja.get_template(template.name).render(**values))

@@ -1,5 +1,6 @@
 """Writes TensorBoard's event files."""
 
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,14 +30,7 @@ class TensorboardWriter:
         enabled: False makes every method do nothing
     """
 
-    with_mode = ("add_scalar", "add_scalars", "add_image", "add_images", "add_image_with_boxes",
-                 "add_figure", "add_video", "add_audio", "add_pr_curve", "add_pr_curve_raw",
-                 "add_mesh", "add_tensor")  # fmt: skip
-    without_mode = ("add_histogram", "add_histogram_raw", "add_embedding", "add_text",
-                    "add_hparams")  # fmt: skip
-    without_step = ("add_graph", "add_onnx_graph", "add_custom_scalars",
-                    "add_custom_scalars_multilinechart",
-                    "add_custom_scalars_marginchart")  # fmt: skip
+    without_mode = "add_histogram", "add_histogram_raw", "add_embedding", "add_text", "add_hparams"
 
     def __init__(self, log_dir: Path, enabled: bool = True):
         self.log_dir, self.enabled = log_dir, enabled
@@ -55,14 +49,16 @@ class TensorboardWriter:
         self._purge_step = step
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        if name not in self.with_mode + self.without_mode + self.without_step:
+        if not name.startswith("add_"):
             raise AttributeError(f"TensorboardWriter has no {name}")
 
         def add(tag: object, /, *data: object, **options: object) -> None:
             if self.enabled:
-                full_tag = f"{tag}/{self.mode}" if name in self.with_mode else tag
-                step = {} if name in self.without_step else {"global_step": self.step}
-                getattr(self._open(), name)(full_tag, *data, **step, **options)
+                method = getattr(self._open(), name)
+                if "global_step" in inspect.signature(method).parameters:
+                    options["global_step"] = self.step
+                    tag = tag if name in self.without_mode else f"{tag}/{self.mode}"
+                method(tag, *data, **options)
 
         return add
 

@@ -36,10 +36,7 @@ def unsettled(network: nn.Module, updates: int) -> list[str]:
 
 @torch.no_grad()
 def recompute_statistics(
-    network: nn.Module,
-    names: Iterable[str],
-    forward: Callable[[Any], object],
-    batches: Iterable,
+    network: nn.Module, names: Iterable[str], forward: Callable[[Any], object], batches: Iterable
 ) -> dict[str, Tensor]:
     """Recompute the running statistics of the named batch norms; return the earlier ones.
 

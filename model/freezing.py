@@ -42,9 +42,7 @@ class Freezing:
             frozen = {name for name in names if not name.startswith(head)}
         else:
             patterns = [self.rule] if isinstance(self.rule, str) else self.rule
-            frozen = set().union(
-                *(match_names(pattern, names, "arch.freeze") for pattern in patterns)
-            )
+            frozen = {n for pattern in patterns for n in match_names(pattern, names, "arch.freeze")}
         if len(frozen) == len(names):
             raise UserError("arch.freeze: no parameter is left to train")
         return frozen

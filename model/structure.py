@@ -51,6 +51,7 @@ def resize(network: nn.Module, structure: dict | None) -> None:
     if structure is None:
         return
     tensors, modules = _tensors(network), dict(network.named_modules())
+    cls, problem = type(network).__name__, "the checkpoint is of another, pruned network"
     earlier = (get_structure(network) or {"shapes": {}})["shapes"]
     resized: dict[int, Tensor] = {}  # a tensor that has two names stays one tensor
     for name, (built, now) in structure["shapes"].items():
@@ -59,10 +60,7 @@ def resize(network: nn.Module, structure: dict | None) -> None:
         fits = tensor is not None and tensor.ndim == len(built)
         if not fits or any(tensor.shape[axis] != current[axis] for axis in cut):
             actual = "does not have it" if tensor is None else f"has {list(tensor.shape)}"
-            raise CheckpointError(
-                f"the checkpoint is of another, pruned network: its {name} was built as {built}, "
-                f"{type(network).__name__} {actual}"
-            )
+            raise CheckpointError(f"{problem}: its {name} was built as {built}, {cls} {actual}")
         if id(tensor) not in resized:
             size = [now[axis] if axis in cut else old for axis, old in enumerate(tensor.shape)]
             new, is_parameter = tensor.new_zeros(size), isinstance(tensor, nn.Parameter)
@@ -72,19 +70,14 @@ def resize(network: nn.Module, structure: dict | None) -> None:
     for name, values in structure["attributes"].items():
         for key, value in values.items():
             if name not in modules or key not in vars(modules[name]):
-                raise CheckpointError(
-                    f"the checkpoint is of another, pruned network: {type(network).__name__} has "
-                    f"no {name}.{key}"
-                )
+                raise CheckpointError(f"{problem}: {cls} has no {name}.{key}")
             setattr(modules[name], key, value)
     network.pruned_structure = structure
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(network.named_parameters(remove_duplicate=False)),
-        **dict(network.named_buffers(remove_duplicate=False)),
-    }
+    named = network.named_parameters, network.named_buffers
+    return {name: tensor for each in named for name, tensor in each(remove_duplicate=False)}
 
 
 def _is_plain(key: str, value: object) -> bool:

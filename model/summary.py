@@ -3,12 +3,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.samples import count_samples
 from utils.engine.engine import map_tensors
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
 
@@ -25,7 +25,8 @@ def summary(network: nn.Module, *args: Any, **kwargs: Any) -> list[list[str]]:
 
     def record_shape(module: nn.Module, _: tuple, output: object) -> None:
         if module in layers:
-            shapes.setdefault(layers[module], _shape(output))
+            main = output[0] if isinstance(output, tuple) else output
+            shapes.setdefault(layers[module], list(getattr(main, "shape", ())[1:]))
 
     with register_module_forward_hook(record_shape):
         counts, _ = multiply_adds(network, *args, **kwargs)
@@ -57,11 +58,8 @@ def multiply_adds(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[s
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         shapes: list[str] = []
         map_tensors((args, kwargs), lambda part: shapes.append("x".join(map(str, part.shape[1:]))))
-        size = ", ".join(shapes)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"arch: {type(network).__name__} cannot take input of {size}: {reason}"
-        ) from error
+        problem = f"{type(network).__name__} cannot take input of {', '.join(shapes)}"
+        raise UserError(f"arch: {problem}: {first_line(error)}") from error
     finally:
         network.train(was_training)
     prefix, flops = f"{type(network).__name__}.", counter.get_flop_counts().items()
@@ -87,8 +85,3 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _shape(output: object) -> list[int]:
-    output = output[0] if isinstance(output, tuple) else output
-    return list(output.shape[1:]) if isinstance(output, Tensor) else []

@@ -47,17 +47,14 @@ def torchvision_weights(builder: str, name: str) -> dict[str, Tensor]:
     """
     from torchvision import models
 
+    problem = f'arch.weights: "{name}" is not a file, and {builder}'
     try:
         weights = models.get_model_weights(builder)[name]
     except ValueError:
-        raise UserError(
-            f'arch.weights: "{name}" is not a file, and {builder} is not a network of torchvision'
-        ) from None
+        raise UserError(f"{problem} is not a network of torchvision") from None
     except KeyError:
         available = ", ".join(weights.name for weights in models.get_model_weights(builder))
-        raise UserError(
-            f'arch.weights: "{name}" is not a file, and {builder} has only {available} (or DEFAULT)'
-        ) from None
+        raise UserError(f"{problem} has only {available} (or DEFAULT)") from None
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError) as error:
@@ -90,7 +87,9 @@ def load_weights(
         if name not in own and (renamed := OLD_DENSENET.sub(r"\1\2", name)) in own:
             weights[renamed] = weights.pop(name)
     for name in own.keys() & weights.keys():
-        weights[name] = _fit_channels(weights[name], own[name].shape)
+        shape = own[name].shape
+        if len(shape) == 4 and shape[1] == 1 and weights[name].shape == (shape[0], 3, *shape[2:]):
+            weights[name] = weights[name].sum(dim=1, keepdim=True)  # for grey images
     heads = tuple(f"{name}." for name in find_heads(network))
     if rows is not None:
         weights.update({n: tensor[rows] for n, tensor in weights.items() if n.startswith(heads)})
@@ -133,16 +132,7 @@ def take_channels(network: nn.Module, channels: int) -> None:
     if first is None or not is_torchvision or first.in_channels == channels:
         return
     if (first.in_channels, channels) != (3, 1):
-        raise UserError(
-            f"arch: {type(network).__name__} takes images of {first.in_channels} channels, "
-            f"not of {channels}"
-        )
+        takes = f"{type(network).__name__} takes images of {first.in_channels} channels"
+        raise UserError(f"arch: {takes}, not of {channels}")
     weight = first.weight.detach().sum(dim=1, keepdim=True)
     first.in_channels, first.weight = channels, nn.Parameter(weight)
-
-
-def _fit_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Weights for colour images, summed over the colours where `shape` is for grey images."""
-    if weight.ndim == 4 and weight.shape == (shape[0], 3, *shape[2:]) and shape[1] == 1:
-        return weight.sum(dim=1, keepdim=True)
-    return weight

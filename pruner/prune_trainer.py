@@ -303,13 +303,13 @@ class PruneTrainer(Trainer):
 
     def _is_good(self) -> bool:
         """Whether the newest step may be kept."""
-        if (drop := self.pruner.max_accuracy_drop) is None:
-            return True
         original, now = self.rows[0]["accuracy"], self.rows[-1]["accuracy"]
-        if now < original - drop:
-            lost = f"accuracy {now:.4f} is more than {drop:g} below {original:.4f}"
-            self.logger.info(f"step {self.stage}: {lost}; it is not kept")
-        return now >= original - drop
+        drop = self.pruner.max_accuracy_drop
+        if drop is None or now >= original - drop:
+            return True
+        lost = f"accuracy {now:.4f} is more than {drop:g} below {original:.4f}"
+        self.logger.info(f"step {self.stage}: {lost}; it is not kept")
+        return False
 
     def state_dict(self) -> dict:
         state = super().state_dict()

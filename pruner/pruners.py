@@ -18,7 +18,7 @@ from model.heads import main_output
 from model.structure import describe, note_cut
 from model.summary import multiply_adds
 from pruner.base_pruner import BasePruner, Original
-from pruner.criteria import build_importance, needs_gradients
+from pruner.criteria import PATH, build_importance, needs_gradients
 from pruner.graph import (
     ADVICE,
     ChannelGraph,
@@ -100,18 +100,14 @@ class MagnitudePruner(BasePruner):
     def plan_steps(self, network: nn.Module, example: Tensor, original: Original) -> list[str]:
         steps, goal, least = self.iterative_steps, self._goal(original), 0.0
         if self.by_latency and goal >= 1:
-            raise UserError(
-                f"pruner.args.target: {self.measure} {self.value}: the network already takes only "
-                f"{original['latency_ms']:.3g} ms"
-            )
+            already = f"the network already takes only {original['latency_ms']:.3g} ms"
+            raise UserError(f"pruner.args.target: {self.measure} {self.value}: {already}")
         with explain_failure(network):
             forecast, _ = self._forecast(network, example)
             if forecast.graph.groups and not forecast.graph.rated:
                 name = type(self.importance).__name__
-                raise UserError(
-                    f"pruner.args.importance: {name} finds nothing that it can rate in "
-                    f"{type(network).__name__}; MagnitudeImportance always does"
-                )
+                nothing = f"{name} finds nothing that it can rate in {type(network).__name__}"
+                raise UserError(f"{PATH}: {nothing}; MagnitudeImportance always does")
             plans: list[Removals] = [{}]
             for step in range(1, steps + 1):
                 plans.append(self._choose(forecast, original, step / steps))
@@ -122,10 +118,8 @@ class MagnitudePruner(BasePruner):
                 least = self._size(forecast, original)(plans[-1])
         left = self._left(forecast.graph)
         if least > goal:
-            raise UserError(
-                f"pruner.args.target: {self.measure} cannot be reduced to {goal:.3g} of the "
-                f"original's, only to {least:.3g}. {left}"
-            )
+            reached = f"reduced to {goal:.3g} of the original's, only to {least:.3g}"
+            raise UserError(f"pruner.args.target: {self.measure} cannot be {reached}. {left}")
         if not plans[-1]:
             raise UserError(f"pruner: the steps would remove nothing. {left}")
         # a step's own search measures for minutes, so here multiply-adds stand for latency
@@ -168,13 +162,12 @@ class MagnitudePruner(BasePruner):
         import torch_pruning
 
         names = [name for name, _ in network.named_modules() if name]
-        heads, key = set(output_layers(network, example)), "pruner.args.ignored_layers"
+        kept, key = set(output_layers(network, example)), "pruner.args.ratios"
         for pattern in self.ratios:
-            for name in sorted(_find(pattern, names, "pruner.args.ratios") & heads):
-                raise UserError(
-                    f"pruner.args.ratios: {name} keeps all: it gives the network's output"
-                )
-        kept = heads.union(*(_find(pattern, names, key) for pattern in self.ignored_layers))
+            for name in sorted(_find(pattern, names, key) & kept):
+                raise UserError(f"{key}: {name} keeps all: it gives the network's output")
+        for pattern in self.ignored_layers:
+            kept |= _find(pattern, names, "pruner.args.ignored_layers")
         library = getattr(torch_pruning.pruner, self.library)
         library = functools.partial(library, importance=self.importance, **self.options)
         graph = ChannelGraph(network, example, kept, library)

@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from tester.predictions import Predictions
 from tester.report import shown_positions
 from tester.sections import HeatMap
+from trainer.rehearsal import unchanged
 from utils.config.lookup import did_you_mean
 from utils.engine.engine import Engine, unwrap
-from utils.engine.randomness import seeded
 from utils.errors import UserError
 
 BATCH = 16  # images explained together
@@ -44,21 +44,16 @@ def heat_maps(
     from torchcam import methods  # imports matplotlib, too
 
     model, classes = unwrap(model), classes.to(data.device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     # with all parameters frozen nothing else would have gradients
     batches = data.detach().clone().requires_grad_().split(BATCH)
     maps = []
-    try:
-        with torch.enable_grad(), seeded("heat maps"):  # SmoothGradCAMpp draws noise
-            layer = find_layer(model, batches[0], classes[:BATCH], layer)
-            reshape = partial(as_grid, aspect=data.shape[-2] / data.shape[-1])
-            with getattr(methods, method)(model, layer, reshape_transform=reshape) as extractor:
-                for batch, numbers in zip(batches, classes.split(BATCH), strict=True):
-                    maps += extractor(numbers.tolist(), model(batch), normalized=False)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.enable_grad(), unchanged(model, data.device):  # SmoothGradCAMpp draws noise
+        model.eval()
+        layer = find_layer(model, batches[0], classes[:BATCH], layer)
+        reshape = partial(as_grid, aspect=data.shape[-2] / data.shape[-1])
+        with getattr(methods, method)(model, layer, reshape_transform=reshape) as extractor:
+            for batch, numbers in zip(batches, classes.split(BATCH), strict=True):
+                maps += extractor(numbers.tolist(), model(batch), normalized=False)
     heat = F.interpolate(torch.cat(maps)[:, None].double(), data.shape[-2:], mode="bilinear")[:, 0]
     heat -= heat.amin((1, 2), keepdim=True)
     # A very sure network has tiny gradients; torchcam's own scaling would leave its maps dark.

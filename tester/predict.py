@@ -124,10 +124,8 @@ def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
     """Resize an image, uint8 (C, h, w), to `input_spec["shape"]`; subtract mean, divide by std."""
     size = input_spec["shape"][1:]
     data = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    mean, std = (
-        torch.tensor(input_spec.get(key) or [default]).view(-1, 1, 1)
-        for key, default in (("mean", 0.0), ("std", 1.0))
-    )
+    mean = torch.tensor(input_spec.get("mean") or [0.0]).view(-1, 1, 1)
+    std = torch.tensor(input_spec.get("std") or [1.0]).view(-1, 1, 1)
     return (data.round() / 255 - mean) / std  # rounded, like an image that was resized elsewhere
 
 

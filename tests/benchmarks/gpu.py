@@ -58,7 +58,7 @@ def cifar(
     """Seconds of training, without compiling, until the test accuracy of configs/cifar10_fast.json
     reaches `goal`.
     """
-    config = config_file.read(ROOT / "configs" / "cifar10_fast.json") | (changes or {})
+    config = config_file.read_layers(ROOT / "configs" / "cifar10_fast.json")[0] | (changes or {})
     config["data_loader"]["args"]["data_dir"] = str(data_dir)
     config["trainer"]["save_dir"] = str(save_dir)
     trainer = build(config)

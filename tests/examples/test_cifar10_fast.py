@@ -17,7 +17,7 @@ from utils.engine.engine import Engine
 
 @pytest.fixture
 def recipe(cifar, tmp_path):  # noqa: F811
-    config = config_file.read(ROOT / "configs" / "cifar10_fast.json")
+    config = config_file.read_layers(ROOT / "configs" / "cifar10_fast.json")[0]
     config["data_loader"]["args"] |= {"data_dir": str(cifar), "batch_size": 20}
     config["test_data_loader"]["args"]["data_dir"] = str(cifar)
     config["arch"]["args"] = {"width": 4}

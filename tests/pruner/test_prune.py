@@ -420,7 +420,7 @@ def test_new_project_from_a_pruned_run_trains(prune, pruning, tmp_path):
 
     run = prune(pruning())
     assert new_project.main([str(tmp_path / "Next"), "--from", str(run)]) == 0
-    config = config_file.read(tmp_path / "Next" / "config.json")
+    config = config_file.read_layers(tmp_path / "Next" / "config.json")[0]
     assert "pruner" not in config
     [weights] = (tmp_path / "Next" / "saved").rglob("model_best.pth")
     assert (

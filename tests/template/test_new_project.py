@@ -40,8 +40,8 @@ def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
     assert [path.name for path in (dest / "saved").iterdir()] == [".gitkeep"]
     assert [path.name for path in (dest / "docs").iterdir()] == ["config.schema.json"]
     assert not list(dest.rglob("__pycache__"))
-    original = config_file.read(ROOT / "config.json")
-    assert config_file.read(dest / "config.json") == original | {"name": "ライン1 NG-OK"}
+    original = config_file.read_layers(ROOT / "config.json")[0]
+    assert config_file.read_layers(dest / "config.json")[0] == original | {"name": "ライン1 NG-OK"}
     readme = (dest / "README.md").read_text(encoding="utf-8")
     assert "python train.py -c config.json" in readme
     assert len(readme.splitlines()) < 20

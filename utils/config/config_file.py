@@ -14,15 +14,11 @@ from utils.config.sections import ALIASES, sources_of
 from utils.errors import UserError
 
 
-def read(path: Path) -> dict:
-    """The configuration in `path`, merged over those it extends (paths relative to the file)."""
-    config, layers = read_layers(Path(path))
-    drop_foreign_arguments(config, layers)
-    return config
-
-
 def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, list[dict]]:
-    """A file merged over those it extends; and the content of each, in the order of merging."""
+    """A file merged over those it extends; and the content of each, in the order of merging.
+
+    Paths are relative to the file that names them.
+    """
     if "\0" in str(path):
         raise UserError(f"{str(path)!r} is not a file name")
     if path.resolve() in seen:

@@ -156,8 +156,7 @@ class Source:
         return inspect.isfunction(target) or (self.functional and inspect.isbuiltin(target))
 
     def _kind(self) -> type:
-        module, name = self.kind.rsplit(".", 1)
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.kind)
 
     def _checked(self, target: object, name: str) -> Callable:
         if inspect.isclass(target):
@@ -255,13 +254,9 @@ def _find_dotted(name: str) -> Any:
     return target
 
 
+@functools.cache
 def _parse(file: Path) -> tuple[ast.Module, str]:
     """The file's syntax tree, and what is wrong with the file; the tree is empty then."""
-    return _parse_version(file, file.stat().st_mtime_ns)
-
-
-@functools.cache
-def _parse_version(file: Path, modified: int) -> tuple[ast.Module, str]:
     try:
         return ast.parse(file.read_text(encoding="utf-8")), ""
     except (SyntaxError, ValueError) as error:

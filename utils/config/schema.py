@@ -92,13 +92,8 @@ def _spec(source: Source) -> dict:
         condition = {"properties": {"type": {"const": name}}}
         arguments = {"properties": {"args": _arguments(source, target)}}
         cases.append({"if": condition, "then": arguments})
-    whole = {
-        "type": "object",
-        "properties": keys,
-        "required": ["type"],
-        "additionalProperties": False,
-    }
-    return {"anyOf": [names, whole | {"allOf": cases}]}
+    closed = {"required": ["type"], "additionalProperties": False}
+    return {"anyOf": [names, {"type": "object", "properties": keys, **closed, "allOf": cases}]}
 
 
 def _flat_spec(source: Source) -> dict:

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Collection
 from typing import Annotated, Any
 
+import torch
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from typing_extensions import is_typeddict
@@ -102,20 +103,10 @@ def find_infinite(value: object, path: str = "") -> list[str]:
     return [e for key, part in items for e in find_infinite(part, f"{path}.{key}".lstrip("."))]
 
 
-def _is_tensor(hint: object) -> bool:
-    return (getattr(hint, "__module__", ""), getattr(hint, "__name__", "")) == ("torch", "Tensor")
-
-
-def _to_tensor(value: list) -> Any:
-    import torch
-
-    return torch.tensor(value, dtype=torch.float32)
-
-
 def _for_json(hint: object) -> object:
     """The hint with each tensor replaced by lists of numbers that become a tensor."""
-    if _is_tensor(hint):
-        return Annotated[list[float] | list[list[float]], AfterValidator(_to_tensor)]
+    if hint is torch.Tensor:
+        return Annotated[list[float] | list[list[float]], AfterValidator(torch.tensor)]
     if hint is numbers.Number:
         return int | float
     origin, args = typing.get_origin(hint), typing.get_args(hint)

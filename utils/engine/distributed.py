@@ -155,12 +155,8 @@ def broadcast_once(name: str, make: Callable[[], str]) -> str:
 
 def stored_value(name: str) -> str | None:
     """What `broadcast_once` returned before the processes were restarted. On all processes."""
-
-    def read() -> str | None:
-        store = launcher_store()
-        return store.get(name).decode() if store.check([name]) else None
-
-    return run_on_main(read)
+    store = launcher_store()
+    return run_on_main(lambda: store.get(name).decode() if store.check([name]) else None)
 
 
 def launcher_store() -> dist.Store:

@@ -3,7 +3,6 @@
 Torch's elastic launcher does the work; it is imported lazily: --help must not load torch.
 """
 
-import hashlib
 import os
 import re
 import signal
@@ -40,10 +39,9 @@ def dist_info() -> DistInfo:
 def meeting_point() -> tuple[str, int]:
     """Address and port, on the machine of rank 0, at which the processes find each other."""
     env = os.environ
-    if "MASTER_ADDR" in env and "MASTER_PORT" in env:
-        return env["MASTER_ADDR"], int(env["MASTER_PORT"])
     job = int(env.get("SLURM_JOB_ID", 0)) * 8 + int(env.get("SLURM_STEP_ID", 0))
-    return env.get("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"])), 15000 + job % 15000
+    address = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
+    return address, int(env.get("MASTER_PORT", 15000 + job % 15000))
 
 
 def first_host(nodes: str) -> str:
@@ -64,8 +62,7 @@ def is_first_to_say(message: str) -> bool:
     from utils.engine import distributed
 
     try:
-        key = f"message {hashlib.sha256(message.encode()).hexdigest()}"
-        return distributed.launcher_store().add(key, 1) == 1
+        return distributed.launcher_store().add(f"message {message}", 1) == 1
     except RuntimeError:  # the launcher is gone
         return True
 
