@@ -17,6 +17,7 @@ from tester.sections import HeatMap
 from trainer.rehearsal import unchanged
 from utils.config.lookup import did_you_mean
 from utils.engine.engine import Engine, unwrap
+from utils.engine.randomness import seeded
 from utils.errors import UserError
 
 BATCH = 16  # images explained together
@@ -47,7 +48,7 @@ def heat_maps(
     # with all parameters frozen nothing else would have gradients
     batches = data.detach().clone().requires_grad_().split(BATCH)
     maps = []
-    with torch.enable_grad(), unchanged(model, data.device):  # SmoothGradCAMpp draws noise
+    with torch.enable_grad(), unchanged([model]), seeded("heat maps"):  # SmoothGradCAMpp draws
         model.eval()
         layer = find_layer(model, batches[0], classes[:BATCH], layer)
         reshape = partial(as_grid, aspect=data.shape[-2] / data.shape[-1])
