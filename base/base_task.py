@@ -48,6 +48,7 @@ class BaseTask(ABC):
 
     Attributes:
         classes: their names, if the data has any
+        decided: what `decide` has chosen; None before that
         worst: the samples to be shown first, by a column: "min iou", "max error"
         charts: pairs of columns to be drawn as points: ("true", "predicted")
         not_kept: attributes that checkpoints need not hold, as they can be made again
@@ -57,6 +58,7 @@ class BaseTask(ABC):
     charts: ClassVar[tuple[tuple[str, str], ...]] = ()
     not_kept: ClassVar[tuple[str, ...]] = ()
     classes: list[str] | None = None
+    decided: dict[str, Any] | None = None
 
     def __init__(self, criterion: Callable | None = None):
         self.criterion = criterion

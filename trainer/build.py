@@ -95,12 +95,17 @@ def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:
 
 
 def build_task(
-    config: ConfigParser, engine: Engine, network: nn.Module, criterion: Callable
+    config: ConfigParser,
+    engine: Engine,
+    network: nn.Module,
+    criterion: Callable,
+    classes: list[str] | None = None,
 ) -> BaseTask:
     """What the config's section "task" names; without it the task that fits the network."""
     criterion = engine.to_device(criterion)
-    task = config.init_obj("task", criterion=criterion)
-    return fitting_task(network)(criterion) if task is None else task
+    task = config.init_obj("task", criterion=criterion) or fitting_task(network)(criterion)
+    task.classes = classes
+    return task
 
 
 def build_model(

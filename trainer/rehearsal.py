@@ -1,6 +1,7 @@
 """What config, data and network only tell together, tried before anything long starts."""
 
 import copy
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -73,8 +74,11 @@ class Watched(Running):
         self._tried = tried
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        network = unwrap(self._model)
+        if kwargs:  # in the order of the network's own arguments
+            args, kwargs = inspect.signature(network.forward).bind(*args, **kwargs).args, {}
         self._tried.inputs.append(args)
-        name = type(unwrap(self._model)).__name__
+        name = type(network).__name__
         with explained(f"arch: {name} cannot take {self._tried.place}", self._tried.hint):
             return super().__call__(*args, **kwargs)
 

@@ -1,5 +1,8 @@
 """What a batch means, for the usual tasks. A config names one in its section "task"."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from base import BaseTask
@@ -8,19 +11,18 @@ from base.samples import Batch
 from utils.errors import UserError
 
 AUXILIARY_WEIGHT = 0.3
+Inputs = Tensor | Sequence[Tensor] | dict[str, Tensor]  # of a network
 
 
 class SupervisedTask(BaseTask):
-    """Pairs (input, target): the loss compares the network's output with the target."""
+    """Pairs (input, target): the loss compares the network's output with the target.
+
+    The input is a tensor, a tuple of the network's arguments, or a dict of them by name.
+    """
 
     def step(self, model: Model, batch: Batch) -> Step:
         data, target = input_and_target(batch)
-        output = model(data)
-        if not isinstance(output, Tensor):
-            raise UserError(
-                f"task: SupervisedTask takes one tensor from the network, not {describe(output)}; "
-                "write a task of your own, see docs/config.md"
-            )
+        output = one_tensor(self, run_model(model, data))
         return Step(self.criterion(output, target), output, target, len(target), data)
 
 
@@ -32,7 +34,7 @@ class AuxiliaryHeadsTask(SupervisedTask):
 
     def step(self, model: Model, batch: Batch) -> Step:
         data, target = input_and_target(batch)
-        output = model(data)
+        output = run_model(model, data)
         main, *others = [output] if isinstance(output, Tensor) else output
         loss = self.criterion(main, target)
         for extra in others:
@@ -46,7 +48,7 @@ class LossTask(SupervisedTask):
 
     def step(self, model: Model, batch: Batch) -> Step:
         data, target = input_and_target(batch)
-        output = model(data)
+        output = run_model(model, data)
         main = output if isinstance(output, Tensor) else output[0]
         return Step(self.criterion(output, target), main, target, len(target), data)
 
@@ -57,15 +59,34 @@ def fitting_task(network: nn.Module) -> type[BaseTask]:
     return AuxiliaryHeadsTask if has_heads else SupervisedTask
 
 
-def input_and_target(batch: Batch) -> tuple[Tensor, Tensor]:
+def input_and_target(batch: Batch) -> tuple[Inputs, Tensor]:
     """A batch's two parts. Raises UserError if it has others."""
-    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
-    if not (is_pair and all(isinstance(part, Tensor) for part in batch)):
+    if isinstance(batch, list | tuple) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        parts = batch[0].values() if isinstance(batch[0], dict) else batch[0]
+        parts = [parts] if isinstance(parts, Tensor) else parts
+        if isinstance(parts, Iterable) and all(isinstance(part, Tensor) for part in parts):
+            return batch[0], batch[1]
+    raise UserError(
+        f"data_loader: the task needs pairs (input, target) of tensors or numbers, not "
+        f"{describe(batch)}; for other batches write a task, see docs/config.md"
+    )
+
+
+def run_model(model: Model, inputs: Inputs) -> Any:
+    """The network's output for a tensor, for several arguments in order, or for some by name."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def one_tensor(task: BaseTask, output: Any) -> Tensor:
+    """The network's output. Raises UserError if it is anything but a tensor."""
+    if not isinstance(output, Tensor):
         raise UserError(
-            f"data_loader: the task needs pairs (input, target) of tensors or numbers, not "
-            f"{describe(batch)}; for other batches write a task, see docs/config.md"
+            f"task: {type(task).__name__} takes one tensor from the network, not "
+            f"{describe(output)}; write a task of your own, see docs/config.md"
         )
-    return batch[0], batch[1]
+    return output
 
 
 def describe(value: object) -> str:
