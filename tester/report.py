@@ -1,6 +1,7 @@
 """The result of a test: a table, result.json, an HTML page and the predictions; for a classifier
 also the images of mistakes."""
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -144,6 +145,7 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
         "columns": columns,
         "column": (task.worst or "").partition(" ")[2],
         "worst": task.worst,
+        "legend": (inspect.getdoc(task.images) or "").partition("\n")[0],
         "shown": shown,
         "rows": [
             ["sample", *shorter],

@@ -152,6 +152,7 @@ def build_network(config: ConfigParser, classes: list[str] | None, shape: list[i
         channels, height, width = shape
         offered |= {"in_channels": channels, "input_size": (height, width), "init_weights": True}
         offered |= {"image_size": height} if height == width else {}
+        offered["weights_backbone"] = None  # torchvision's segmentation would download some
     network = config.init_obj("arch", **offered)
     if len(shape) == 3:
         take_channels(network, shape[0])

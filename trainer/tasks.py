@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from base import BaseTask
@@ -24,6 +25,11 @@ class SupervisedTask(BaseTask):
         data, target = input_and_target(batch)
         output = one_tensor(self, run_model(model, data))
         return Step(self.criterion(output, target), output, target, len(target), data)
+
+    def class_names(self, count: int) -> list[str]:
+        """The data's names of `count` classes, else their numbers."""
+        fits = self.classes is not None and len(self.classes) == count
+        return self.classes if fits else [str(number) for number in range(count)]
 
 
 class AuxiliaryHeadsTask(SupervisedTask):
@@ -87,6 +93,14 @@ def one_tensor(task: BaseTask, output: Any) -> Tensor:
             f"{describe(output)}; write a task of your own, see docs/config.md"
         )
     return output
+
+
+def as_images(data: Any) -> Tensor | None:
+    """What a network saw as images (N, 3, H, W), each scaled to 0..1; None if it was no images."""
+    if not (isinstance(data, Tensor) and data.ndim == 4 and data.shape[1] in (1, 3)):
+        return None
+    low, high = (edge(data.float(), (1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+    return ((data - low) / (high - low).clamp(min=1e-12)).expand(-1, 3, -1, -1)
 
 
 def describe(value: object) -> str:
