@@ -48,12 +48,14 @@ def main(config, arguments):
         test.check()
         return
     threshold = find_threshold(test)
+    test.decide()
     start_time = time.perf_counter()
-    predictions, metrics = test.predict(test.loader, test.metrics)
+    predictions, samples, metrics = test.predict(test.loader, test.metrics)
     seconds = time.perf_counter() - start_time
     inspection = inspect(predictions, threshold)
     maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))
-    report_test(test, predictions, metrics, seconds, inspection, maps, test.measure_speed())
+    speed = test.measure_speed()
+    report_test(test, predictions, samples, metrics, seconds, inspection, maps, speed)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class BaseTask(ABC):
 
     Attributes:
         classes: their names, if the data has any
+        decided: what `decide` has chosen; None before that
         worst: the samples to be shown first, by a column: "min iou", "max error"
         charts: pairs of columns to be drawn as points: ("true", "predicted")
         not_kept: attributes that checkpoints need not hold, as they can be made again

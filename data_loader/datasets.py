@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ class ImagesInMemory(BaseDataset):
 
     Args:
         images: uint8 (N, C, H, W)
-        targets: class numbers (N,)
+        targets: class numbers (N,), or 0 and 1 for each class (N, classes)
         classes: names of the classes
         mean: of each channel, for images scaled to 0..1; subtracted
         std: of each channel; divided by
@@ -50,12 +51,19 @@ class ImagesInMemory(BaseDataset):
         return images[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """The batch of these samples, normalised: float32 (n, C, H, W) and int64 (n,)."""
+        """The batch of these samples, normalised: float32 (n, C, H, W), and their targets."""
         chosen = torch.tensor(indices)
         batch = self.images[chosen.to(self.images.device, non_blocking=True)]
         for function in self.augmentation:
             batch = function(batch)
         return batch.float().div_(255).sub_(self.mean).div_(self.std), self.targets[chosen]
+
+
+def inverse_counts(targets: Tensor | np.ndarray | list[int], classes: int) -> list[float]:
+    """For each class a weight that is inversely proportional to its number of targets; the mean
+    over the samples is 1."""
+    counts = np.bincount(np.asarray(targets), minlength=classes)
+    return (counts.sum() / (classes * counts.clip(1))).tolist()
 
 
 def flip(batch: Tensor) -> Tensor:

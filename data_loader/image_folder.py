@@ -10,6 +10,7 @@ from torch import Tensor
 from base import BaseDataLoader, BaseDataset
 from data_loader.cache import Cache, Contents, ImageStore, Reader
 from data_loader.checks import check_images
+from data_loader.datasets import inverse_counts
 from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
@@ -99,8 +100,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         if self.balance != "loss":
             return None
         targets = np.asarray(self.samples.targets)[self.dataset.indices]
-        counts = np.bincount(targets, minlength=len(self.folder.classes))
-        return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
+        return inverse_counts(targets, len(self.folder.classes))
 
     @property
     def read(self) -> Reader:

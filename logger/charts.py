@@ -38,10 +38,10 @@ def encode(image: Image.Image, image_format: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def image_uri(image: Image.Image) -> str:
-    """The image as a data: URI, scaled down if it is large."""
+def image_uri(image: Image.Image, largest: int = LARGEST_SIDE) -> str:
+    """The image as a data: URI, scaled down if a side has more than `largest` pixels."""
     image = image.copy()
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    image.thumbnail((largest, largest))
     image_format = "png" if max(image.size) < SMALL else "jpeg"
     return _data_uri(encode(image, image_format, 85), f"image/{image_format}")
 

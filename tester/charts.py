@@ -7,6 +7,7 @@ from torch import Tensor
 from logger.charts import BLUE, RED, new_figure, svg_uri
 from tester.predictions import Predictions
 
+MOST_POINTS = 2000  # of a chart whose points are drawn one by one
 MOST_NUMBERED = 20  # classes whose confusion matrix has space for numbers
 MOST_NAMED = 40  # class names along an axis before they overlap
 
@@ -39,6 +40,19 @@ def confusion_chart(confusion: np.ndarray, classes: list[str]) -> str:
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted class", ylabel="true class")
+    return svg_uri(figure)
+
+
+def scatter_chart(columns: dict[str, list], x: str, y: str) -> str:
+    """Two columns as points; with the diagonal, where true and predicted values are equal."""
+    figure = new_figure(5.4, 4.2)
+    axes = figure.add_subplot()
+    many = len(columns[x]) > MOST_POINTS
+    axes.scatter(columns[x], columns[y], s=12, alpha=0.6, color=BLUE, lw=0, rasterized=many)
+    if (x, y) == ("true", "predicted"):
+        low, high = min(columns[x] + columns[y]), max(columns[x] + columns[y])
+        axes.plot([low, high], [low, high], color="grey", linestyle="--", linewidth=1)
+    axes.set(xlabel=x, ylabel=y)
     return svg_uri(figure)
 
 

@@ -23,7 +23,7 @@ def find_threshold(test: Test) -> dict | None:
     wanted = section and section | {"max_escape": section.get("max_escape", 0.0)}
     if wanted is None or (stored is not None and stored == stored | wanted):
         return stored
-    predictions, _ = test.predict(build_eval_loader(test.config, "val"), {}, "validation")
+    predictions, *_ = test.predict(build_eval_loader(test.config, "val"), {}, "validation")
     if not predictions.is_classification:
         raise UserError("inspection: the network is not a classifier")
     target = wanted["target"]

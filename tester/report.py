@@ -1,6 +1,7 @@
-"""The result of a test: a table, result.json and, for a classifier, an HTML page, the predictions
-and the images of mistakes."""
+"""The result of a test: a table, result.json, an HTML page and the predictions; for a classifier
+also the images of mistakes."""
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -9,21 +10,28 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from base import BaseTask
 from logger.charts import encode, image_uri, to_pil_image
 from logger.files import file_names, threads_in_words, write_csv
 from logger.page import write_html
-from tester.charts import confusion_chart, overlay, threshold_chart
+from tester.charts import confusion_chart, overlay, scatter_chart, threshold_chart
 from tester.predictions import Predictions, probability_cells, probability_columns
+from tester.samples import Samples
 from tester.trained import Test
+from trainer.rehearsal import explained
 from utils.checkpoint import origin_beside, output_dir
 from utils.files import numbered, write_text
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
+SHOWN_COLUMNS = 8  # of a task's samples, in the page
+LARGEST_SAMPLE = 960  # pixels of a task's image
+AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 1
 
 
 def report_test(
     test: Test,
     predictions: Predictions,
+    samples: Samples,
     metrics: dict[str, float],
     seconds: float,
     inspection: dict | None,
@@ -33,6 +41,8 @@ def report_test(
     """Log a test's result as a table, and write it into the checkpoint's `test_folder`.
 
     Args:
+        predictions: of a classifier
+        samples: of any other task
         metrics: the loss and the metrics
         seconds: duration of the pass over the samples
         inspection: from `tester.inspection.inspect`
@@ -54,49 +64,101 @@ def report_test(
         report["speed"] = speed
         lines.append(speed_line(speed))
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / f"result{suffix}.json"]
+    names = test.loader.paths or [str(number) for number in range(count)]
+    result, table, page = (
+        folder / name
+        for name in (f"result{suffix}.json", f"predictions{suffix}.csv", f"report{suffix}.html")
+    )
+    written, template, values = [result], "", {}
     if predictions.is_classification:
         if inspection:
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
         report["per_class"] = predictions.per_class()
-        names = test.loader.paths or [str(number) for number in range(count)]
+        images = {p: to_pil_image(x, test.loader.input) for p, x in predictions.images.items()}
         classes = np.array(predictions.classes)
         true, predicted = classes[predictions.targets], classes[predictions.predicted]
-        written += [folder / f"predictions{suffix}.csv", folder / f"report{suffix}.html"]
         columns = zip(names, true, predicted, predictions.probabilities, strict=True)
         header = ["sample", "true", "predicted", *probability_columns(predictions.classes)]
-        write_csv(written[1], header, ([*row, *probability_cells(ps)] for *row, ps in columns))
-        images = {p: to_pil_image(x, test.loader.input) for p, x in predictions.images.items()}
+        write_csv(table, header, ([*row, *probability_cells(ps)] for *row, ps in columns))
         stems = (f"{true[p]}_to_{predicted[p]}_{Path(names[p]).stem}" for p in images)
         wrong_images = dict(zip(file_names(stems, ".jpg"), images.values(), strict=True))
         wrong = write_images(folder / f"wrong_images{suffix}", wrong_images) if images else None
-        written += [wrong] if wrong else []
-        mistakes, suspects = shown_positions(predictions)
+        written += [table, page, *([wrong] if wrong else [])]
+        heatmap = config.get("heatmap", {}).get("method", "LayerCAM")
+        template, values = "report.html", _classes_page(predictions, images, maps, inspection)
+        values |= {"wrong": wrong and wrong.name, "heat_method": heatmap if maps else None}
+    elif samples.columns or samples.images:
+        with explained(f"task: {type(test.task).__name__}.tables does not fit its columns"):
+            report["tables"] = test.task.tables(samples.columns)
+        written += [table, page]
+        rows = zip(names, *samples.columns.values(), strict=True)
+        write_csv(table, ["sample", *samples.columns], (map(_cell, row) for row in rows))
+        template, values = "samples.html", _samples_page(test.task, samples, names)
+        values |= {"tables": report["tables"]}
+    if template:
         write_html(
-            written[2],
-            Path(__file__).with_name("report.html"),
+            page,
+            Path(__file__).with_name(template),
             name=config["name"],
             run=checkpoint.parent.name,
             report=report,
             metrics=metrics,
-            predictions=predictions,
             names=names,
-            mistakes=mistakes,
-            mistake_count=int((predictions.targets != predictions.predicted).sum()),
-            suspects=suspects,
-            images={p: image_uri(images[p]) for p in mistakes + suspects if p in images},
-            maps={p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
-            heat_method=config.get("heatmap", {}).get("method", "LayerCAM") if maps else None,
-            confusion=confusion_chart(predictions.confusion(), predictions.classes),
-            inspection=inspection,
-            threshold_chart=inspection and threshold_chart(predictions, inspection),
-            wrong=wrong and wrong.name,
             essentials=_essentials(checkpoint.name, origin["digest"], config),
             config=json.dumps(config, indent=2, ensure_ascii=False),
+            **values,
         )
-    write_text(written[0], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(result, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     logging.getLogger("test").info("\n".join([*lines, *(f"written: {path}" for path in written)]))
+
+
+def _classes_page(
+    predictions: Predictions,
+    images: dict[int, Image.Image],
+    maps: dict[int, Tensor],
+    inspection: dict | None,
+) -> dict[str, object]:
+    """What report.html shows of a classifier's predictions."""
+    mistakes, suspects = shown_positions(predictions)
+    return {
+        "predictions": predictions,
+        "mistakes": mistakes,
+        "mistake_count": int((predictions.targets != predictions.predicted).sum()),
+        "suspects": suspects,
+        "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
+        "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
+        "confusion": confusion_chart(predictions.confusion(), predictions.classes),
+        "inspection": inspection,
+        "threshold_chart": inspection and threshold_chart(predictions, inspection),
+    }
+
+
+def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[str, object]:
+    """What samples.html shows of another task's samples."""
+    columns, shown = samples.columns, samples.shown
+    images = {p: to_pil_image(x, AS_IT_IS) for p, x in samples.images.items()}
+    aspect = max((image.width / image.height for image in images.values()), default=1)
+    shorter = list(columns)[:SHOWN_COLUMNS]
+    charts = [(x, y) for x, y in task.charts if x in columns and y in columns]
+    return {
+        "columns": columns,
+        "column": (task.worst or "").partition(" ")[2],
+        "worst": task.worst,
+        "legend": (inspect.getdoc(task.images) or "").partition("\n")[0],
+        "shown": shown,
+        "rows": [
+            ["sample", *shorter],
+            *([names[p], *(columns[c][p] for c in shorter)] for p in shown),
+        ],
+        "images": {p: image_uri(image, LARGEST_SAMPLE) for p, image in images.items()},
+        "card_width": min(1000, round(200 * aspect)),
+        "charts": {f"{y} against {x}": scatter_chart(columns, x, y) for x, y in charts},
+    }
+
+
+def _cell(value: object) -> object:
+    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def test_folder(tested: Path) -> Path:

@@ -2,9 +2,11 @@
 
 import math
 
-from base import BaseDataLoader
+from base import BaseDataLoader, BaseTask
+from base.base_task import Step
 from logger.logger import setup_logging
 from tester.predictions import Predictions
+from tester.samples import Samples
 from trainer.agreement import check_agreement
 from trainer.build import (
     build_loader,
@@ -17,7 +19,7 @@ from trainer.build import (
 )
 from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
-from trainer.rehearsal import rehearse
+from trainer.rehearsal import explained, rehearse
 from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
@@ -60,15 +62,36 @@ class Test:
 
     def predict(
         self, loader: BaseDataLoader, metrics: dict[str, Metric], title: str | None = None
-    ) -> tuple[Predictions, dict[str, float]]:
-        """The predictions for a loader's samples, and the loss and `metrics` over them."""
+    ) -> tuple[Predictions, Samples, dict[str, float]]:
+        """What a classifier predicts for a loader's samples, what the task says of them, and the
+        loss and `metrics` over them."""
         predictions = Predictions(self.trained["classes"], loader.classes)
-        batches, add = progress(loader, title), predictions.add
-        classes, engine = loader.classes, self.engine
-        values = evaluate(self.model, batches, self.task, metrics, engine, add, classes)
+        samples, classes = Samples(self.task), loader.classes
+
+        def add(step: Step) -> None:
+            predictions.add(step)
+            samples.add(step)
+
+        batches = progress(loader, title)
+        values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
         if not math.isfinite(values["loss"]):
             self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
-        return predictions, values
+        return predictions, samples, values
+
+    def decide(self) -> None:
+        """Give the task what it chooses on validation samples, never on the tested ones.
+
+        Taken from the checkpoint if that has it; else chosen, and stored there.
+        """
+        if type(self.task).decide is BaseTask.decide:
+            return
+        decided = self.trained.get("decided")
+        if decided is None:
+            _, samples, _ = self.predict(build_eval_loader(self.config, "val"), {}, "validation")
+            with explained(f"task: {type(self.task).__name__}.decide does not fit its columns"):
+                decided = self.task.decide(samples.columns)
+            checkpoint.amend(self.config.resume, self.trained, decided=decided)
+        self.task.decided = decided
 
     def measure_speed(self) -> dict | None:
         """How fast the network answers, if it can measure that itself."""

@@ -130,6 +130,7 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
     Raises CheckpointError if the checkpoint lacks some of it.
     """
     kept, task.decided = state.get("kept", {"parts": {}, "values": {}}), state.get("decided")
+    task.classes = state.get("classes") or task.classes
     own = {
         kind: {name: value for name, value in entries.items() if name.startswith("task.")}
         for kind, entries in kept.items()
@@ -204,6 +205,7 @@ def build_network(
         channels, height, width = shape
         offered |= {"in_channels": channels, "input_size": (height, width), "init_weights": True}
         offered |= {"image_size": height} if height == width else {}
+        offered["weights_backbone"] = None  # torchvision's segmentation would download some
     network = config.init_obj(section, **offered)
     if len(shape) == 3:
         take_channels(network, shape[0])

@@ -15,7 +15,8 @@ from utils.files import ROOT
 LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
 HELPERS = ("batch_norm.py", "freezing.py", "heads.py", "structure.py", "summary.py", "weights.py")
 NOT_NETWORKS = ("loss.py", "metric.py", *HELPERS)  # nor optimizers or schedulers
-NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights")
+NETWORK = ("num_classes", "in_channels", "image_size", "input_size", "init_weights",
+           "weights_backbone")  # fmt: skip
 PARTS = ("model", "criterion", "metrics", "optimizer", "lr_scheduler", "config", "engine",
          "recorder", "data_loader", "valid_data_loader", "freeze", "task", "optimizers",
          "schedules")  # fmt: skip
@@ -24,7 +25,8 @@ LOADER = Source("base.BaseDataLoader", ("data_loader",), given=("dataset", "coll
                 offered=("seed", "subset"), nested={"transforms": "transforms"},
                 functions=False)  # fmt: skip
 SOURCES = {
-    "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS, ("torchvision.models",),
+    "arch": Source("torch.nn.Module", ("model",), NOT_NETWORKS,
+                   ("torchvision.models", "torchvision.models.segmentation"),
                    "^(?!get_|list_)[a-z]", offered=NETWORK,
                    keys={"weights": str, "freeze": str | list[str],
                          "unfreeze_at": hints.PositiveInt}),

@@ -1,0 +1,182 @@
+"""Images with masks, for segmentation."""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from base import BaseDataLoader, BaseDataset
+from data_loader.files import SUBSETS, DataFolder, find_files
+from data_loader.images import BadImage, read_image
+from data_loader.transforms import Pipeline, given_normalisation
+from utils.config.hints import NonNegativeInt, PositiveInt
+from utils.errors import UserError
+from utils.files import printable
+
+NO_CLASS = 255  # in masks: pixels that do not count
+
+
+class MaskFolderDataLoader(BaseDataLoader):
+    """Your own images and a mask of the same name for each: `data_dir/train/images/a.png` and
+    `data_dir/train/masks/a.png`.
+
+    Samples are (float32 (C, H, W), class numbers int64 (H, W)). Every file is read once at the
+    start, so that a damaged one is found before the training.
+
+    Args:
+        data_dir: folder that contains train, val and test, the last two if there are any
+        classes: the value that each class has in masks, {"background": 0, "part": 255}, in the
+            order of the network's outputs. 255 does not count unless it is one of them
+        image_size: pixels to resize images and masks to: of a side, or [height, width]
+        channels: 3 for colour, 1 for grey
+        transforms: lists of names for "train" and "eval"; image and mask are turned alike
+        normalize: mean and std: "imagenet", "data" (those of the training images), or values
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        classes: dict[str, NonNegativeInt],
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
+        channels: Literal[1, 3] = 3,
+        transforms: dict[Literal["train", "eval"], list[Any]] | None = None,
+        normalize: Literal["imagenet", "data"]
+        | dict[Literal["mean", "std"], list[float]] = "imagenet",
+        **kwargs: Any,
+    ):
+        self.folder = DataFolder(Path(data_dir), None, None, seed=0)
+        self.values, self.transforms = classes, transforms or {}
+        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        self.channels = channels
+        if normalize != "data":
+            self.normalisation = given_normalisation(normalize, channels)
+        super().__init__(**kwargs)
+
+    def build_dataset(self, subset: str, augment: bool) -> "MaskFiles":
+        transforms = self.transforms.get("train" if augment else "eval", [])
+        pipeline = Pipeline(transforms, self.image_size, *self.normalisation)
+        return MaskFiles(self._pairs(subset), self.values, self.channels, pipeline)
+
+    @property
+    def has_validation(self) -> bool:
+        own, cut = "val" in self.folder.subsets, super().has_validation
+        if own and cut:
+            raise UserError("data_loader.args.validation_split must be 0: there is a val part")
+        return own or cut
+
+    def check(self) -> list[str]:
+        """Reads all files. Returns a line for each subset: images, and each class's pixels."""
+        lines = []
+        for subset in (s for s in SUBSETS if s == "train" or s in self.folder.subsets):
+            data = self.for_subset(subset).samples
+            counts = np.zeros(len(self.values), dtype=np.int64)
+            for index in range(len(data)):
+                _, mask = data.read(index)
+                counts += torch.bincount(mask[mask != NO_CLASS], minlength=len(counts)).numpy()
+            shares = (
+                f"{name} {count / max(counts.sum(), 1):.1%}"
+                for name, count in zip(self.values, counts, strict=True)
+            )
+            lines.append(f"{subset}: {len(data)} images with masks; pixels: {', '.join(shares)}")
+        return lines
+
+    @functools.cached_property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel (C, 1, 1), for images scaled to 0..1."""
+        images = (read_image(path, self.channels) for path, _ in self._pairs("train"))
+        pixels = torch.cat([image.flatten(1) for image in images], 1).double() / 255
+        std, mean = torch.std_mean(pixels, 1, correction=0)
+        return mean.float().view(-1, 1, 1), std.clamp(min=1e-6).float().view(-1, 1, 1)
+
+    def _pairs(self, subset: str) -> list[tuple[str, str]]:
+        """Each image's path and its mask's. Raises UserError if one lacks its mask."""
+        place = self.folder.place(subset)
+        images, masks = (
+            [path for part in find_files(place / name)[0].values() for path in part]
+            for name in ("images", "masks")
+        )
+        by_stem = {Path(path).stem: path for path in masks}
+        missing = [Path(path).name for path in images if Path(path).stem not in by_stem]
+        if missing or not images:
+            what = f"no mask for {', '.join(missing[:5])}" if missing else "no images"
+            raise UserError(f"{place} must contain images/ and masks/ of the same names; {what}")
+        return [(path, by_stem[Path(path).stem]) for path in images]
+
+
+class MaskFiles(BaseDataset):
+    """Samples of image files and their masks.
+
+    Args:
+        pairs: paths of each image and its mask
+        values: the value of each class in masks
+        channels: of the images
+        pipeline: its transforms get both, and it makes the network's input
+    """
+
+    def __init__(
+        self,
+        pairs: list[tuple[str, str]],
+        values: dict[str, int],
+        channels: int,
+        pipeline: Pipeline,
+    ):
+        self.pairs, self.channels, self.pipeline = pairs, channels, pipeline
+        self.classes, self.paths = list(values), [path for path, _ in pairs]
+        self.mean, self.std = pipeline.mean, pipeline.std
+        self.numbers = torch.full((256,), -1)
+        self.numbers[NO_CLASS] = NO_CLASS
+        self.numbers[list(values.values())] = torch.arange(len(values))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, masks = self.collate([self.transform(index)])
+        return images[0], masks[0]
+
+    def transform(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image uint8 (C, H, W) and mask (H, W), transformed and resized alike."""
+        from torchvision import tv_tensors  # takes seconds to import
+        from torchvision.transforms.v2 import functional
+
+        image, mask = self.read(index)
+        both = tv_tensors.Image(image), tv_tensors.Mask(mask)
+        for transform in self.pipeline.transforms:
+            both = transform(*both)
+        if tuple(both[0].shape[-2:]) != self.pipeline.size:
+            both = [functional.resize(part, list(self.pipeline.size)) for part in both]
+        return tuple(part.as_subclass(Tensor) for part in both)
+
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        images, masks = zip(*samples, strict=True)
+        return self.pipeline.collate(images), torch.stack(masks)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image uint8 (C, H, W) and mask of class numbers int64 (H, W), as the files have them.
+
+        Raises UserError if a file cannot be read, or if the mask does not fit image and classes.
+        """
+        path, mask_path = self.pairs[index]
+        image = read_image(path, self.channels)
+        try:
+            with Image.open(mask_path) as file:
+                values = np.asarray(file).astype(np.int64)
+        except (OSError, SyntaxError) as error:
+            raise BadImage(printable(mask_path), f"cannot be read ({error})") from error
+        if values.shape != image.shape[1:]:
+            shapes = " and ".join(
+                "x".join(map(str, shape)) for shape in (values.shape, image.shape[1:])
+            )
+            raise BadImage(printable(mask_path), f"mask and image differ in size: {shapes}")
+        numbers = self.numbers[torch.from_numpy(values.clip(0, 255))]
+        if unknown := sorted(set(values[(numbers < 0).numpy() | (values > 255)].tolist())):
+            raise BadImage(
+                printable(mask_path),
+                f"contains {', '.join(map(str, unknown[:5]))}, which data_loader.args.classes "
+                "gives to no class",
+            )
+        return image, numbers
