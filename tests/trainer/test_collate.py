@@ -87,9 +87,7 @@ def test_ragged_run_resumes_exactly_and_is_tested(digits, own_code, train, resum
     import ragged
 
     network = ragged.Network()
-    network.load_state_dict(
-        torch.load(unbroken / "model_best.pth", weights_only=True)["state_dict"]
-    )
+    network.load_state_dict(checkpoint.load(unbroken / "model_best.pth")["state_dict"])
     samples = [ragged.Words30(augment=False)[index] for index in range(30)]
     outputs = [network(letters[None], letters[None] > 0) for letters, _ in samples]
     loss = F.cross_entropy(torch.cat(outputs), torch.tensor([target for _, target in samples]))
