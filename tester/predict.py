@@ -21,7 +21,10 @@ from tester.heatmap import heat_maps
 from tester.predictions import class_names, is_image, probability_cells, probability_columns
 from tester.report import test_folder
 from tester.trained import build_engine, build_trained_network, trained_state
+from trainer.build import build_task
+from trainer.multi_label import MultiLabelTask
 from utils.config.config import ConfigParser
+from utils.engine.engine import unwrap
 from utils.errors import RunError, UserError
 from utils.files import printable
 
@@ -50,6 +53,8 @@ def predict_images(
         raise UserError(f"--images: the network takes inputs of shape {shape}, not images")
     engine = build_engine(config, device)
     model = engine.prepare(build_trained_network(config, threads))
+    if isinstance(build_task(config, engine, unwrap(model), None), MultiLabelTask):
+        raise UserError("--images: names one class per image, but the network gives several labels")
     if heatmap and getattr(model, "is_exported", False):
         raise UserError(
             f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
