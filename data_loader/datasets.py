@@ -7,6 +7,24 @@ from torch import Tensor
 from base import BaseDataset
 
 
+class InMemory(BaseDataset):
+    """Inputs (N, ...) and targets (N, ...), held in memory and served in whole batches."""
+
+    deterministic = True
+
+    def __init__(self, inputs: Tensor, targets: Tensor):
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self[indices]
+
+
 class ImagesInMemory(BaseDataset):
     """Images held as bytes and served in whole batches, on the device that holds them.
 

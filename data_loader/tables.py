@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from base import BaseDataLoader, BaseDataset
+from base import BaseDataLoader
+from data_loader.datasets import InMemory
 from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
 
@@ -18,7 +18,7 @@ class DiabetesDataLoader(BaseDataLoader):
 
     in_memory = True
 
-    def build_dataset(self, subset: str, augment: bool) -> "Rows":
+    def build_dataset(self, subset: str, augment: bool) -> InMemory:
         from sklearn.datasets import load_diabetes  # takes seconds to import
 
         if subset == "val":
@@ -29,26 +29,7 @@ class DiabetesDataLoader(BaseDataLoader):
         train = np.setdiff1d(np.arange(len(inputs)), test)
         mean, std = inputs[train].mean(0), inputs[train].std(0)
         chosen = train if subset == "train" else test
-        return Rows((inputs[chosen] - mean) / std, targets[chosen], mean, std)
-
-
-class Rows(BaseDataset):
-    """Standardised rows (N, k) and their targets (N,), held in memory and served in whole batches.
-
-    `mean` and `std` (k,) are what was subtracted from each column, and what it was divided by.
-    """
-
-    deterministic = True
-
-    def __init__(self, inputs: np.ndarray, targets: np.ndarray, mean: np.ndarray, std: np.ndarray):
-        self.inputs, self.values = (torch.from_numpy(x).float() for x in (inputs, targets))
-        self.mean, self.std = mean, std
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.values[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.inputs[indices], self.values[indices]
+        columns = (inputs[chosen] - mean) / std, targets[chosen]
+        data = InMemory(*(torch.from_numpy(column).float() for column in columns))
+        data.mean, data.std = mean, std
+        return data

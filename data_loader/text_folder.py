@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataLoader, BaseDataset
-from data_loader.datasets import inverse_counts
+from base import BaseDataLoader
+from data_loader.datasets import InMemory, inverse_counts
 from utils.config.hints import PositiveInt
 from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
@@ -42,7 +42,7 @@ class TextFolderDataLoader(BaseDataLoader):
         self.data_dir, self.length, self.balance = data_dir, length, balance
         super().__init__(**kwargs)
 
-    def build_dataset(self, subset: str, augment: bool) -> "Lines":
+    def build_dataset(self, subset: str, augment: bool) -> InMemory:
         if subset == "val":
             raise UserError("the data has no validation part of its own; set validation_split")
         lines = {path.stem: _read(path) for path in sorted(Path(self.data_dir).glob("*.txt"))}
@@ -56,12 +56,12 @@ class TextFolderDataLoader(BaseDataLoader):
         chosen = stratified_choice(targets, len(texts), round(len(texts) * TEST_SHARE), seed=0)
         if subset == "train":
             chosen = np.setdiff1d(np.arange(len(texts)), chosen)
-        tokens = torch.zeros(len(chosen), self.length, dtype=torch.uint8)
-        for row, index in zip(tokens, chosen.tolist(), strict=True):
-            content = texts[index].encode()[: self.length]
-            row[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        balanced = augment and self.balance == "sampler"
-        return Lines(tokens, torch.from_numpy(targets[chosen]), [*lines], augment, balanced)
+        size = self.length
+        content = b"".join(texts[index].encode()[:size].ljust(size, b"\0") for index in chosen)
+        tokens = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).astype(int))
+        data = (Trimmed if augment else InMemory)(tokens, torch.from_numpy(targets[chosen]))
+        data.classes, data.balanced = [*lines], augment and self.balance == "sampler"
+        return data
 
     @property
     def class_weights(self) -> list[float] | None:
@@ -71,36 +71,12 @@ class TextFolderDataLoader(BaseDataLoader):
         return inverse_counts(self.samples.targets[self.dataset.indices], len(self.classes))
 
 
-class Lines(BaseDataset):
-    """Lines of text as bytes (N, length), held in memory and served in whole batches.
-
-    Args:
-        tokens: bytes, filled up with 0
-        targets: class numbers (N,)
-        classes: names of the classes
-        trims: whether a batch is cut to its longest line
-        balanced: whether all classes should come equally often
-    """
-
-    deterministic = True
-
-    def __init__(
-        self, tokens: Tensor, targets: Tensor, classes: list[str], trims: bool, balanced: bool
-    ):
-        self.tokens, self.targets, self.classes = tokens, targets, classes
-        self.trims, self.balanced = trims, balanced
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.tokens[index].long(), self.targets[index]
+class Trimmed(InMemory):
+    """Lines of text as bytes (N, length); a batch is cut to its longest line."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens[indices].long()
-        if self.trims:
-            tokens = tokens[:, : int((tokens != 0).sum(1).max())]
-        return tokens, self.targets[indices]
+        tokens, targets = self[indices]
+        return tokens[:, : int((tokens != 0).sum(1).max())], targets
 
 
 def _read(path: Path) -> list[str]:

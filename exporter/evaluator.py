@@ -124,7 +124,7 @@ class Evaluator:
 
         def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:
             for place, tensor in leaves(output):
-                outputs.setdefault(place, []).append(tensor.cpu().numpy())
+                outputs.setdefault(place, []).append(tensor.detach().cpu().numpy())
 
         stop = CHECK_SAMPLES if self.check else None
         positions = islice(range(len(self.loader.dataset)), stop)
