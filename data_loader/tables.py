@@ -4,31 +4,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataLoader, BaseDataset
-from utils.engine.randomness import stratified_choice
-from utils.errors import UserError
+from base import BaseDataset
+from data_loader.datasets import InMemoryDataLoader, fixed_part
 
 
-class DiabetesDataLoader(BaseDataLoader):
+class DiabetesDataLoader(InMemoryDataLoader):
     """442 patients, ten numbers of each, and the progress of the disease a year later (25 to 346).
 
     Comes with scikit-learn; 354 to train, 88 to test. The inputs are standardised.
     Source: Efron et al. 2004, doi:10.1214/009053604000000067.
     """
 
-    in_memory = True
-
-    def build_dataset(self, subset: str, augment: bool) -> "Rows":
+    def _load(self, train: bool, augment: bool) -> "Rows":
         from sklearn.datasets import load_diabetes  # takes seconds to import
 
-        if subset == "val":
-            raise UserError("the data has no validation part of its own; set validation_split")
         inputs, targets = load_diabetes(return_X_y=True, scaled=False)
-        # The test part must be the same in every run, whatever the seed.
-        test = stratified_choice(None, len(inputs), 88, seed=0)
-        train = np.setdiff1d(np.arange(len(inputs)), test)
-        mean, std = inputs[train].mean(0), inputs[train].std(0)
-        chosen = train if subset == "train" else test
+        for_training = fixed_part(None, len(inputs), 88, train=True)
+        mean, std = inputs[for_training].mean(0), inputs[for_training].std(0)
+        chosen = fixed_part(None, len(inputs), 88, train)
         return Rows((inputs[chosen] - mean) / std, targets[chosen], mean, std)
 
 

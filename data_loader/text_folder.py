@@ -1,23 +1,22 @@
 """Lines of text in one file per class."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataLoader, BaseDataset
-from data_loader.datasets import inverse_counts
+from base import BaseDataset
+from data_loader.datasets import Balanced, InMemoryDataLoader, fixed_part
 from utils.config.hints import PositiveInt
-from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
 from utils.files import printable
 
 TEST_SHARE = 0.2
 
 
-class TextFolderDataLoader(BaseDataLoader):
+class TextFolderDataLoader(Balanced, InMemoryDataLoader):
     """Lines of text, one file per class: `data_dir/Irish.txt`, UTF-8.
 
     Samples are (bytes int64 (length,), class number). A byte is its number, 0 fills shorter lines
@@ -27,24 +26,13 @@ class TextFolderDataLoader(BaseDataLoader):
     Args:
         data_dir: folder of the files
         length: bytes of a line that are read; the rest is cut off
-        balance: "sampler" draws rare classes as often as others in training, "loss" weights them
     """
 
-    in_memory = True
-
-    def __init__(
-        self,
-        data_dir: str,
-        length: PositiveInt = 32,
-        balance: Literal["sampler", "loss"] | None = None,
-        **kwargs: Any,
-    ):
-        self.data_dir, self.length, self.balance = data_dir, length, balance
+    def __init__(self, data_dir: str, length: PositiveInt = 32, **kwargs: Any):
+        self.data_dir, self.length = data_dir, length
         super().__init__(**kwargs)
 
-    def build_dataset(self, subset: str, augment: bool) -> "Lines":
-        if subset == "val":
-            raise UserError("the data has no validation part of its own; set validation_split")
+    def _load(self, train: bool, augment: bool) -> "Lines":
         lines = {path.stem: _read(path) for path in sorted(Path(self.data_dir).glob("*.txt"))}
         if not lines:
             raise UserError(
@@ -52,23 +40,13 @@ class TextFolderDataLoader(BaseDataLoader):
             )
         texts = [line for part in lines.values() for line in part]
         targets = np.repeat(np.arange(len(lines)), [len(part) for part in lines.values()])
-        # The test part must be the same in every run, whatever the seed.
-        chosen = stratified_choice(targets, len(texts), round(len(texts) * TEST_SHARE), seed=0)
-        if subset == "train":
-            chosen = np.setdiff1d(np.arange(len(texts)), chosen)
+        chosen = fixed_part(targets, len(texts), round(len(texts) * TEST_SHARE), train)
         tokens = torch.zeros(len(chosen), self.length, dtype=torch.uint8)
         for row, index in zip(tokens, chosen.tolist(), strict=True):
             content = texts[index].encode()[: self.length]
             row[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         balanced = augment and self.balance == "sampler"
         return Lines(tokens, torch.from_numpy(targets[chosen]), [*lines], augment, balanced)
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """With balance "loss": inversely proportional to a class's number of lines."""
-        if self.balance != "loss":
-            return None
-        return inverse_counts(self.samples.targets[self.dataset.indices], len(self.classes))
 
 
 class Lines(BaseDataset):
