@@ -1,14 +1,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from base.samples import Batch
-from utils.engine.engine import Running, unwrap
+from utils.engine.engine import Running, Tensors, unwrap
 
-Model = Callable[..., Any]  # a network as it runs on the device, in the chosen precision
+Model = Callable[..., Tensors]  # a network as it runs on the device, in the chosen precision
 Table = list[list]  # rows of cells; the first is the header
 
 
@@ -27,10 +27,10 @@ class Step:
     """
 
     loss: Tensor
-    output: Any
-    target: Any
+    output: Tensors
+    target: Tensors
     count: int
-    data: Any = None
+    data: Tensors = None
     log: dict[str, Tensor] = field(default_factory=dict)
     optimizer: str = "optimizer"
 
@@ -60,7 +60,7 @@ class BaseTask(ABC):
     charts: ClassVar[tuple[tuple[str, str], ...]] = ()
     not_kept: ClassVar[tuple[str, ...]] = ("classes", "decided")
     classes: list[str] | None = None
-    decided: dict[str, Any] | None = None
+    decided: dict | None = None
 
     def __init__(self, criterion: Callable | None = None):
         self.criterion = criterion
@@ -97,7 +97,7 @@ class BaseTask(ABC):
         """Summaries of the columns of all samples, by title."""
         return {}
 
-    def decide(self, columns: dict[str, list]) -> dict[str, Any]:
+    def decide(self, columns: dict[str, list]) -> dict:
         """What is chosen on the columns of the validation samples, as plain data: thresholds, say.
 
         Called before the first test; kept in the checkpoint, and stored in `decided`.

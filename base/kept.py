@@ -4,7 +4,7 @@ import collections
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ PLAIN = (type(None), bool, int, float, str, Tensor)
 LARGEST = 2**20  # bytes of an array that are looked through for a change
 
 
+class Stateful(Protocol):
+    """What has a state of its own: a network, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> object: ...
+
+
 class Kept:
     """The parts of a trainer and a task, and what else changes in them while they train.
 
@@ -31,11 +39,13 @@ class Kept:
         load_optimizer: function of (optimizer, state)
     """
 
-    def __init__(self, owners: dict[str, Any], load_optimizer: Callable[[Optimizer, dict], None]):
+    def __init__(
+        self, owners: dict[str, object], load_optimizer: Callable[[Optimizer, dict], None]
+    ):
         self.owners, self.load_optimizer = owners, load_optimizer
         self.first = {name: _fingerprint(value) for name, value in self._values().items()}
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
+    def state_dict(self) -> dict[str, dict]:
         """{"parts": their states, "values": what has changed}, by "owner.attribute".
 
         Raises RunError for a change that plain data cannot hold.
@@ -53,7 +63,7 @@ class Kept:
                 )
         return {"parts": {k: part.state_dict() for k, part in self._parts()}, "values": changed}
 
-    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, state: dict[str, dict]) -> None:
         """Raises CheckpointError if a part is missing or does not fit."""
         for name, part in self._parts():
             if name not in state["parts"]:
@@ -71,24 +81,24 @@ class Kept:
                 value = value.to(before.device)
             setattr(self.owners[owner], attribute, value)
 
-    def _attributes(self) -> Iterator[tuple[str, Any]]:
+    def _attributes(self) -> Iterator[tuple[str, object]]:
         for owner, part in self.owners.items():
             for name, value in vars(part).items():
                 if name not in part.not_kept:
                     yield f"{owner}.{name}", value
 
-    def _parts(self) -> Iterator[tuple[str, Any]]:
+    def _parts(self) -> Iterator[tuple[str, Stateful]]:
         for name, value in self._attributes():
             for key, part in _entries(value):
                 if _has_state(part) and not _is_fixed(part):
                     yield ".".join([name, *key]), part
 
-    def _values(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, object]:
         attributes = self._attributes()
         return {k: v for k, v in attributes if not any(_has_state(part) for _, part in _entries(v))}
 
 
-def _entries(value: Any) -> list[tuple[list[str], Any]]:
+def _entries(value: object) -> list[tuple[list[str], object]]:
     """A value, or the values in a collection, each with its place in it."""
     if isinstance(value, dict):
         return [([str(key)], part) for key, part in value.items()]
@@ -115,7 +125,7 @@ def _is_plain(value: object) -> bool:
     return type(value) in PLAIN
 
 
-def _fingerprint(value: Any, seen: tuple = ()) -> object:
+def _fingerprint(value: object, seen: tuple = ()) -> object:
     """Something that is not equal any more once the value has changed."""
     if isinstance(value, Tensor):
         return id(value), value._version

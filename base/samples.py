@@ -5,7 +5,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from utils.engine import distributed
-from utils.engine.engine import map_tensors
+from utils.engine.engine import Tensors, map_tensors
 from utils.engine.randomness import make_generator, seeded, stratified_choice
 from utils.errors import UserError
 
-Sample = Any  # what a dataset returns and the task understands: (input, target), a dict, ...
-Batch = Any  # the same for several samples: a tuple of tensors, a dict of tensors, ...
+Sample = Tensors  # what a dataset returns and the task understands: (input, target), a dict, ...
+Batch = Tensors  # the same for several samples: a tuple of tensors, a dict of tensors, ...
 Key = tuple[int, int, int]  # (epoch, position, how often the sample came in the epoch before)
 
 

@@ -6,16 +6,15 @@ must stay the inverse of the other.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from exporter.latency import interleaved, spread
-from exporter.signature import Call, flatten, leaves, rebuild
+from exporter.signature import flatten, leaves, rebuild
 from tester.predictions import is_image
-from utils.engine.engine import map_tensors
+from utils.engine.engine import Call, Tensors, map_tensors
 from utils.errors import UserError
 
 # the network in a file: its outputs for a batch of its inputs, by name
@@ -85,7 +84,7 @@ class ExportedNetwork(nn.Module):
         self.first: dict[str, np.ndarray] = {}  # the inputs of the first batch
         self._run: Runner | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         """Raises UserError if the file rejects the data, or has a wrong number of classes."""
         inputs = self.raw(args, kwargs)
         self.first = self.first or inputs
@@ -107,7 +106,7 @@ class ExportedNetwork(nn.Module):
             self._run = self.load(str(device))
         return self._run
 
-    def raw(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, np.ndarray]:
+    def raw(self, args: tuple, kwargs: dict[str, Tensors]) -> dict[str, np.ndarray]:
         """Convert the network's arguments to the file's inputs. Raises UserError."""
         tensors = flatten(self.signature, args, kwargs, self.name)
         if self.preprocess:

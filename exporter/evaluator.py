@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader
 from base.base_task import BaseTask, Step
-from exporter.signature import Call, Place, leaves
+from exporter.signature import Place, leaves
 from tester.predictions import is_classification
 from tester.trained import build_engine, build_eval_loader
 from trainer.build import build_task, build_trained_network, restore_task, trained_state
 from trainer.evaluate import evaluate, progress
 from utils.config.config import ConfigParser
-from utils.engine.engine import Engine, Running, map_tensors
+from utils.engine.engine import Call, Engine, Running, Tensors, map_tensors
 from utils.errors import UserError
 
 CHECK_SAMPLES = 12  # of --check
@@ -52,7 +51,7 @@ class _CalledError(Exception):
 class _Asking(Running):
     """A network that is not to run."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         raise _CalledError(args, kwargs)
 
 
@@ -123,7 +122,7 @@ class Evaluator:
             if is_classification(step.target, step.output):
                 answers.append(torch.stack([step.output.argmax(1), step.target]).cpu())
 
-        def keep_outputs(network: nn.Module, args: tuple, output: Any) -> None:
+        def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:
             for place, tensor in leaves(output):
                 outputs.setdefault(place, []).append(tensor.cpu().numpy())
 

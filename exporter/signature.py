@@ -9,20 +9,19 @@ import inspect
 import re
 from collections import namedtuple
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from exporter.onnx_file import Signature
+from utils.engine.engine import Call, Tensors
 from utils.errors import RunError, UserError
 
-Call = tuple[tuple, dict[str, Any]]  # the arguments of a network
 Place = tuple[str | int, ...]
 BATCH = "batch"
 
 
-def build_signature(network: nn.Module, call: Call, output: Any) -> Signature:
+def build_signature(network: nn.Module, call: Call, output: Tensors) -> Signature:
     """The signature of a network, from its output for a call; without the shapes."""
     parameters = inspect.signature(network.forward).parameters.values()
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -50,7 +49,7 @@ def find_shapes(batches: list[dict[str, np.ndarray]], counts: list[int]) -> dict
     return shapes
 
 
-def flatten(signature: Signature, args: tuple, kwargs: dict[str, Any], file: str) -> dict:
+def flatten(signature: Signature, args: tuple, kwargs: dict[str, Tensors], file: str) -> dict:
     """The tensors of a call, by their names in the file. Raises UserError if it takes others."""
     tensors = dict(leaves(_bind(signature["parameters"], args, kwargs)))
     places = {name: tuple(place) for name, place in signature["inputs"].items()}
@@ -62,7 +61,7 @@ def flatten(signature: Signature, args: tuple, kwargs: dict[str, Any], file: str
     return {name: tensors[place] for name, place in places.items()}
 
 
-def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+def leaves(value: Tensors, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
     """The tensors in arguments or outputs and their places, in the order of `map_tensors`."""
     if isinstance(value, Tensor):
         yield place, value
@@ -70,7 +69,7 @@ def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
         yield from leaves(part, (*place, key))
 
 
-def output_names(result: Any) -> list[str]:
+def output_names(result: Tensors) -> list[str]:
     """The names in a signature's "result"."""
     if isinstance(result, str):
         return [result]
@@ -78,7 +77,7 @@ def output_names(result: Any) -> list[str]:
     return [] if kind == "value" else [n for _, part in content for n in output_names(part)]
 
 
-def rebuild(result: Any, tensors: dict[str, Tensor]) -> Any:
+def rebuild(result: Tensors, tensors: dict[str, Tensor]) -> Tensors:
     """A network's output from its tensors; what had attributes becomes a namedtuple."""
     if isinstance(result, str):
         return tensors[result]
@@ -91,12 +90,14 @@ def rebuild(result: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(parts.values()) if kind == "tuple" else parts
 
 
-def _bind(parameters: list[str], args: tuple, kwargs: dict[str, Any]) -> dict[str | int, Any]:
+def _bind(
+    parameters: list[str], args: tuple, kwargs: dict[str, Tensors]
+) -> dict[str | int, Tensors]:
     names = [*parameters, *range(len(parameters), len(args))]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def _parts(value: Any) -> tuple[str, list[tuple[str | int, Any]]]:
+def _parts(value: Tensors) -> tuple[str, list[tuple[str | int, Tensors]]]:
     """The kind of a structure, and its parts by key."""
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return "tuple", list(enumerate(value))
@@ -107,7 +108,7 @@ def _parts(value: Any) -> tuple[str, list[tuple[str | int, Any]]]:
     return "fields", [(name, getattr(value, name)) for name in getattr(value, "_fields", names)]
 
 
-def _describe(value: Any, names: Iterator[str]) -> Any:
+def _describe(value: Tensors, names: Iterator[str]) -> Tensors:
     """The structure as JSON: a tensor's name, [kind, [[key, part], ...]] or ["value", constant]."""
     if isinstance(value, Tensor):
         return next(names)

@@ -1,19 +1,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.samples import count_samples
-from utils.engine.engine import map_tensors
+from utils.engine.engine import Tensors, map_tensors
 from utils.errors import UserError, first_line
 
 COLUMNS = ["layer", "output", "parameters", "trainable", "multiply-adds"]
 
 
-def summary(network: nn.Module, *args: Any, **kwargs: Any) -> list[list[str]]:
+def summary(network: nn.Module, *args: Tensors, **kwargs: Tensors) -> list[list[str]]:
     """The rows of a table of layers for a batch, the network's arguments.
 
     Two levels of layers, with output shape, parameters and multiply-adds per sample. Runs the
@@ -42,7 +41,9 @@ def summary(network: nn.Module, *args: Any, **kwargs: Any) -> list[list[str]]:
     return rows
 
 
-def multiply_adds(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, int], Any]:
+def multiply_adds(
+    network: nn.Module, *args: Tensors, **kwargs: Tensors
+) -> tuple[dict[str, int], Tensors]:
     """Multiply-adds per sample of a batch, the network's arguments, by layer, the total under "";
     and the output.
 
@@ -69,7 +70,7 @@ def multiply_adds(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[s
     return {name: total // (2 * samples) for name, total in totals.items()}, output
 
 
-def count(network: nn.Module, *args: Any, **kwargs: Any) -> tuple[dict[str, int], Any]:
+def count(network: nn.Module, *args: Tensors, **kwargs: Tensors) -> tuple[dict[str, int], Tensors]:
     """{"macs": multiply-adds per sample of a batch, "parameters": how many}; and the output."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     macs, output = multiply_adds(network, *args, **kwargs)

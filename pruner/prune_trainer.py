@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from base.monitor import Monitor
 from exporter.latency import ratio, side_by_side
 from exporter.onnx_exporter import onnx_bytes
-from exporter.signature import Call, build_signature, leaves
+from exporter.signature import build_signature, leaves
 from model.batch_norm import batch_norms
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
@@ -26,7 +26,7 @@ from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.engine import distributed
-from utils.engine.engine import Running, unwrap
+from utils.engine.engine import Call, Running, unwrap
 from utils.errors import CheckpointError, RunError, UserError
 
 T = TypeVar("T")

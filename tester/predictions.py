@@ -42,6 +42,9 @@ class Predictions:
         """Add one batch."""
         data, target, output = step.data, step.target, step.output
         self.is_classification = self.is_classification and is_classification(target, output)
+        counts = [len(names) for names in self._names if names]  # a task may embed, not classify
+        if self.is_classification and counts and output.shape[1] not in counts:
+            self.is_classification = False
         if not self.is_classification:
             return
         # softmax of log-probabilities gives the probabilities again

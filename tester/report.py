@@ -137,13 +137,15 @@ def _classes_page(
 def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[str, object]:
     """What samples.html shows of another task's samples."""
     columns, shown = samples.columns, samples.shown
+    column = (task.worst or "").partition(" ")[2]
     images = {p: to_pil_image(x, AS_IT_IS) for p, x in samples.images.items()}
     aspect = max((image.width / image.height for image in images.values()), default=1)
     shorter = list(columns)[:SHOWN_COLUMNS]
     charts = [(x, y) for x, y in task.charts if x in columns and y in columns]
     return {
         "columns": columns,
-        "column": (task.worst or "").partition(" ")[2],
+        "column": column,
+        "captions": [name for name in ("true", "predicted", column) if name in columns],
         "worst": task.worst,
         "legend": (inspect.getdoc(task.images) or "").partition("\n")[0],
         "shown": shown,

@@ -1,7 +1,6 @@
 """The task for samples that may have several classes at once."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ class MultiLabelTask(SupervisedTask):
         """What the network saw."""
         return as_images(step.data)
 
-    def decide(self, columns: dict[str, list]) -> dict[str, Any]:
+    def decide(self, columns: dict[str, list]) -> dict:
         """{"thresholds": {class: the one of the largest F1}}; 0.5 for a class without samples."""
         from sklearn.metrics import precision_recall_curve  # takes seconds to import
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from trainer.evaluate import Meters, Metric
 from trainer.features import first_samples
 from trainer.tasks import describe
 from utils.engine import distributed
-from utils.engine.engine import Engine, Running, unwrap
+from utils.engine.engine import Call, Engine, Running, Tensors, unwrap
 from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
 
@@ -46,7 +45,7 @@ class Tried:
 
     place: str
     hint: str
-    inputs: list[tuple[tuple, dict[str, Any]]] = field(default_factory=list)
+    inputs: list[Call] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
@@ -54,7 +53,7 @@ class Tried:
     def watch_loss(self, criterion: Callable, loader: BaseDataLoader) -> Callable:
         """The criterion, which then says what does not fit."""
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: Tensors, **kwargs: Tensors) -> Tensor:
             parts = "its arguments"
             if len(args) == 2 and all(isinstance(part, Tensor) for part in args):
                 output, target = map(describe, args)
@@ -77,7 +76,7 @@ class Watched(Running):
     def _wrap(self, part: nn.Module) -> "Watched":
         return Watched(self._engine, part, self._tried, whole=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         if self._whole:
             self._tried.inputs.append((args, kwargs))
         name = type(unwrap(self._model)).__name__

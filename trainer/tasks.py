@@ -1,7 +1,6 @@
 """What a batch means, for the usual tasks. A config names one in its section "task"."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from base import BaseTask
 from base.base_task import Model, Step
 from base.samples import Batch
+from utils.engine.engine import Tensors
 from utils.errors import UserError
 
 AUXILIARY_WEIGHT = 0.3
@@ -78,14 +78,14 @@ def input_and_target(batch: Batch) -> tuple[Inputs, Tensor]:
     )
 
 
-def run_model(model: Model, inputs: Inputs) -> Any:
+def run_model(model: Model, inputs: Inputs) -> Tensors:
     """The network's output for a tensor, for several arguments in order, or for some by name."""
     if isinstance(inputs, dict):
         return model(**inputs)
     return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
 
 
-def one_tensor(task: BaseTask, output: Any) -> Tensor:
+def one_tensor(task: BaseTask, output: Tensors) -> Tensor:
     """The network's output. Raises UserError if it is anything but a tensor."""
     if not isinstance(output, Tensor):
         raise UserError(
@@ -95,7 +95,7 @@ def one_tensor(task: BaseTask, output: Any) -> Tensor:
     return output
 
 
-def as_images(data: Any) -> Tensor | None:
+def as_images(data: Tensors) -> Tensor | None:
     """What a network saw as images (N, 3, H, W), each scaled to 0..1; None if it was no images."""
     if not (isinstance(data, Tensor) and data.ndim == 4 and data.shape[1] in (1, 3)):
         return None

@@ -24,7 +24,7 @@ from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
-from utils.engine.engine import Running, map_tensors, unwrap
+from utils.engine.engine import Call, Running, map_tensors, unwrap
 from utils.errors import UserError
 
 LOGGING = "_train_epoch", "_valid_epoch"  # a subclass's own may log more
@@ -254,7 +254,7 @@ class Trainer(BaseTrainer):
             self.signals.check()
             yield from islice(batches, 1)
 
-    def rehearse(self) -> tuple[tuple, dict[str, Any]]:
+    def rehearse(self) -> Call:
         """Log the layers, and try a training step and an evaluation; see `trainer.rehearsal`.
 
         Returns the arguments of the network. Raises UserError if network, loss, metrics and data do

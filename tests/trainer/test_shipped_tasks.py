@@ -248,7 +248,7 @@ def test_segmentation_from_training_to_report(digits, train, resume, shapes):
     ]
     assert [float(value) for value in columns["iou"]] == pytest.approx(each, rel=1e-5)
     worst = Path(columns["sample"][int(np.argmin(each))]).as_posix()
-    assert page.count('alt="what the task shows') == 5
+    assert page.count('alt="The image, the same under its true classes') == 5
     assert page.index(worst) == min(page.index(Path(name).as_posix()) for name in columns["sample"])
 
 

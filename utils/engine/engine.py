@@ -19,6 +19,8 @@ from utils.config.hints import EngineSettings
 from utils.engine import distributed, launch, randomness
 from utils.errors import UserError
 
+Tensors = Any  # a tensor, or lists, tuples, dicts and dataclasses of such, nested
+Call = tuple[tuple, dict[str, Tensors]]  # the arguments of a network
 T = TypeVar("T")
 CUDA_GRAPHS = "reduce-overhead", "max-autotune"  # the compiler's modes that record them
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -139,7 +141,7 @@ class Engine:
             if model is not None:
                 distributed.broadcast_tensors(model.buffers())
 
-    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, model: nn.Module, *args: Tensors, **kwargs: Tensors) -> Tensors:
         """The model's output, computed in the chosen precision and returned as float32."""
         if self.precision in HALF:
             with torch.autocast(self.device.type, HALF[self.precision]):
@@ -239,7 +241,7 @@ class Running:
     def __init__(self, engine: Engine, model: nn.Module):
         self._engine, self._model = engine, model
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         return self._engine.forward(self._model, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -290,7 +292,7 @@ def keep_freed_memory() -> None:
         mallopt(MMAP_MAX, 0)  # and never take large blocks from outside the heap
 
 
-def map_tensors(value: Any, change: Callable) -> Any:
+def map_tensors(value: Tensors, change: Callable) -> Tensors:
     """`value` with all tensors and modules in it changed, however lists, tuples, dicts, dataclasses
     and partials nest.
     """
