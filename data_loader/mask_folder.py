@@ -151,15 +151,12 @@ class MaskFiles(BaseDataset):
         except (OSError, SyntaxError) as error:
             raise BadImage(printable(mask_path), f"cannot be read ({error})") from error
         if values.shape != image.shape[1:]:
-            shapes = " and ".join(
-                "x".join(map(str, shape)) for shape in (values.shape, image.shape[1:])
-            )
+            sizes = values.shape, image.shape[1:]
+            shapes = " and ".join("x".join(map(str, size)) for size in sizes)
             raise BadImage(printable(mask_path), f"mask and image differ in size: {shapes}")
         numbers = self.numbers[torch.from_numpy(values.clip(0, 255))]
         if unknown := sorted(set(values[(numbers < 0).numpy() | (values > 255)].tolist())):
-            raise BadImage(
-                printable(mask_path),
-                f"contains {', '.join(map(str, unknown[:5]))}, which data_loader.args.classes "
-                "gives to no class",
-            )
+            values = ", ".join(map(str, unknown[:5]))
+            reason = f"contains {values}, which data_loader.args.classes gives to no class"
+            raise BadImage(printable(mask_path), reason)
         return image, numbers
