@@ -1,5 +1,4 @@
 import zipfile
-from abc import abstractmethod
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base import BaseDataLoader
-from data_loader.datasets import ImagesInMemory, flip, shift
+from data_loader.datasets import ImagesInMemory, InMemoryDataLoader, fixed_part, flip, shift
 from utils.config.hints import NonNegativeInt
-from utils.engine.randomness import make_generator, stratified_choice
+from utils.engine.randomness import make_generator
 from utils.errors import UserError, first_line
 from utils.files import atomic_write
 
 
-class _InMemoryDataLoader(BaseDataLoader):
-    """Training and test images that fit into memory."""
-
-    in_memory = True
-
+class _ShippedDataLoader(InMemoryDataLoader):
     def __init__(self, data_dir: str = "data/", **kwargs: Any):
         self.data_dir = data_dir
         super().__init__(**kwargs)
 
-    def build_dataset(self, subset: str, augment: bool) -> ImagesInMemory:
-        if subset == "val":
-            raise UserError("the data has no validation part of its own; set validation_split")
-        return self._load(subset == "train", augment)
 
-    @abstractmethod
-    def _load(self, train: bool, augment: bool) -> ImagesInMemory:
-        """The training images, or those for testing."""
-
-
-class DigitsDataLoader(_InMemoryDataLoader):
+class DigitsDataLoader(_ShippedDataLoader):
     """1,797 handwritten digits that come with scikit-learn: 1,438 to train, 359 to test.
 
     No download. Enlarged from 8x8 to 28x28, with a border as in MNIST, so that networks for either
@@ -49,10 +34,7 @@ class DigitsDataLoader(_InMemoryDataLoader):
 
     def _load(self, train: bool, augment: bool) -> ImagesInMemory:
         images, targets = read_digits(Path(self.data_dir) / "digits.npz")
-        # The test part must be the same in every run, whatever the seed.
-        chosen = stratified_choice(targets, len(targets), round(len(targets) * 0.2), seed=0)
-        if train:
-            chosen = np.setdiff1d(np.arange(len(targets)), chosen)
+        chosen = fixed_part(targets, len(targets), round(len(targets) * 0.2), train)
         small = torch.from_numpy(images[chosen])[:, None].float()
         large = F.interpolate(small, size=(24, 24), mode="bilinear") * (255 / 16)
         large = F.pad(large, (2, 2, 2, 2)).round().to(torch.uint8)
@@ -82,7 +64,7 @@ class TwoDigitsDataLoader(DigitsDataLoader):
         return ImagesInMemory(images, targets, digits.classes, [0.22], [0.31])
 
 
-class MnistDataLoader(_InMemoryDataLoader):
+class MnistDataLoader(_ShippedDataLoader):
     """Handwritten digits 28x28, 60,000 to train, 10,000 to test.
 
     Source: LeCun et al. 1998, doi:10.1109/5.726791.
@@ -104,7 +86,7 @@ class FashionMnistDataLoader(MnistDataLoader):
     name, mean, std = "FashionMNIST", [0.2860], [0.3530]
 
 
-class Cifar10DataLoader(_InMemoryDataLoader):
+class Cifar10DataLoader(_ShippedDataLoader):
     """Ten kinds of objects in colour, 32x32, 50,000 to train, 10,000 to test: Krizhevsky 2009.
 
     Args:

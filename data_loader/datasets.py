@@ -1,10 +1,58 @@
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataset
+from base import BaseDataLoader, BaseDataset
+from utils.engine.randomness import stratified_choice
+from utils.errors import UserError
+
+
+class InMemoryDataLoader(BaseDataLoader):
+    """Training and test samples that fit into memory: write `_load`."""
+
+    in_memory = True
+
+    def build_dataset(self, subset: str, augment: bool) -> BaseDataset:
+        if subset == "val":
+            raise UserError("the data has no validation part of its own; set validation_split")
+        return self._load(subset == "train", augment)
+
+    @abstractmethod
+    def _load(self, train: bool, augment: bool) -> BaseDataset:
+        """The training samples, or those for testing."""
+
+
+class Balanced:
+    """Part of a loader of classes, some of which may be rare.
+
+    Args:
+        balance: for rare classes: "sampler" draws them as often as others, "loss" weights them
+    """
+
+    def __init__(self, balance: Literal["sampler", "loss"] | None = None, **kwargs: Any):
+        self.balance = balance
+        super().__init__(**kwargs)
+
+    @property
+    def class_weights(self) -> list[float] | None:
+        """With balance "loss": inversely proportional to a class's number of samples."""
+        if self.balance != "loss":
+            return None
+        targets = np.asarray(self.samples.targets)[self.dataset.indices]
+        counts = np.bincount(targets, minlength=len(self.classes))
+        return (counts.sum() / (len(counts) * counts.clip(1))).tolist()
+
+
+def fixed_part(
+    targets: Sequence | np.ndarray | None, count: int, size: int, train: bool
+) -> np.ndarray:
+    """`size` of `count` samples to test on, or the others; the same in every run for any seed."""
+    test = stratified_choice(targets, count, size, seed=0)
+    return np.setdiff1d(np.arange(count), test) if train else test
 
 
 class InMemory(BaseDataset):
@@ -75,13 +123,6 @@ class ImagesInMemory(BaseDataset):
         for function in self.augmentation:
             batch = function(batch)
         return batch.float().div_(255).sub_(self.mean).div_(self.std), self.targets[chosen]
-
-
-def inverse_counts(targets: Tensor | np.ndarray | list[int], classes: int) -> list[float]:
-    """For each class a weight that is inversely proportional to its number of targets; the mean
-    over the samples is 1."""
-    counts = np.bincount(np.asarray(targets), minlength=classes)
-    return (counts.sum() / (classes * counts.clip(1))).tolist()
 
 
 def flip(batch: Tensor) -> Tensor:

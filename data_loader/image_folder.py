@@ -3,14 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from base import BaseDataLoader, BaseDataset
 from data_loader.cache import Cache, Contents, ImageStore, Reader
 from data_loader.checks import check_images
-from data_loader.datasets import inverse_counts
+from data_loader.datasets import Balanced
 from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
@@ -19,7 +18,46 @@ from utils.errors import UserError
 from utils.files import printable
 
 
-class ImageFolderDataLoader(BaseDataLoader):
+class ImagesInFolders:
+    """Part of a loader of image files: those of a `DataFolder`, `self.folder`, to which
+    `self._transforms` are applied.
+
+    Args:
+        image_size: pixels to resize images to: of a side, or [height, width]
+        channels: 3 for colour, 1 for grey
+        normalize: mean and std: "imagenet", "data" (those of the training images), or values
+    """
+
+    folder: DataFolder
+    _transforms: dict[str, list[Transform]]
+
+    def __init__(
+        self,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
+        channels: Literal[1, 3] = 3,
+        normalize: Literal["imagenet", "data"]
+        | dict[Literal["mean", "std"], list[float]] = "imagenet",
+        **kwargs: Any,
+    ):
+        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        self.channels = channels
+        if normalize != "data":
+            self.normalisation = given_normalisation(normalize, channels)
+        super().__init__(**kwargs)
+
+    @property
+    def has_validation(self) -> bool:
+        own, cut = "val" in self.folder.subsets, super().has_validation
+        if own and cut:
+            raise UserError("data_loader.args.validation_split must be 0: there is a val part")
+        return own or cut
+
+    def _pipeline(self, augment: bool) -> Pipeline:
+        transforms = self._transforms.get("train" if augment else "eval", [])
+        return Pipeline(transforms, self.image_size, *self.normalisation)
+
+
+class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
     """Your own images, one folder per class: `data_dir/train/NG/a.png`.
 
     With `split` the classes' folders are in data_dir itself: `data_dir/NG/a.png`. Every file is
@@ -28,14 +66,10 @@ class ImageFolderDataLoader(BaseDataLoader):
     Args:
         data_dir: folder that contains train, val and test (optional; valid, validation, training
             and testing mean the same) or, with `split`, the classes
-        image_size: pixels to resize images to: of a side, or [height, width]
-        channels: 3 for colour, 1 for grey
         split: shares of training, validation, test, [0.8, 0.1, 0.1], if data_dir contains classes.
             Approximate: the part of a file follows from its name and the seed alone, so it stays
             when files are added
         transforms: "imagenet", "inspection", "none" (resize only), or lists for "train" and "eval"
-        normalize: mean and std: "imagenet", "data" (those of the training images), or values
-        balance: for rare classes: "sampler" draws them as often as others, "loss" weights them
         on_bad_file: what to do if a file cannot be read: "skip" reports and omits it, "stop" stops
         cache: where to keep decoded images: "ram", "disk", "auto", or null to decode in each epoch.
             "disk" is the folder data_dir.cache, for later runs, too; "auto" uses memory if a
@@ -52,13 +86,9 @@ class ImageFolderDataLoader(BaseDataLoader):
         self,
         data_dir: str,
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
-        channels: Literal[1, 3] = 3,
         split: tuple[Share, Share, Share] | None = None,
         transforms: Literal["imagenet", "inspection", "none"]
         | dict[Literal["train", "eval"], list[Any]] = "none",
-        normalize: Literal["imagenet", "data"]
-        | dict[Literal["mean", "std"], list[float]] = "imagenet",
-        balance: Literal["sampler", "loss"] | None = None,
         on_bad_file: Literal["skip", "stop"] = "skip",
         cache: Cache = "auto",
         classes: list[str] | None = None,
@@ -71,12 +101,8 @@ class ImageFolderDataLoader(BaseDataLoader):
                 raise UserError(f"data_loader.args.pixel_range: {pixel_range} must ascend")
         if split is not None and abs(sum(split) - 1) > 1e-6:
             raise UserError(f"data_loader.args.split: the shares {list(split)} must add up to 1")
-        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        self.channels, self.transforms = channels, transforms
-        self.balance, self.on_bad_file = balance, on_bad_file
-        if normalize != "data":
-            self.normalisation = given_normalisation(normalize, channels)
-        super().__init__(**kwargs)
+        self.transforms, self.on_bad_file = transforms, on_bad_file
+        super().__init__(image_size=image_size, **kwargs)
         # shared with the other subsets' loaders
         self.folder = DataFolder(Path(data_dir), split, classes, self.settings["seed"])
         self.store = ImageStore(self.folder, cache, pixel_range)
@@ -86,21 +112,6 @@ class ImageFolderDataLoader(BaseDataLoader):
         self._stop_at_bad_files([contents])
         balanced = augment and self.balance == "sampler"
         return ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
-
-    @property
-    def has_validation(self) -> bool:
-        own, cut = "val" in self.folder.subsets, super().has_validation
-        if own and cut:
-            raise UserError("data_loader.args.validation_split must be 0: there is a val part")
-        return own or cut
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """With balance "loss": inversely proportional to a class's number of images."""
-        if self.balance != "loss":
-            return None
-        targets = np.asarray(self.samples.targets)[self.dataset.indices]
-        return inverse_counts(targets, len(self.folder.classes))
 
     @property
     def read(self) -> Reader:
@@ -153,10 +164,6 @@ class ImageFolderDataLoader(BaseDataLoader):
         if isinstance(self.transforms, str):
             return PRESETS[self.transforms](self.image_size)
         return self.transforms
-
-    def _pipeline(self, augment: bool) -> Pipeline:
-        transforms = self._transforms.get("train" if augment else "eval", [])
-        return Pipeline(transforms, self.image_size, *self.normalisation)
 
     def _read(self, subset: str) -> Contents:
         return self.store.contents(subset, self._reader)
