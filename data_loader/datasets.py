@@ -55,6 +55,24 @@ def fixed_part(
     return np.setdiff1d(np.arange(count), test) if train else test
 
 
+class InMemory(BaseDataset):
+    """Inputs (N, ...) and targets (N, ...), held in memory and served in whole batches."""
+
+    deterministic = True
+
+    def __init__(self, inputs: Tensor, targets: Tensor):
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self[indices]
+
+
 class ImagesInMemory(BaseDataset):
     """Images held as bytes and served in whole batches, on the device that holds them.
 

@@ -56,15 +56,14 @@ class MaskFolderDataLoader(ImagesInFolders, BaseDataLoader):
         lines = []
         for subset in (s for s in SUBSETS if s == "train" or s in self.folder.subsets):
             data = self.for_subset(subset).samples
-            counts = np.zeros(len(self.values), dtype=np.int64)
-            for index in range(len(data)):
-                _, mask = data.read(index)
-                counts += torch.bincount(mask[mask != NO_CLASS], minlength=len(counts)).numpy()
-            shares = (
-                f"{name} {count / max(counts.sum(), 1):.1%}"
-                for name, count in zip(self.values, counts, strict=True)
+            masks = (data.read(index)[1].flatten() for index in range(len(data)))
+            counts = sum(torch.bincount(mask, minlength=256) for mask in masks)
+            counts = counts[: len(self.values)].tolist()
+            shares = zip(
+                self.values, (count / max(sum(counts), 1) for count in counts), strict=True
             )
-            lines.append(f"{subset}: {len(data)} images with masks; pixels: {', '.join(shares)}")
+            pixels = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+            lines.append(f"{subset}: {len(data)} images with masks; pixels: {pixels}")
         return lines
 
     @functools.cached_property
@@ -79,15 +78,14 @@ class MaskFolderDataLoader(ImagesInFolders, BaseDataLoader):
         """Each image's path and its mask's. Raises UserError if one lacks its mask."""
         place = self.folder.place(subset)
         images, masks = (
-            [path for part in find_files(place / name)[0].values() for path in part]
-            for name in ("images", "masks")
+            {Path(path).stem: path for part in find_files(folder)[0].values() for path in part}
+            for folder in (place / "images", place / "masks")
         )
-        by_stem = {Path(path).stem: path for path in masks}
-        missing = [Path(path).name for path in images if Path(path).stem not in by_stem]
+        missing = [name for name in images if name not in masks]
         if missing or not images:
             what = f"no mask for {', '.join(missing[:5])}" if missing else "no images"
             raise UserError(f"{place} must contain images/ and masks/ of the same names; {what}")
-        return [(path, by_stem[Path(path).stem]) for path in images]
+        return [(path, masks[name]) for name, path in images.items()]
 
 
 class MaskFiles(BaseDataset):
@@ -147,16 +145,15 @@ class MaskFiles(BaseDataset):
         image = read_image(path, self.channels)
         try:
             with Image.open(mask_path) as file:
-                values = np.asarray(file).astype(np.int64)
+                values = torch.from_numpy(np.asarray(file).astype(np.int64))
         except (OSError, SyntaxError) as error:
             raise BadImage(printable(mask_path), f"cannot be read ({error})") from error
+        numbers, problem = self.numbers[values.clip(0, 255)], ""
         if values.shape != image.shape[1:]:
-            sizes = values.shape, image.shape[1:]
-            shapes = " and ".join("x".join(map(str, size)) for size in sizes)
-            raise BadImage(printable(mask_path), f"mask and image differ in size: {shapes}")
-        numbers = self.numbers[torch.from_numpy(values.clip(0, 255))]
-        if unknown := sorted(set(values[(numbers < 0).numpy() | (values > 255)].tolist())):
-            values = ", ".join(map(str, unknown[:5]))
-            reason = f"contains {values}, which data_loader.args.classes gives to no class"
-            raise BadImage(printable(mask_path), reason)
+            problem = f"is {list(values.shape)} in size, the image {list(image.shape[1:])}"
+        elif unknown := values[(numbers < 0) | (values > 255)].unique().tolist():
+            shown = ", ".join(map(str, unknown[:5]))
+            problem = f"contains {shown}, to which data_loader.args.classes gives no class"
+        if problem:
+            raise BadImage(printable(mask_path), problem)
         return image, numbers

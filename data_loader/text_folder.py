@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataset
-from data_loader.datasets import Balanced, InMemoryDataLoader, fixed_part
+from data_loader.datasets import Balanced, InMemory, InMemoryDataLoader, fixed_part
 from utils.config.hints import PositiveInt
 from utils.errors import UserError
 from utils.files import printable
@@ -32,7 +31,7 @@ class TextFolderDataLoader(Balanced, InMemoryDataLoader):
         self.data_dir, self.length = data_dir, length
         super().__init__(**kwargs)
 
-    def _load(self, train: bool, augment: bool) -> "Lines":
+    def _load(self, train: bool, augment: bool) -> InMemory:
         lines = {path.stem: _read(path) for path in sorted(Path(self.data_dir).glob("*.txt"))}
         if not lines:
             raise UserError(
@@ -41,44 +40,20 @@ class TextFolderDataLoader(Balanced, InMemoryDataLoader):
         texts = [line for part in lines.values() for line in part]
         targets = np.repeat(np.arange(len(lines)), [len(part) for part in lines.values()])
         chosen = fixed_part(targets, len(texts), round(len(texts) * TEST_SHARE), train)
-        tokens = torch.zeros(len(chosen), self.length, dtype=torch.uint8)
-        for row, index in zip(tokens, chosen.tolist(), strict=True):
-            content = texts[index].encode()[: self.length]
-            row[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        balanced = augment and self.balance == "sampler"
-        return Lines(tokens, torch.from_numpy(targets[chosen]), [*lines], augment, balanced)
+        size = self.length
+        content = b"".join(texts[index].encode()[:size].ljust(size, b"\0") for index in chosen)
+        tokens = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).astype(int))
+        data = (Trimmed if augment else InMemory)(tokens, torch.from_numpy(targets[chosen]))
+        data.classes, data.balanced = [*lines], augment and self.balance == "sampler"
+        return data
 
 
-class Lines(BaseDataset):
-    """Lines of text as bytes (N, length), held in memory and served in whole batches.
-
-    Args:
-        tokens: bytes, filled up with 0
-        targets: class numbers (N,)
-        classes: names of the classes
-        trims: whether a batch is cut to its longest line
-        balanced: whether all classes should come equally often
-    """
-
-    deterministic = True
-
-    def __init__(
-        self, tokens: Tensor, targets: Tensor, classes: list[str], trims: bool, balanced: bool
-    ):
-        self.tokens, self.targets, self.classes = tokens, targets, classes
-        self.trims, self.balanced = trims, balanced
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.tokens[index].long(), self.targets[index]
+class Trimmed(InMemory):
+    """Lines of text as bytes (N, length); a batch is cut to its longest line."""
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens[indices].long()
-        if self.trims:
-            tokens = tokens[:, : int((tokens != 0).sum(1).max())]
-        return tokens, self.targets[indices]
+        tokens, targets = self[indices]
+        return tokens[:, : int((tokens != 0).sum(1).max())], targets
 
 
 def _read(path: Path) -> list[str]:

@@ -92,11 +92,9 @@ class ExportedNetwork(nn.Module):
         outputs = self.opened(device)(inputs).items()
         tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs}
         output = rebuild(self.signature["result"], tensors)
-        if isinstance(output, Tensor) and self.classes is not None:
-            count = output.shape[1] if output.ndim == 2 else 1
-            if count not in (1, len(self.classes)):
-                classes = len(self.classes)
-                raise UserError(f"{self.name} has {count} classes, the data has {classes}")
+        count = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
+        if self.classes is not None and count not in (1, len(self.classes)):
+            raise UserError(f"{self.name} has {count} classes, the data has {len(self.classes)}")
         # every loss, softmax and metric treats log-probabilities like logits
         return output.clamp(min=torch.finfo(output.dtype).tiny).log() if self.softmax else output
 

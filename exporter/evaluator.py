@@ -124,7 +124,7 @@ class Evaluator:
 
         def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:
             for place, tensor in leaves(output):
-                outputs.setdefault(place, []).append(tensor.cpu().numpy())
+                outputs.setdefault(place, []).append(tensor.detach().cpu().numpy())
 
         stop = CHECK_SAMPLES if self.check else None
         positions = islice(range(len(self.loader.dataset)), stop)
@@ -154,9 +154,7 @@ class Evaluator:
             except _CalledError as call:
                 calls.append(map_tensors(call.args, Tensor.cpu))
         if len(calls) < len(batches):
-            raise UserError(
-                f"task: {type(self.task).__name__} does not call the network as a whole"
-            )
+            raise UserError(f"task: {type(self.task).__name__} does not call the whole network")
         return calls
 
     def training_calls(self, count: int) -> list[Call]:

@@ -191,11 +191,14 @@ def export_network(
     deployed = Deployed(network, longest, *settings)
     signature = build_signature(network, longest, output)
     state = evaluator.state | {"signature": signature}
+    is_per_class = isinstance(output, Tensor) and output.shape[1:] == (len(state["classes"] or ()),)
+    state["classes"] = state["classes"] if is_per_class else None  # an embedding has none
     exported = exporter.network(path, state, evaluator.threads)
     inputs = [exported.raw(*call) for call in calls]
     signature["shapes"] = find_shapes(inputs, [len(chunk) for chunk in chunks])
     signature["dtypes"] = {name: str(array.dtype) for name, array in inputs[0].items()}
     metadata = describe(exporter, evaluator) | size | {"signature": signature, "origin": origin}
+    metadata["classes"] = state["classes"]
     example = {name: torch.from_numpy(part) for name, part in exported.raw(*longest).items()}
     exporter.export(deployed, example, path, metadata)
     return exported, metadata

@@ -23,6 +23,7 @@ from tester.predictions import class_names, is_image, probability_cells, probabi
 from tester.report import test_folder
 from tester.trained import build_engine
 from trainer.build import build_trained_network, trained_state
+from trainer.multi_label import MultiLabelTask
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
 from utils.files import printable
@@ -52,6 +53,8 @@ def predict_images(
         raise UserError(f"--images: the network takes inputs of shape {shape}, not images")
     engine = build_engine(config, device)
     model = engine.prepare(build_trained_network(config, threads))
+    if config.get("task") and issubclass(config.init_ftn("task").func, MultiLabelTask):
+        raise UserError("--images: names one class per image, but the network gives several labels")
     if heatmap and getattr(model, "is_exported", False):
         raise UserError(
             f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"

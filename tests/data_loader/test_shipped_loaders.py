@@ -73,13 +73,13 @@ def test_masks_of_all_parts_as_the_files_have_them(masks):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "masks" / "2.png").unlink(), "no mask for 2.png"),
+        (lambda folder: (folder / "masks" / "2.png").unlink(), "no mask for 2"),
         (lambda folder: (folder / "masks" / "2.png").write_bytes(b"x"), "2.png: cannot be read"),
-        (lambda folder: Image.new("L", (5, 5)).save(folder / "masks" / "2.png"), "differ in size"),
+        (lambda folder: Image.new("L", (5, 5)).save(folder / "masks" / "2.png"), "in size, the"),
         (lambda folder: Image.new("L", (32, 24), 7).save(folder / "masks" / "2.png"),
-         "contains 7, which data_loader.args.classes"),
+         "contains 7, to which data_loader.args.classes"),
         (lambda folder: Image.new("RGB", (32, 24)).save(folder / "masks" / "2.png"),
-         "differ in size"),
+         "in size, the image"),
     ],
 )  # fmt: skip
 def test_masks_that_do_not_fit_are_named(masks, damage, message):
@@ -138,7 +138,7 @@ def test_surnames_of_all_languages(kata_data):
     assert len(loader.dataset) > 12_000
     text = (kata_data / "surnames" / "Polish.txt").read_text(encoding="utf-8").split("\n")
     number = loader.classes.index("Polish")
-    own = loader.samples.tokens[loader.samples.targets == number]
+    own = loader.samples.inputs[loader.samples.targets == number]
     assert set(decoded(own)) <= {line.strip() for line in text}
 
 

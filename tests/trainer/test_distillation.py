@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import export as export_script
-import test as test_script
-from tests.conftest import SMALL_NETWORK, build, last_checkpoint
+from tests.conftest import SMALL_NETWORK, build
 
 
 def distilled(teacher, **arguments):
@@ -33,15 +31,6 @@ def test_loss_is_that_of_the_paper(digits, train):
     with torch.no_grad():
         loss = trainer.task.step(trainer.model, (data, target)).loss
     torch.testing.assert_close(loss, F.cross_entropy(answer, target))
-
-
-def test_teacher_is_not_needed_later_and_not_in_the_checkpoint(digits, train, tmp_path):
-    teacher = train(digits())
-    run = train(digits(distilled(teacher / "model_best.pth"), name="Student"))
-    assert last_checkpoint(run)["kept"] == {"parts": {}, "values": {}}
-    teacher.rename(tmp_path / "gone")
-    assert test_script.main(["-r", str(run), "--split", "val"]) == 0
-    assert export_script.main(["-r", str(run), "-s", "exporter.args.opset=13"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import test as test_script
 from tests.conftest import assert_same, build, last_checkpoint
 from utils import checkpoint
 
@@ -85,14 +84,6 @@ def test_resumed_run_equals_the_unbroken_one(digits, train, resume, tmp_path):
         rows = list(csv.DictReader(file))
     assert [float(row["lr_optimizer_d"]) for row in rows] == [0.01, 0.005, 0.0025]
     assert {"loss_d", "val_loss_d"} <= rows[0].keys()
-
-
-def test_a_test_judges_by_the_trained_discriminator(digits, train, capsys):
-    run = train(digits(gan()))
-    assert test_script.main(["-r", str(run), "--split", "val"]) == 0
-    output = capsys.readouterr().out
-    best = checkpoint.load(run / "model_best.pth")["monitor_best"]
-    assert f"loss_d              {best:.4f}" in output
 
 
 @pytest.mark.parametrize(

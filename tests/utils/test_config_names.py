@@ -32,7 +32,7 @@ TYPOS = [
     ("trainer", "Trainr", "Trainer"),
 ]
 OTHERS = [
-    ("arch", "UNet"),
+    ("arch", "CapsNet"),
     ("arch", "LeNet5"),
     ("arch", "SmallNet"),
     ("arch", "WideResNet"),
@@ -79,7 +79,7 @@ def test_another_name_is_not_corrected(known, section, name):
 @pytest.mark.parametrize(
     ("section", "name", "place", "library"),
     [
-        ("arch", "UNet", "a file in model/", "torchvision.models"),
+        ("arch", "CapsNet", "a file in model/", "torchvision.models"),
         ("arch", "LeNett", "a file in model/", "torchvision.models"),
         ("loss", "cel_loss", "model/loss.py", "torch.nn.functional"),
         ("optimizer", "Lion", "a file in model/", "torch.optim"),

@@ -182,6 +182,18 @@ def test_several_labels_from_training_to_report(digits, train, resume, own_code,
     assert "the largest loss first" in page
 
 
+def test_images_with_several_labels_are_not_predicted_as_one_class(digits, train, capsys, tmp_path):
+    config = digits({"task": "MultiLabelTask", "loss": MULTI_LABEL["loss"], "metrics": []})
+    run = train(
+        config | {"data_loader": config["data_loader"] | {"type": "TwoDigitsDataLoader"}},
+        "--epochs",
+        1,
+    )
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    assert test_script.main(["-r", str(run), "--images", str(tmp_path / "a.png")]) == 2
+    assert "several labels" in capsys.readouterr().err
+
+
 SEGMENTATION = {
     "arch": {"type": "UNet", "args": {"width": 4}},
     "data_loader": {
