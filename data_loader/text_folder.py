@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base import BaseDataLoader
-from data_loader.datasets import InMemory, inverse_counts
+from data_loader.datasets import Balanced, InMemory, InMemoryDataLoader, fixed_part
 from utils.config.hints import PositiveInt
 from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
@@ -42,9 +41,7 @@ class TextFolderDataLoader(BaseDataLoader):
         self.data_dir, self.length, self.balance = data_dir, length, balance
         super().__init__(**kwargs)
 
-    def build_dataset(self, subset: str, augment: bool) -> InMemory:
-        if subset == "val":
-            raise UserError("the data has no validation part of its own; set validation_split")
+    def _load(self, train: bool, augment: bool) -> InMemory:
         lines = {path.stem: _read(path) for path in sorted(Path(self.data_dir).glob("*.txt"))}
         if not lines:
             raise UserError(
@@ -52,23 +49,13 @@ class TextFolderDataLoader(BaseDataLoader):
             )
         texts = [line for part in lines.values() for line in part]
         targets = np.repeat(np.arange(len(lines)), [len(part) for part in lines.values()])
-        # The test part must be the same in every run, whatever the seed.
-        chosen = stratified_choice(targets, len(texts), round(len(texts) * TEST_SHARE), seed=0)
-        if subset == "train":
-            chosen = np.setdiff1d(np.arange(len(texts)), chosen)
+        chosen = fixed_part(targets, len(texts), round(len(texts) * TEST_SHARE), train)
         size = self.length
         content = b"".join(texts[index].encode()[:size].ljust(size, b"\0") for index in chosen)
         tokens = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).astype(int))
         data = (Trimmed if augment else InMemory)(tokens, torch.from_numpy(targets[chosen]))
         data.classes, data.balanced = [*lines], augment and self.balance == "sampler"
         return data
-
-    @property
-    def class_weights(self) -> list[float] | None:
-        """With balance "loss": inversely proportional to a class's number of lines."""
-        if self.balance != "loss":
-            return None
-        return inverse_counts(self.samples.targets[self.dataset.indices], len(self.classes))
 
 
 class Trimmed(InMemory):
