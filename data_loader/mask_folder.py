@@ -11,8 +11,9 @@ from torch import Tensor
 
 from base import BaseDataLoader, BaseDataset
 from data_loader.files import SUBSETS, DataFolder, find_files
+from data_loader.image_folder import ImagesInFolders
 from data_loader.images import BadImage, read_image
-from data_loader.transforms import Pipeline, given_normalisation
+from data_loader.transforms import Pipeline
 from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.errors import UserError
 from utils.files import printable
@@ -20,7 +21,7 @@ from utils.files import printable
 NO_CLASS = 255  # in masks: pixels that do not count
 
 
-class MaskFolderDataLoader(BaseDataLoader):
+class MaskFolderDataLoader(ImagesInFolders, BaseDataLoader):
     """Your own images and a mask of the same name for each: `data_dir/train/images/a.png` and
     `data_dir/train/masks/a.png`.
 
@@ -32,9 +33,7 @@ class MaskFolderDataLoader(BaseDataLoader):
         classes: the value that each class has in masks, {"background": 0, "part": 255}, in the
             order of the network's outputs. 255 does not count unless it is one of them
         image_size: pixels to resize images and masks to: of a side, or [height, width]
-        channels: 3 for colour, 1 for grey
         transforms: lists of names for "train" and "eval"; image and mask are turned alike
-        normalize: mean and std: "imagenet", "data" (those of the training images), or values
     """
 
     def __init__(
@@ -42,31 +41,15 @@ class MaskFolderDataLoader(BaseDataLoader):
         data_dir: str,
         classes: dict[str, NonNegativeInt],
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt],
-        channels: Literal[1, 3] = 3,
         transforms: dict[Literal["train", "eval"], list[Any]] | None = None,
-        normalize: Literal["imagenet", "data"]
-        | dict[Literal["mean", "std"], list[float]] = "imagenet",
         **kwargs: Any,
     ):
         self.folder = DataFolder(Path(data_dir), None, None, seed=0)
-        self.values, self.transforms = classes, transforms or {}
-        self.image_size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        self.channels = channels
-        if normalize != "data":
-            self.normalisation = given_normalisation(normalize, channels)
-        super().__init__(**kwargs)
+        self.values, self._transforms = classes, transforms or {}
+        super().__init__(image_size=image_size, **kwargs)
 
     def build_dataset(self, subset: str, augment: bool) -> "MaskFiles":
-        transforms = self.transforms.get("train" if augment else "eval", [])
-        pipeline = Pipeline(transforms, self.image_size, *self.normalisation)
-        return MaskFiles(self._pairs(subset), self.values, self.channels, pipeline)
-
-    @property
-    def has_validation(self) -> bool:
-        own, cut = "val" in self.folder.subsets, super().has_validation
-        if own and cut:
-            raise UserError("data_loader.args.validation_split must be 0: there is a val part")
-        return own or cut
+        return MaskFiles(self._pairs(subset), self.values, self.channels, self._pipeline(augment))
 
     def check(self) -> list[str]:
         """Reads all files. Returns a line for each subset: images, and each class's pixels."""

@@ -1,7 +1,7 @@
 """Lines of text in one file per class."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from data_loader.datasets import Balanced, InMemory, InMemoryDataLoader, fixed_part
 from utils.config.hints import PositiveInt
-from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
 from utils.files import printable
 
 TEST_SHARE = 0.2
 
 
-class TextFolderDataLoader(BaseDataLoader):
+class TextFolderDataLoader(Balanced, InMemoryDataLoader):
     """Lines of text, one file per class: `data_dir/Irish.txt`, UTF-8.
 
     Samples are (bytes int64 (length,), class number). A byte is its number, 0 fills shorter lines
@@ -26,19 +25,10 @@ class TextFolderDataLoader(BaseDataLoader):
     Args:
         data_dir: folder of the files
         length: bytes of a line that are read; the rest is cut off
-        balance: "sampler" draws rare classes as often as others in training, "loss" weights them
     """
 
-    in_memory = True
-
-    def __init__(
-        self,
-        data_dir: str,
-        length: PositiveInt = 32,
-        balance: Literal["sampler", "loss"] | None = None,
-        **kwargs: Any,
-    ):
-        self.data_dir, self.length, self.balance = data_dir, length, balance
+    def __init__(self, data_dir: str, length: PositiveInt = 32, **kwargs: Any):
+        self.data_dir, self.length = data_dir, length
         super().__init__(**kwargs)
 
     def _load(self, train: bool, augment: bool) -> InMemory:
