@@ -1,6 +1,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -54,13 +55,15 @@ class BaseTask(ABC):
         charts: pairs of columns to be drawn as points: ("true", "predicted")
         not_kept: attributes that checkpoints need not hold, as they can be made again
         decided: what `decide` has chosen
+        original: in a run that changes its network, the checkpoint from before; not there at first
     """
 
     worst: ClassVar[str | None] = None
     charts: ClassVar[tuple[tuple[str, str], ...]] = ()
-    not_kept: ClassVar[tuple[str, ...]] = ("classes", "decided")
+    not_kept: ClassVar[tuple[str, ...]] = ("classes", "decided", "original")
     classes: list[str] | None = None
     decided: dict | None = None
+    original: Path | None = None
 
     def __init__(self, criterion: Callable | None = None):
         self.criterion = criterion

@@ -88,6 +88,7 @@ class PruneTrainer(Trainer):
         self.epochs = sparse_epochs  # the last one of the current stage
         self.target = self.config.option("inspection", "target")
         self.folder = self.config.save_dir / "prune"
+        self.task.original = self.folder / "step0.pth"
         self.original = self.folder / "original.onnx"  # missing if it cannot be exported
         if distributed.is_main():
             self.folder.mkdir(exist_ok=True)

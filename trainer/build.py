@@ -1,5 +1,6 @@
 """The parts that a run is made of."""
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -117,11 +118,24 @@ def build_task(
         other = build_network(config, classes, shape, section)
         _start_from(config, other, section)
         parts[section] = Running(engine, engine.prepare(other))
-    parts |= {"config": config, "engine": engine, "data_loader": data_loader}
+    parts["load_network"] = functools.partial(load_network, config, engine, data_loader)
     task = config.init_obj("task", criterion=criterion, **parts)
     task = fitting_task(network)(criterion) if task is None else task
     task.classes = data_loader.classes
     return task
+
+
+def load_network(
+    config: ConfigParser, engine: Engine, data_loader: BaseDataLoader, place: str
+) -> Running:
+    """The trained network of a run or a checkpoint, for a task that learns from it.
+
+    Raises UserError if it was made for other classes than the data's.
+    """
+    trained = config.from_checkpoint(Path(place))
+    for line in check_agreement(str(trained.resume), trained_state(trained), data_loader):
+        config.get_logger("task").warning(line)
+    return Running(engine, build_trained_network(trained).to(engine.device))
 
 
 def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engine) -> None:
@@ -135,9 +149,11 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
         kind: {name: value for name, value in entries.items() if name.startswith("task.")}
         for kind, entries in kept.items()
     }
+    kept_parts = Kept({"task": task}, engine.load_optimizer)
     if state["config"] and state["config"].get("loss") != config.get("loss"):
-        own["parts"] |= {"task.criterion": task.criterion.state_dict()}
-    Kept({"task": task}, engine.load_optimizer).load_state_dict(own)
+        parts = kept_parts.state_dict()["parts"]  # another loss keeps its own state
+        own["parts"] |= {k: v for k, v in parts.items() if k == "task.criterion"}
+    kept_parts.load_state_dict(own)
 
 
 def build_model(

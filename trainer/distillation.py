@@ -1,22 +1,13 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from base import BaseDataLoader
 from base.base_task import Model, Step
 from base.samples import Batch
-from trainer.agreement import check_agreement
-from trainer.build import build_trained_network, trained_state
 from trainer.tasks import SupervisedTask
-from utils.config.config import ConfigParser
 from utils.config.hints import PositiveFloat, Share
-from utils.engine.engine import Engine, Running
 from utils.errors import UserError
-
-ORIGINAL = "original"
 
 
 class DistillationTask(SupervisedTask):
@@ -25,35 +16,53 @@ class DistillationTask(SupervisedTask):
     Only in training: evaluation needs no teacher, and its loss is that of the targets alone.
 
     Args:
-        teacher: a checkpoint or a run's folder; in a pruning run also "original", the network
-            before the first cut
+        teacher: a checkpoint or a run's folder; in a run that changes its network also "original",
+            the network before that
         weight: of the teacher in the loss; the targets have the rest
         temperature: by which logits are divided first, so that small probabilities count more
     """
 
-    not_kept = (*SupervisedTask.not_kept, "config", "engine", "data_loader", "network")
+    not_kept = (*SupervisedTask.not_kept, "network")
 
     def __init__(
         self,
-        config: ConfigParser,
-        engine: Engine,
-        data_loader: BaseDataLoader,
+        load_network: Callable[[str], Model],
         teacher: str,
         weight: Share = 0.5,
         temperature: PositiveFloat = 4.0,
         criterion: Callable | None = None,
     ):
         super().__init__(criterion)
-        self.config, self.engine, self.data_loader = config, engine, data_loader
+        self.load_network = load_network
         self.teacher, self.weight, self.temperature = teacher, weight, temperature
-        self.network: nn.Module | None = None  # the teacher's, once it is needed
+        self.network: Model | None = None  # the teacher's, once it is needed
 
     def step(self, model: Model, batch: Batch) -> Step:
         step = super().step(model, batch)
-        if not torch.is_grad_enabled() or not self.find_teacher():
-            return step
+        if torch.is_grad_enabled():
+            self.network = self.network or self.find_teacher()
+            if self.network is not None:
+                self.learn_from_teacher(step)
+        return step
+
+    def find_teacher(self) -> Model | None:
+        """The teacher's network; None for the original one before there is another.
+
+        Raises UserError if there is none, or if it was made for other classes.
+        """
+        if self.teacher != "original":
+            return self.load_network(self.teacher)
+        if self.original is None:
+            raise UserError('task.args.teacher: this run does not change its "original" network')
+        return self.load_network(str(self.original)) if self.original.exists() else None
+
+    def learn_from_teacher(self, step: Step) -> None:
+        """Add the distance between the teacher's probabilities and the network's to the loss.
+
+        Raises UserError if the teacher gives another number of outputs.
+        """
         with torch.no_grad():
-            wanted = Running(self.engine, self.network)(step.data)
+            wanted = self.network(step.data)
         if wanted.shape != step.output.shape:
             raise UserError(
                 f"task.args.teacher: {self.teacher} gives {wanted.shape[1]} outputs, the network "
@@ -64,24 +73,3 @@ class DistillationTask(SupervisedTask):
         distance = distance * self.temperature**2  # so that the gradients stay as large
         step.loss = (1 - self.weight) * step.loss + self.weight * distance
         step.log["distillation"] = distance
-        return step
-
-    def find_teacher(self) -> bool:
-        """Load the teacher if it is not there yet; False before a pruning run's first cut.
-
-        Raises UserError if it was made for other classes.
-        """
-        if self.network is not None:
-            return True
-        place = Path(self.teacher)
-        if self.teacher == ORIGINAL and not place.exists():
-            if self.config.get("pruner") is None:
-                raise UserError('task.args.teacher: there is an "original" in pruning runs only')
-            place = self.config.save_dir / "prune" / "step0.pth"
-            if not place.exists():
-                return False
-        config = self.config.from_checkpoint(place)
-        for line in check_agreement(str(config.resume), trained_state(config), self.data_loader):
-            config.get_logger("task").warning(f"the teacher: {line}")
-        self.network = build_trained_network(config).to(self.engine.device)
-        return True

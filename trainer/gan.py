@@ -18,6 +18,7 @@ class GanTask(BaseTask):
     image, and "optimizer_d" of the role "optimizer". Batches begin with images, (N, C, H, W).
 
     Args:
+        discriminator: gives a logit for each image
         noise: numbers that an image is made from
     """
 
@@ -45,6 +46,7 @@ class GanTask(BaseTask):
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, truth))
 
     def images(self, step: Step) -> Tensor:
+        """What the generator makes of noise."""
         low, high = step.output.aminmax()
         scaled = (step.output - low) / (high - low).clamp(min=1e-6)
         return scaled.expand(-1, 3, -1, -1)

@@ -37,7 +37,7 @@ def test_loss_is_that_of_the_paper(digits, train):
     ("teacher", "message"),
     [
         ("nowhere/at/all", "nowhere"),
-        ("original", 'there is an "original" in pruning runs only'),
+        ("original", 'this run does not change its "original" network'),
         ("FIVE", "the data's classes"),
     ],
 )

@@ -107,6 +107,7 @@ STOPPER = """
 import os, signal
 from trainer import Trainer
 class Stopped(Trainer):
+    not_kept = (*Trainer.not_kept, "at", "where", "signum", "seen")
     def __init__(self, *args, at: int = 0, where: str = "train", signum: int = 2, **kwargs):
         super().__init__(*args, **kwargs)
         self.at, self.where, self.signum, self.seen = at, where, signum, 0

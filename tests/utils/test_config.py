@@ -376,7 +376,7 @@ def test_all_errors_are_reported_at_once_before_data_is_read(digits, train, tmp_
         ("trainer.config", {}, "trainer.config: is supplied by the scripts"),
         ("trainer.verbosity", 3, "trainer.verbosity: 3 should be one of 0, 1, 2"),
         ("optimizer", "LeNett", 'there is no "LeNett" (model: nothing; torch.optim: Ada'),
-        ("arch", "Xyzzy", "(model: Generator, Discriminator, LeNet, "),
+        ("arch", "Xyzzy", "LeNet, MnistModel, "),
         (
             "trainer.type",
             "Judgr",

@@ -51,7 +51,7 @@ SOURCES = {
                            keys={"interval": Literal["step", "epoch"]},
                            nested={"schedulers": "lr_scheduler"}),
     "task": Source("base.BaseTask", ("trainer",), functions=False,
-                   given=("criterion", "config", "engine", "data_loader")),
+                   given=("criterion", "load_network")),
     "trainer": Source("base.BaseTrainer", ("trainer",), given=PARTS, default="Trainer",
                       nested={"batch_transforms": "transforms"}, functions=False),
 }  # fmt: skip

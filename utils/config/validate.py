@@ -38,8 +38,9 @@ def find_errors(config: dict) -> list[str]:
             roles = ", ".join(ROLES)
             errors.append(f"{section}.role: {json.dumps(value['role'])} should be one of {roles}")
         elif near := _meant(section):  # any other is the user's own
-            role = f'; or say what it is: "role": one of {", ".join(ROLES)}'
-            errors.append(f"{section}: unknown section{near}{role}")
+            if isinstance(value, dict) and "type" in value and any(f'"{r}"' in near for r in ROLES):
+                near += f'; or say what it is: "role": one of {", ".join(ROLES)}'
+            errors.append(f"{section}: unknown section{near}")
     errors += _check_references(config)
     return errors + _check_name(config.get("name")) + _check_monitor(config)
 
