@@ -149,11 +149,11 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
         kind: {name: value for name, value in entries.items() if name.startswith("task.")}
         for kind, entries in kept.items()
     }
-    kept_parts = Kept({"task": task}, engine.load_optimizer)
+    known = Kept({"task": task}, engine.load_optimizer)
     if state["config"] and state["config"].get("loss") != config.get("loss"):
-        parts = kept_parts.state_dict()["parts"]  # another loss keeps its own state
+        parts = known.state_dict()["parts"]  # another loss keeps its own state
         own["parts"] |= {k: v for k, v in parts.items() if k == "task.criterion"}
-    kept_parts.load_state_dict(own)
+    known.load_state_dict(own)
 
 
 def build_model(

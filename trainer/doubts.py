@@ -13,7 +13,7 @@ from trainer.rehearsal import unchanged
 from utils.engine import distributed
 from utils.engine.engine import Engine, Running
 
-SURE = 3  # standard errors
+SURE, LIKELY = 3, 2  # standard errors
 CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do not make
 
 
@@ -67,6 +67,11 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
         return [
             f"{balanced:.1%} of each class of the {total} validation samples are recognised, fewer "
             "than by guessing: are the labels of training and validation the same?"
+        ]
+    if balanced - chance < LIKELY * error:
+        return [
+            f"{balanced:.1%} of each class of the {total} validation samples are recognised, which "
+            "guessing may do too: more samples would tell"
         ]
     return []
 

@@ -27,6 +27,8 @@ def doubts(target, predicted, classes=("NG", "OK")):
         ([0] * 3 + [1] * 9, [0] * 12, "calls all 12 validation samples NG: it does not tell"),
         ([1] * 7, [1, 0] * 3 + [1], "all 7 validation samples are OK"),
         ([0] * 20 + [1] * 20, [1] * 18 + [0] * 20 + [1] * 2, "fewer than by guessing"),
+        ([0] * 5 + [1] * 6, [0, 0, 1, 1, 0] + [1] * 4 + [0] * 2, "63.3% of each class of the 11"),
+        ([0] * 2 + [1] * 2, [1, 0, 0, 1], "which guessing may do too"),
     ],
 )
 def test_what_misleads_is_said(target, predicted, message):
@@ -38,13 +40,12 @@ def test_what_misleads_is_said(target, predicted, message):
     [
         ([0] * 10 + [1] * 10, [0] * 10 + [1] * 10),
         ([0] * 10 + [1] * 10, [0] * 6 + [1] * 14),
-        ([0] * 2 + [1] * 2, [1, 0, 0, 1]),  # half of four may be chance
-        ([0] * 2 + [1] * 2, [1, 1, 0, 1]),
+        ([0] * 2 + [1] * 2, [0, 0, 1, 1]),
         ([], []),
-        ([-100, 0, 1], [0, 0, 1]),
+        ([-100] * 9 + [0] * 4 + [1] * 4, [0] * 13 + [1] * 4),
     ],
 )
-def test_what_may_be_chance_is_not(target, predicted):
+def test_what_is_better_than_chance_is_not(target, predicted):
     assert doubts(target, predicted) == []
 
 
