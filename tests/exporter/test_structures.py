@@ -402,17 +402,3 @@ def test_file_from_another_program_takes_the_arguments_in_order(trained, tmp_pat
     found = read(run / "test" / "foreign.onnx" / "result.json")
     assert found["accuracy"] == expected["accuracy"]
     assert found["loss"] == expected["loss"]
-
-
-@pytest.mark.parametrize("check", [[], ["--check"]])
-def test_network_with_two_inputs_is_not_pruned(trained, tmp_path, capsys, check):
-    prune_script = pytest.importorskip("prune")
-    run, _ = trained(HALVES)
-    config = read(run / "config.json") | {"trainer": {"epochs": 1, "tensorboard": False}}
-    config["trainer"]["save_dir"] = str(tmp_path / "saved")
-    config["pruner"] = {"type": "MagnitudePruner", "args": {"channel_sparsity": 0.5}}
-    (tmp_path / "prune.json").write_text(json.dumps(config))
-    capsys.readouterr()
-    assert prune_script.main(["-c", str(tmp_path / "prune.json"), "-r", str(run), *check]) == 2
-    error = capsys.readouterr().err
-    assert "pruner: this network takes 2 inputs (left, right); pruning needs one" in error

@@ -49,7 +49,7 @@ def _may_lack_loss(config: dict) -> bool:
     """Whether a task or a trainer of one's own may do without; the rehearsal tells."""
     trainer = config.get("trainer")
     kind = trainer.get("type") if isinstance(trainer, dict) else None
-    return "task" in config or kind not in (None, "Trainer", "PruneTrainer")
+    return "task" in config or kind not in (None, "Trainer")
 
 
 def _check_references(config: dict) -> list[str]:
