@@ -18,6 +18,7 @@ from exporter.proof import SIZES, prove
 from exporter.signature import build_signature, find_shapes, leaves
 from logger.files import aligned, threads_in_words
 from model.summary import count
+from trainer.rehearsal import explained
 from utils.checkpoint import origin_beside, output_dir
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
@@ -74,7 +75,8 @@ class Export:
         """Compare the file with the network on real samples, and evaluate both."""
         reference = self.evaluator(self.evaluator.network, SIZES)
         try:
-            self.evaluation = self.evaluator(self.exported, SIZES)
+            with explained("the task fails with the file in the network's place"):
+                self.evaluation = self.evaluator(self.exported, SIZES)
         except UserError as error:
             raise RunError(f"the file does not work with other samples: {error}") from error
         self.report["metrics"]["checkpoint"] = reference.metrics

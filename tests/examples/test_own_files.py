@@ -30,10 +30,11 @@ from trainer.tasks import SupervisedTask
 
 class Penalty(SupervisedTask):
     def step(self, model, batch):
+        if not torch.is_grad_enabled():
+            return super().step(model, batch)
         data = batch[0].clone().requires_grad_()
-        with torch.enable_grad():
-            step = super().step(model, (data, batch[1]))
-            [gradient] = torch.autograd.grad(step.output.sum(), data, create_graph=True)
+        step = super().step(model, (data, batch[1]))
+        [gradient] = torch.autograd.grad(step.output.sum(), data, create_graph=True)
         step.loss = step.loss + 0.01 * gradient.square().sum((1, 2, 3)).mean()
         return step
 """),
@@ -289,3 +290,12 @@ def test_a_mistake_is_a_sentence_before_the_first_epoch(
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert "epoch 1" not in printed.out
+
+
+def test_a_task_that_needs_gradients_has_no_proof(digits, train, own_code, capsys):
+    text = FILES["gradient penalty"][1].replace("if not torch.is_grad_enabled()", "if False")
+    text = text.replace("torch.autograd.grad(step.output.sum()", "grad(step.output.sum()")
+    own_code("own", text.replace("import torch", "import torch\ngrad = torch.autograd.grad"))
+    config = digits({"task": "own.Penalty", "trainer.epochs": 1})
+    train(config, code=2)
+    assert "task: Penalty does not fit the first batch" in capsys.readouterr().err
