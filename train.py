@@ -53,7 +53,7 @@ def build_trainer(config, device, new_head=True, **supplied):
         model=model,
         criterion=criterion,
         metrics=config.init_obj("metrics"),
-        optimizer=build_optimizer(config, engine, model),
+        optimizer=build_optimizer(config, engine, model, task=task),
         lr_scheduler=build_schedule(config),
         config=config,
         engine=engine,

@@ -51,16 +51,18 @@ class BaseTask(ABC):
     Attributes:
         classes: their names, if the data has any
         decided: what `decide` has chosen; None before that
+        classifies: False if outputs (N, K) with class numbers as targets are no scores of classes,
+            but embeddings, say
         worst: the samples to be shown first, by a column: "min iou", "max error"
         charts: pairs of columns to be drawn as points: ("true", "predicted")
         not_kept: attributes that checkpoints need not hold, as they can be made again
-        decided: what `decide` has chosen
         original: in a run that changes its network, the checkpoint from before; not there at first
     """
 
     worst: ClassVar[str | None] = None
     charts: ClassVar[tuple[tuple[str, str], ...]] = ()
     not_kept: ClassVar[tuple[str, ...]] = ("classes", "decided", "original")
+    classifies: ClassVar[bool] = True
     classes: list[str] | None = None
     decided: dict | None = None
     original: Path | None = None
@@ -84,9 +86,23 @@ class BaseTask(ABC):
         yield self.step(model, batch)
 
     def networks(self) -> list[nn.Module]:
-        """The networks that it holds beside the model, and trains."""
+        """The networks that it holds beside the model."""
         held = (value for name, value in vars(self).items() if name not in self.not_kept)
         return [unwrap(value) for value in held if isinstance(value, nn.Module | Running)]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that it holds itself, or its loss; the model's optimizer trains them, too.
+
+        Networks that a section of the config names have optimizers of their own.
+        """
+        held: list[nn.Parameter] = []
+        for name, value in vars(self).items():
+            parts = value if isinstance(value, list | tuple) else [value]
+            parts = value.values() if isinstance(value, dict) else parts
+            for part in parts if name not in self.not_kept else ():
+                held += part.parameters() if isinstance(part, nn.Module) else ()
+                held += [part] if isinstance(part, nn.Parameter) else []
+        return [parameter for parameter in held if parameter.requires_grad]
 
     def columns(self, step: Step) -> dict[str, Sequence]:
         """What predictions.csv says of each sample of a batch: column -> values (N)."""

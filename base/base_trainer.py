@@ -175,6 +175,8 @@ class BaseTrainer(ABC):
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise UserError(f"arch: all parameters of {type(model).__name__} are frozen")
         self.model, self.optimizer = self.engine.prepare(model), optimizer
+        if "kept" in vars(self):  # pruning changes numbers of the network, too
+            self.kept.watch(unwrap(self.model))
         for schedule in self.all_schedules:
             # the others' optimizers stay, and so do their schedules
             if schedule.scheduler is None or schedule.optimizer == "optimizer":
@@ -199,7 +201,9 @@ class BaseTrainer(ABC):
     def kept(self) -> Kept:
         """What a checkpoint keeps beside what this class knows of."""
         owners = {"trainer": self} if self.task is None else {"trainer": self, "task": self.task}
-        return Kept(owners, self.engine.load_optimizer)
+        kept = Kept(owners, self.engine.load_optimizer)
+        kept.watch(unwrap(self.model))
+        return kept
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -352,12 +356,15 @@ class BaseTrainer(ABC):
         """Become the trainer whose `state_dict` this is. Raises UserError if that cannot be."""
         self._check_resumable(state)
         checkpoint.load_into(unwrap(self.model), state["state_dict"], "the checkpoint")
-        self.engine.load_optimizer(self.optimizer, state["optimizer"])
+        # before November 2026 nothing else was kept
+        self.kept.load_state_dict(state.get("kept", {"parts": {}, "values": {}}))
+        try:
+            self.engine.load_optimizer(self.optimizer, state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(f"the optimizer has other parameters now: {error}") from error
         if state.get("scaler"):
             self.engine.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["lr_scheduler"])
-        # before November 2026 nothing else was kept
-        self.kept.load_state_dict(state.get("kept", {"parts": {}, "values": {}}))
         self.monitor.load_state_dict(state["trainer"]["monitor"])
         if self.ema is not None and state["ema"] is not None:
             average = state["ema"]["state_dict"]

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import load_into
-from utils.engine.engine import Running
+from utils.engine.engine import Running, map_tensors
 from utils.errors import CheckpointError, RunError
 
 PLAIN = (type(None), bool, int, float, str, Tensor)
+NETWORK = "network"
 LARGEST = 2**20  # bytes of an array that are looked through for a change
 
 
@@ -43,7 +44,13 @@ class Kept:
         self, owners: dict[str, object], load_optimizer: Callable[[Optimizer, dict], None]
     ):
         self.owners, self.load_optimizer = owners, load_optimizer
+        self.network: nn.Module | None = None
         self.first = {name: _fingerprint(value) for name, value in self._values().items()}
+
+    def watch(self, network: nn.Module) -> None:
+        """From now on, keep also the numbers that change in the modules of `network`."""
+        self.network = network
+        self.first |= {name: _fingerprint(value) for name, value in self._numbers().items()}
 
     def state_dict(self) -> dict[str, dict]:
         """{"parts": their states, "values": what has changed}, by "owner.attribute".
@@ -54,8 +61,9 @@ class Kept:
         for name, value in self._values().items():
             if _fingerprint(value) == self.first.get(name, self):
                 continue
-            changed[name] = value.item() if isinstance(value, np.generic) else value
-            if not _is_plain(changed[name]):
+            value = value.item() if isinstance(value, np.generic) else value
+            changed[name] = map_tensors(value, lambda part: part.detach())
+            if not is_plain(changed[name]):
                 raise RunError(
                     f"{name}: a checkpoint cannot keep this {type(value).__name__}, which changes "
                     "in training: a resumed run would be another one. Make it numbers or tensors, "
@@ -76,10 +84,12 @@ class Kept:
                 part.load_state_dict(state["parts"][name])
         for name, value in state["values"].items():
             owner, attribute = name.split(".", 1)
+            if owner == NETWORK:
+                module, _, attribute = attribute.rpartition(".")
+                setattr(self.network.get_submodule(module), attribute, value)
+                continue
             before = getattr(self.owners[owner], attribute, None)
-            if isinstance(before, Tensor) and isinstance(value, Tensor):
-                value = value.to(before.device)
-            setattr(self.owners[owner], attribute, value)
+            setattr(self.owners[owner], attribute, _restored(before, value))
 
     def _attributes(self) -> Iterator[tuple[str, object]]:
         for owner, part in self.owners.items():
@@ -94,8 +104,24 @@ class Kept:
                     yield ".".join([name, *key]), part
 
     def _values(self) -> dict[str, object]:
-        attributes = self._attributes()
-        return {k: v for k, v in attributes if not any(_has_state(part) for _, part in _entries(v))}
+        values = {
+            name: value
+            for name, value in self._attributes()
+            if not any(_has_state(part) for _, part in _entries(value))
+        }
+        return values | self._numbers()
+
+    def _numbers(self) -> dict[str, object]:
+        """Numbers and texts that the network's modules store, beside parameters and buffers."""
+        modules = () if self.network is None else self.network.named_modules()
+        return {
+            ".".join(filter(None, (NETWORK, name, attribute))): value
+            for name, module in modules
+            for attribute, value in vars(module).items()
+            if type(value) in (int, float, bool, str)
+            and not attribute.startswith("_")
+            and attribute not in ("training", "takes_channels_last")
+        }
 
 
 def _entries(value: object) -> list[tuple[list[str], object]]:
@@ -116,17 +142,33 @@ def _is_fixed(part: object) -> bool:
     return type(part).__module__ == "torch.nn.modules.loss"
 
 
-def _is_plain(value: object) -> bool:
+def _restored(before: object, value: object) -> object:
+    """The kept value, in the tensors that are there: an optimizer knows a parameter itself."""
+    if isinstance(before, Tensor) and isinstance(value, Tensor):
+        if before.shape != value.shape:
+            return value.to(before.device)
+        before.data.copy_(value)
+        return before
+    if isinstance(before, list) and isinstance(value, list) and len(before) == len(value):
+        return [_restored(*pair) for pair in zip(before, value, strict=True)]
+    if isinstance(before, dict) and isinstance(value, dict):
+        return {key: _restored(before.get(key), part) for key, part in value.items()}
+    return value
+
+
+def is_plain(value: object) -> bool:
     """Whether torch.load reads the value again with weights_only=True."""
     if type(value) is dict:
         value = [*value, *value.values()]
     if type(value) in (list, tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return type(value) in PLAIN
 
 
 def _fingerprint(value: object, seen: tuple = ()) -> object:
     """Something that is not equal any more once the value has changed."""
+    if isinstance(value, nn.Parameter):
+        return object()  # an optimizer's kernels change it unseen
     if isinstance(value, Tensor):
         return id(value), value._version
     if isinstance(value, PLAIN):

@@ -119,7 +119,7 @@ class Evaluator:
 
         def keep(step: Step) -> None:
             counts.append(step.count)
-            if is_classification(step.target, step.output):
+            if self.task.classifies and is_classification(step.target, step.output):
                 answers.append(torch.stack([step.output.argmax(1), step.target]).cpu())
 
         def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:

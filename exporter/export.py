@@ -201,6 +201,8 @@ def export_network(
     signature["dtypes"] = {name: str(array.dtype) for name, array in inputs[0].items()}
     metadata = describe(exporter, evaluator) | size | {"signature": signature, "origin": origin}
     metadata["classes"] = state["classes"]
+    kept = evaluator.state.get("kept", {}).values()
+    metadata["task_state"] = [k for part in kept for k in part if k.startswith("task.")]
     example = {name: torch.from_numpy(part) for name, part in exported.raw(*longest).items()}
     exporter.export(deployed, example, path, metadata)
     return exported, metadata

@@ -48,7 +48,7 @@ HINTS = {
     **dict.fromkeys(("softmax", "preprocessed"), bool),
     **dict.fromkeys(("preprocess", "inspection", "versions", "origin"), dict | None),
     "config": dict,
-    "classes": list[str] | None,
+    **dict.fromkeys(("classes", "task_state"), list[str] | None),
     "input": Input,
     "signature": Signature,
 }

@@ -168,7 +168,7 @@ class PruneTrainer(Trainer):
         self.rows.append({"step": step, "first_epoch": epoch})
         self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
-        self.set_model(network, build_optimizer(self.config, self.engine, network))
+        self.set_model(network, build_optimizer(self.config, self.engine, network, task=self.task))
         self.recompute_statistics(network, batch_norms(network), epoch)
         self.engine.broadcast_buffers(network)
         before = self._accuracy(network)
@@ -289,6 +289,7 @@ class PruneTrainer(Trainer):
         None without validation data, or if the network is not a classifier.
         """
         predictions, batches = Predictions(self.data_loader.classes), self.valid_data_loader
+        predictions.is_classification = self.task.classifies
         if batches is not None:
             evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:

@@ -66,6 +66,7 @@ class Test:
         """What a classifier predicts for a loader's samples, what the task says of them, and the
         loss and `metrics` over them."""
         predictions = Predictions(self.trained["classes"], loader.classes)
+        predictions.is_classification = self.task.classifies
         samples, classes = Samples(self.task), loader.classes
 
         def add(step: Step) -> None:

@@ -121,6 +121,7 @@ def build_task(
     parts["load_network"] = functools.partial(load_network, config, engine, data_loader)
     task = config.init_obj("task", criterion=criterion, **parts)
     task = fitting_task(network)(criterion) if task is None else task
+    vars(task).update(engine.to_device(vars(task)))
     task.classes = data_loader.classes
     return task
 
@@ -149,6 +150,12 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
         kind: {name: value for name, value in entries.items() if name.startswith("task.")}
         for kind, entries in kept.items()
     }
+    if "kept" not in state and (missing := state.get("task_state")):
+        config.get_logger("task").warning(
+            f"{config.resume} does not hold {', '.join(missing)} of the task: numbers that follow "
+            "from these are those of fresh ones"
+        )
+        return
     known = Kept({"task": task}, engine.load_optimizer)
     if state["config"] and state["config"].get("loss") != config.get("loss"):
         parts = known.state_dict()["parts"]  # another loss keeps its own state

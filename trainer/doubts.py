@@ -20,13 +20,13 @@ CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do no
 class Answers:
     """What a classifier answered in a validation: `add` is evaluate()'s hook."""
 
-    def __init__(self, classes: list[str] | None):
-        self._classes = classes
+    def __init__(self, task: BaseTask | None):
+        self._task = task
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def add(self, step: Step) -> None:
         """Keep a batch's labels (N,) and likeliest classes (N,); nothing of other tasks."""
-        if is_classification(step, self._classes):
+        if is_classification(step, self._task):
             self._pairs.append((step.target, step.output.argmax(1)))
 
     def confusion(self) -> Tensor:
@@ -76,8 +76,11 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
     return []
 
 
-def is_classification(step: Step, classes: list[str] | None) -> bool:
-    """Whether these are outputs (N, classes) and class numbers (N,), of `classes` if there are."""
+def is_classification(step: Step, task: BaseTask | None) -> bool:
+    """Whether these are outputs (N, classes) and class numbers (N,), as far as the task knows."""
+    classes = task and task.classes
+    if task is not None and not task.classifies:
+        return False
     output, target = step.output, step.target
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
         return False
@@ -102,7 +105,7 @@ def contradiction(
             for place, evaluation in enumerate((False, True)):
                 network.eval() if evaluation else set_training_mode(network)
                 step = task.step(running, batch)
-                if not is_classification(step, task.classes):
+                if not is_classification(step, task):
                     return []
                 right[place] += (step.output.argmax(1) == step.target).sum().cpu()
             right[2] += step.count

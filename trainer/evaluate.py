@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 # A function of (output, target) that returns the mean over the batch, or a torchmetrics object.
 Metric = Callable[[Tensor, Tensor], Tensor]
+COUNTED = " samples"  # of what a task logs
 MAX_WAITING = 2**20  # numbers in outputs that are not counted yet: 4 MB
 # progress(batches, title): the same batches with a bar, if the output is a terminal (disable=None).
 progress = functools.partial(tqdm, leave=False, disable=None, dynamic_ncols=True)
@@ -99,7 +100,10 @@ class Meters:
 
     def update(self, step: Step) -> None:
         """Count one batch. Raises UserError if the loss is not one number."""
-        if not isinstance(step.loss, Tensor) or step.loss.numel() != 1:
+        if not isinstance(step.loss, Tensor):
+            kind = type(step.loss).__name__
+            raise UserError(f"task: the loss of a step should be a tensor, not a {kind}")
+        if step.loss.numel() != 1:
             raise UserError("loss: should give one number for a batch; set its reduction to mean")
         self.count += step.count
         output, log = (map_tensors(part, Tensor.detach) for part in (step.output, step.log))
@@ -113,8 +117,9 @@ class Meters:
         for step in self._waiting:
             output, target, size = step.output, step.target, step.count
             self.sums["loss"].add_(step.loss.reshape(()), alpha=size)
-            for name, value in step.log.items():
+            for name, value in step.log.items():  # perhaps not in each batch
                 self._sum(name).add_(value, alpha=size)
+                self._sum(name + COUNTED).add_(size)
             for name, function in self.functions.items():
                 self.sums[name].add_(function(output, target), alpha=size)
             for metric in self.objects.values():
@@ -153,7 +158,9 @@ class Meters:
         count, *sums = self._totals()
         if count == 0:
             raise UserError("there are no samples to evaluate")
-        values = {name: sum_ / count for name, sum_ in zip(sorted(self.sums), sums, strict=True)}
+        totals = dict(zip(sorted(self.sums), sums, strict=True))
+        counts = {name: totals.get(name + COUNTED, count) for name in totals}
+        values = {k: v / counts[k] for k, v in totals.items() if not k.endswith(COUNTED)}
         values |= {name: metric.compute() for name, metric in self.objects.items()}
         names = dict.fromkeys([*self.names, *values])  # what a task logs comes last
         return {k: v for name in names for k, v in self._named(name, values[name]).items()}

@@ -24,7 +24,7 @@ class MultiLabelTask(SupervisedTask):
         data, target = input_and_target(batch)
         output = one_tensor(self, run_model(model, data))
         loss = self.criterion(output, target.float())
-        return Step(loss, output.float().sigmoid(), target.long(), len(target), data)
+        return Step(loss, output.float().sigmoid(), (target >= 0.5).long(), len(target), data)
 
     def columns(self, step: Step) -> dict[str, Sequence]:
         """The names of the true and of the predicted classes, the cross entropy of the sample, and

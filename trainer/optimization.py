@@ -12,6 +12,7 @@ from base.schedule import Schedule
 from model.freezing import match_names
 from utils.config.config import ConfigParser
 from utils.config.hints import ParameterRule
+from utils.engine import distributed
 from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError
 
@@ -36,12 +37,17 @@ def build_optimizers(config: ConfigParser, engine: Engine, task: BaseTask) -> di
 
 
 def build_optimizer(
-    config: ConfigParser, engine: Engine, network: nn.Module, section: str = "optimizer"
+    config: ConfigParser,
+    engine: Engine,
+    network: nn.Module,
+    section: str = "optimizer",
+    task: BaseTask | None = None,
 ) -> Optimizer:
     """The optimizer that a section names, of the network's parameters, in the groups it asks for.
 
     Frozen parameters are among them: without gradients they stay as they are, and can be thawed
-    later. Raises UserError for an optimizer that wants to compute the loss itself (LBFGS).
+    later. So are those of the `task`, in a group of their own. Raises UserError for an optimizer
+    that wants to compute the loss itself (LBFGS).
     """
     if not any(True for _ in network.parameters()):
         raise UserError(f"arch: {type(network).__name__} has no parameters to train")
@@ -50,6 +56,11 @@ def build_optimizer(
     rules, no_decay, layer_decay = (config.option(section, key) for key in keys)
     lr = bound.keywords.get("lr")
     groups = parameter_groups(network, lr, rules, bool(no_decay), layer_decay)
+    if own := task.parameters() if task is not None else []:
+        if distributed.world_size() > 1:
+            name = type(task).__name__
+            raise UserError(f"task: {name} and its loss have parameters; train in one process")
+        groups.append({"params": own})
     fast = engine.optimizer_options(bound.func, bound.keywords)
     optimizer = config.init_obj(section, params=groups, **fast)
     closure = inspect.signature(optimizer.step).parameters.get("closure")

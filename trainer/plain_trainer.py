@@ -9,6 +9,7 @@ from model.freezing import set_training_mode
 from trainer.evaluate import Meters
 from trainer.rehearsal import rehearse
 from utils.engine.engine import Running, unwrap, unwrap_ddp
+from utils.errors import UserError
 
 
 class PlainTrainer(BaseTrainer):
@@ -19,6 +20,8 @@ class PlainTrainer(BaseTrainer):
     """
 
     def train(self) -> dict[str, float]:
+        if self.optimizers:
+            raise UserError("trainer.type: PlainTrainer has one optimizer; Trainer takes several")
         # An error in network, loss or metrics shows now, with an explanation, and not in epoch 1.
         settings = (self.task, self.metrics, self.engine)
         rehearse(unwrap(self.model), self.data_loader, *settings, self.task.train_steps)

@@ -1,5 +1,6 @@
 """What config, data and network only tell together, tried before anything long starts."""
 
+import copy
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from base import BaseDataLoader, BaseTask
 from base.base_task import Step
+from base.kept import is_plain
 from base.samples import Batch, count_samples
 from model.freezing import set_training_mode
 from trainer.evaluate import Meters, Metric
@@ -24,6 +26,7 @@ from utils.engine.engine import Call, Engine, Running, Tensors, unwrap
 from utils.errors import Interrupted, RunError, UserError, first_line
 from utils.files import ROOT
 
+RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
 IGNORED = -100  # torch's default for labels that do not count
 # torch's losses that compare number by number, and would stretch one of two shapes to the other's
 ELEMENTWISE = {"mse", "l1", "smooth_l1", "huber", "poisson_nll", "soft_margin", "hinge_embedding",
@@ -114,7 +117,8 @@ def rehearse(
         model = Watched(engine, network, tried)
         networks = [network, *task.networks()]
         random = engine.seeded("rehearsal")
-        with random, unchanged(networks), torch.set_grad_enabled(training):
+        same = unchanged(networks), unchanged_values(task)
+        with random, same[0], same[1], torch.set_grad_enabled(training):
             for one in networks:
                 set_training_mode(one) if training else one.eval()
             steps = train_steps or (lambda model, batch: [task.step(model, batch)])
@@ -139,7 +143,7 @@ def _try(
         hint = tried.hint if criterion else '; the config has no section "loss"'
         with explained(f"task: {name} does not fit {tried.place}", hint):
             for step in steps(model, batch):
-                _check_step(step, name, tried.place, engine)
+                _check_step(step, name, tried.place, metrics, engine)
                 tried.optimizers.append(step.optimizer)
     finally:
         task.criterion = criterion
@@ -162,8 +166,12 @@ def check_kind(step: object, name: str) -> None:
         raise UserError(f"task: {name}.step gives {describe(step)}; it should give a Step")
 
 
-def _check_step(step: Step, name: str, place: str, engine: Engine) -> None:
+def _check_step(
+    step: Step, name: str, place: str, metrics: dict[str, Metric], engine: Engine
+) -> None:
     check_kind(step, name)
+    if taken := sorted(set(step.log) & {*RESERVED, *metrics}):
+        raise UserError(f'task: {name} logs "{taken[0]}", which is logged already')
     Meters({}, engine.device).update(step)  # raises unless the loss is one number
     if torch.is_grad_enabled():
         with explained(f"loss: its gradients cannot be computed for {place}"):
@@ -249,6 +257,22 @@ def explained(problem: str, hint: str = "") -> Iterator[None]:
         ]
         place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
         raise UserError(f"{problem}: {first_line(error)}{place}{hint}") from error
+
+
+@contextmanager
+def unchanged_values(task: BaseTask) -> Iterator[None]:
+    """Give a task its numbers and tensors back; networks that it holds are not its values."""
+    before = {k: copy.deepcopy(v) for k, v in vars(task).items() if is_plain(v)}
+    try:
+        yield
+    finally:
+        for parameter in task.parameters():
+            parameter.grad = None
+        for name, value in list(vars(task).items()):
+            if name in before:
+                setattr(task, name, before[name])
+            elif name not in before and is_plain(value):
+                delattr(task, name)
 
 
 @contextmanager

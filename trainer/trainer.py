@@ -19,7 +19,7 @@ from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
-from trainer.rehearsal import check_kind, rehearse
+from trainer.rehearsal import check_kind, explained, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
@@ -149,7 +149,7 @@ class Trainer(BaseTrainer):
         batches = self._until_stopped(self.valid_data_loader)
         model, answers, classes = (
             self.evaluated_model,
-            Answers(self.task.classes),
+            Answers(self.task),
             self.data_loader.classes,
         )
         log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
@@ -199,7 +199,9 @@ class Trainer(BaseTrainer):
         """
         labels, log = batch[-1] if isinstance(batch, list | tuple) else None, {}
         for transform in self.batch_transforms:
-            batch = transform(batch)
+            name = type(transform).__name__
+            with explained(f"trainer.batch_transforms: {name} does not fit the batch"):
+                batch = transform(batch)
         is_mixed = self.batch_transforms and isinstance(labels, Tensor) and labels.ndim == 1
         for step in self.task.train_steps(model, batch):
             check_kind(step, type(self.task).__name__)

@@ -264,7 +264,7 @@ def test_trained_resumed_and_tested(digits, train, resume, own_code, name):
 
 MISTAKES = [
     ("VAE", ("images = batch[0]", "images = batch[0][:, :, 1:]"), "VAE cannot take"),
-    ("VAE", ("return Step(error + kl", "return Step(None"), "loss: should give one number"),
+    ("VAE", ("return Step(error + kl", "return Step(None"), "should be a tensor, not a NoneType"),
     ("VAE", ("output, mean, log_var = model(images)", "output, mean = model(images)"), "VAETask"),
     ("VAE", ("images = batch[0]", 'images = batch["image"]'), "VAETask does not fit"),
     ("VAE", ("return Step(error", "return (error"), "VAETask.step gives"),

@@ -1,5 +1,7 @@
 """A test takes what a task needs from the checkpoint, and not more."""
 
+import pytest
+
 import test as test_script
 from tests.conftest import last_checkpoint
 from tests.trainer.test_distillation import distilled
@@ -21,3 +23,65 @@ def test_teacher_is_not_needed_later_and_not_in_the_checkpoint(digits, train, tm
     assert last_checkpoint(run)["kept"] == {"parts": {}, "values": {}}
     teacher.rename(tmp_path / "gone")
     assert test_script.main(["-r", str(run), "--split", "val"]) == 0
+
+
+OWN = """
+import torch
+from torch import nn
+from base import BaseTask
+from base.base_task import Step
+
+class Embedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    def forward(self, batch):
+        return self.layers(batch["images"])
+
+class Embed(BaseTask):
+    classifies = False
+    def step(self, model, batch):
+        images, labels = batch
+        output = model({"images": images})
+        return Step(output.square().mean(), output, labels, len(labels), images)
+
+class Classify(Embed):
+    classifies = True
+
+class Centered(BaseTask):
+    def __init__(self, criterion):
+        super().__init__(criterion)
+        self.center = torch.zeros(10)
+    def step(self, model, batch):
+        output = model({"images": batch[0]})
+        if torch.is_grad_enabled():
+            self.center = self.center + output.detach().mean(0)
+        return Step((output - self.center).square().mean(), output, None, len(output))
+"""
+
+
+def test_an_embedding_is_not_reported_as_a_classifier(digits, train, own_code):
+    own_code("own", OWN)
+    config = digits({"arch": "own.Embedding", "task": "own.Embed", "metrics": []})
+    run = train(config)
+    assert test_script.main(["-r", str(run), "--split", "val"]) == 0
+    assert [path.name for path in (run / "test").iterdir()] == ["result_val.json"]
+
+
+def test_a_network_that_does_not_take_images_alone_has_no_heat_maps(
+    digits, train, own_code, capsys
+):
+    own_code("own", OWN)
+    run = train(digits({"arch": "own.Embedding", "task": "own.Classify", "metrics": []}))
+    assert test_script.main(["-r", str(run), "--split", "val"]) == 0
+    assert "no heat maps" in "".join(capsys.readouterr())
+
+
+def test_a_file_without_the_state_of_the_task_says_so(digits, train, own_code, capsys):
+    export_script = pytest.importorskip("export")
+    own_code("own", OWN)
+    run = train(digits({"arch": "own.Embedding", "task": "own.Centered", "metrics": []}))
+    assert export_script.main(["-r", str(run), "-s", "exporter.args.opset=17"]) == 0
+    capsys.readouterr()
+    assert test_script.main(["-r", str(run / "model.onnx"), "--split", "val"]) == 0
+    assert "does not hold task.center of the task" in "".join(capsys.readouterr())

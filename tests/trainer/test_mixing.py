@@ -7,6 +7,7 @@ from torchvision.transforms import v2
 
 from tests.conftest import assert_same, build, last_checkpoint
 from tests.trainer.test_resume import STOPPER
+from trainer.multi_label import MultiLabelTask
 
 MIX = {"trainer.batch_transforms": [{"type": "MixUp", "args": {"alpha": 0.4}}]}
 
@@ -54,3 +55,11 @@ def test_run_that_stops_within_an_epoch_goes_on_exactly(digits, train, own_code,
 def test_a_mistake_is_a_sentence(digits, train, capsys, transform, message):
     train(digits({"trainer.batch_transforms": [transform]}), code=2)
     assert message in capsys.readouterr().err
+
+
+def test_mixed_labels_of_several_classes_count_as_the_larger_share():
+    task = MultiLabelTask(torch.nn.BCEWithLogitsLoss())
+    mixed = torch.tensor([[0.7, 0.3, 1.0], [0.0, 0.5, 0.2]])
+    step = task.step(torch.nn.Identity(), (torch.zeros(2, 3), mixed))
+    assert step.target.tolist() == [[1, 0, 1], [0, 1, 0]]
+    torch.testing.assert_close(step.loss, F.binary_cross_entropy(torch.full((2, 3), 0.5), mixed))

@@ -158,6 +158,9 @@ class Engine:
         return map_tensors(batch, self._move)
 
     def _move(self, part: Tensor | nn.Module) -> Tensor | nn.Module:
+        if isinstance(part, nn.Parameter):  # it stays the one that the optimizer knows
+            part.data = part.data.to(self.device)
+            return part
         if isinstance(part, Tensor) and part.ndim == 4:
             return part.to(self.device, non_blocking=True, memory_format=self.memory_format)
         return part.to(self.device, non_blocking=True)
