@@ -19,6 +19,7 @@ from trainer.tasks import fitting_task
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
+from utils.config.signature import get_signature
 from utils.engine import distributed
 from utils.engine.engine import Engine, Running, set_memory_format
 from utils.engine.randomness import seeded
@@ -118,9 +119,14 @@ def build_task(
         other = build_network(config, classes, shape, section)
         _start_from(config, other, section)
         parts[section] = Running(engine, engine.prepare(other))
+    own = list(parts)
     parts["load_network"] = functools.partial(load_network, config, engine, data_loader)
     task = config.init_obj("task", criterion=criterion, **parts)
     task = fitting_task(network)(criterion) if task is None else task
+    for section in own:
+        if section not in get_signature(type(task)).parameters:
+            name = type(task).__name__
+            config.get_logger("task").warning(f"{section}: {name} has no argument of that name")
     vars(task).update(engine.to_device(vars(task)))
     task.classes = data_loader.classes
     return task

@@ -109,3 +109,8 @@ def test_a_mistake_is_a_sentence(digits, train, capsys, changes, message):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_section_that_no_task_takes_is_said(digits, train, capsys):
+    train(digits({"critic": {"role": "arch", "type": "Discriminator", "args": {"width": 4}}}))
+    assert "critic: SupervisedTask has no argument of that name" in "".join(capsys.readouterr())
