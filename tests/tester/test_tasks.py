@@ -1,7 +1,5 @@
 """A test takes what a task needs from the checkpoint, and not more."""
 
-import pytest
-
 import test as test_script
 from tests.conftest import last_checkpoint
 from tests.trainer.test_distillation import distilled
@@ -47,16 +45,6 @@ class Embed(BaseTask):
 
 class Classify(Embed):
     classifies = True
-
-class Centered(BaseTask):
-    def __init__(self, criterion):
-        super().__init__(criterion)
-        self.center = torch.zeros(10)
-    def step(self, model, batch):
-        output = model({"images": batch[0]})
-        if torch.is_grad_enabled():
-            self.center = self.center + output.detach().mean(0)
-        return Step((output - self.center).square().mean(), output, None, len(output))
 """
 
 
@@ -75,13 +63,3 @@ def test_a_network_that_does_not_take_images_alone_has_no_heat_maps(
     run = train(digits({"arch": "own.Embedding", "task": "own.Classify", "metrics": []}))
     assert test_script.main(["-r", str(run), "--split", "val"]) == 0
     assert "no heat maps" in "".join(capsys.readouterr())
-
-
-def test_a_file_without_the_state_of_the_task_says_so(digits, train, own_code, capsys):
-    export_script = pytest.importorskip("export")
-    own_code("own", OWN)
-    run = train(digits({"arch": "own.Embedding", "task": "own.Centered", "metrics": []}))
-    assert export_script.main(["-r", str(run), "-s", "exporter.args.opset=17"]) == 0
-    capsys.readouterr()
-    assert test_script.main(["-r", str(run / "model.onnx"), "--split", "val"]) == 0
-    assert "does not hold task.center of the task" in "".join(capsys.readouterr())
