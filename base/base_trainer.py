@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import math
 import time
@@ -18,7 +19,7 @@ from base.monitor import Monitor
 from base.schedule import Schedule
 from utils import checkpoint
 from utils.config.config import ConfigParser
-from utils.config.hints import NonNegativeInt, PositiveInt, Share
+from utils.config.hints import Duration, NonNegativeInt, PositiveInt, Share, seconds
 from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
@@ -56,6 +57,8 @@ class BaseTrainer(ABC):
         epochs: how often to go through the training data
         save_dir: folder in which models/ and log/ are created
         save_freq: epochs between checkpoints; the last one and the best are always kept
+        save_every: save within an epoch, too, after so long ("30s", "15min", "2h") or so many
+            batches; 0 for never
         keep_last: number of checkpoints to keep beside the best; all by default
         verbosity: what the screen shows: 0 warnings, 1 a line per epoch, 2 progress within an epoch
             too
@@ -73,7 +76,8 @@ class BaseTrainer(ABC):
         "config", "engine", "recorder", "writer", "logger", "task", "criterion", "metrics",
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
-        "step", "model", "optimizer", "ema", "kept",
+        "step", "model", "optimizer", "ema", "kept", "save_every", "history", "unfinished",
+        "is_whole", "_saved_at", "_steps_since_save",
     )  # fmt: skip
     validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
@@ -97,6 +101,7 @@ class BaseTrainer(ABC):
         epochs: PositiveInt,
         save_dir: str = "saved/",
         save_freq: PositiveInt = 1,
+        save_every: NonNegativeInt | Duration = "15min",
         keep_last: PositiveInt | None = None,
         verbosity: Literal[0, 1, 2] = 2,
         monitor: str = "off",
@@ -114,6 +119,7 @@ class BaseTrainer(ABC):
             if isinstance(loader, BaseDataLoader):
                 loader.to(engine.device)
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
+        self.save_every = save_every
         self.verbosity, self.ema_decay, self.freeze = verbosity, ema_decay, freeze
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
         self.schedule, self.schedules = lr_scheduler, schedules or {}
@@ -128,6 +134,10 @@ class BaseTrainer(ABC):
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
         self.step = 0  # batches of that epoch already trained; 0 again once it is complete
+        self.history: list[dict[str, float]] = []  # what each epoch logged
+        self.is_whole = False  # between two steps, when `state_dict` has all that was trained
+        self.unfinished: Path | None = None  # checkpoint of an epoch's middle; the next replaces it
+        self._saved_at, self._steps_since_save = time.monotonic(), 0
         if self.len_epoch == 0:
             raise UserError("data_loader: not one full batch; lower batch_size, or drop_last false")
         if self.monitor.name.startswith("val_") and valid_data_loader is None:
@@ -266,7 +276,9 @@ class BaseTrainer(ABC):
                 for name, optimizer in self.all_optimizers.items()
             }
             self.engine.broadcast_buffers(unwrap(self.model), self.ema)
+            self.is_whole = self.step == self.len_epoch
             validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
+            self.is_whole = False
             log |= {f"val_{name}": value for name, value in validation.items()}
             log = distributed.broadcast(log)  # all processes must decide alike
         except IndexError as error:
@@ -277,9 +289,13 @@ class BaseTrainer(ABC):
                 f"({first_line(error)})"
             ) from error
         except Interrupted:
-            self._save_numbered()
-            where = f"in epoch {epoch} after {self.step} of {self.len_epoch} batches"
-            self.recorder.stopped(self.config.save_dir, where, self.script)
+            self._stopped_in_epoch()
+            raise
+        except Exception:
+            # with several processes, the others wait for this one at another place
+            if self.is_whole and distributed.world_size() == 1:
+                with contextlib.suppress(Exception):  # the first error is the one to be told
+                    self._stopped_in_epoch()
             raise
         for message in self.engine.pop_warnings():
             self.logger.warning(message)
@@ -289,15 +305,17 @@ class BaseTrainer(ABC):
         for schedule in self.all_schedules:
             schedule.after_epoch(log)
         self.step = 0
-        if is_best:
-            checkpoint.save(self.state_dict(), self.best_file)
-        stop = self.signals.arrived()
-        if stop or epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted:
-            self._save_numbered()
         log |= {name: float(rate) for name, rate in rates.items()}
         log |= {"seconds": time.perf_counter() - start_time}
-        network = unwrap(self.evaluated_model)
-        self.recorder.epoch(epoch, self.epochs, self.len_epoch, log, is_best, network)
+        self.history.append({"epoch": epoch, "step": epoch * self.len_epoch, **log})
+        # before the checkpoint: a run that ends between the two makes the record anew
+        self.recorder.epoch(self.epochs, self.history, is_best, unwrap(self.evaluated_model))
+        if is_best:
+            self._save(self.best_file)
+        stop = self.signals.arrived()
+        is_due = epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted
+        if stop or is_due or self.signals.save_wanted:
+            self._save_numbered()
         if stop and epoch < self.epochs:
             self.recorder.stopped(self.config.save_dir, f"after epoch {epoch}", self.script)
             self.signals.check()
@@ -315,10 +333,44 @@ class BaseTrainer(ABC):
             "A lower learning rate or trainer.clip_grad_norm usually helps."
         )
 
+    def between_steps(self) -> None:
+        """Save if it is time, or if a signal asks for it. Raises Interrupted after one that stops
+        the run. On all processes, when `state_dict` has all that was trained.
+        """
+        self._steps_since_save += 1
+        if isinstance(self.save_every, int):
+            is_time = 0 < self.save_every <= self._steps_since_save
+        else:
+            is_time = time.monotonic() - self._saved_at >= seconds(self.save_every)
+        if self.signals.arrived(save=is_time):
+            self.fail_unless_finite("loss", self.recent_loss())
+            self.signals.check()
+        elif self.signals.save_wanted:
+            self.fail_unless_finite("loss", self.recent_loss())
+            self._save_numbered()
+
+    def recent_loss(self) -> float:
+        """The mean loss of the last batches, which decides whether the state is worth saving."""
+        return 0.0
+
     def _save_numbered(self) -> None:
         path = self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth"
-        checkpoint.save(self.state_dict(), path)
+        self._save(path)
+        if self.unfinished not in (None, path) and distributed.is_main():
+            self.unfinished.unlink(missing_ok=True)
+        self.unfinished = path if self.step else None
         checkpoint.keep_last(self.config.save_dir, self.keep_last)
+
+    def _save(self, path: Path) -> None:
+        self.writer.flush()
+        checkpoint.save(self.state_dict(), path)
+        self._saved_at, self._steps_since_save = time.monotonic(), 0
+        self.signals.save_wanted = False
+
+    def _stopped_in_epoch(self) -> None:
+        self._save_numbered()
+        where = f"in epoch {self.epoch} after {self.step} of {self.len_epoch} batches"
+        self.recorder.stopped(self.config.save_dir, where, self.script)
 
     def state_dict(self) -> dict:
         """Everything needed to resume, and to rebuild the network elsewhere, as plain data."""
@@ -342,6 +394,7 @@ class BaseTrainer(ABC):
                 "monitor": self.monitor.state_dict(),
                 "processes": distributed.world_size(),
                 "generators": distributed.all_gather(generators),
+                "history": self.history,
             },
             "kept": self.kept.state_dict(),
             "rng": randomness.get_state(),
@@ -371,6 +424,10 @@ class BaseTrainer(ABC):
             checkpoint.load_into(self.ema.module, average, "the checkpoint's average")
             self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
+        history = state["trainer"].get("history")
+        if history is None:  # before December 2026 only metrics.csv had it
+            history = self.recorder.read_history(self.epoch - (self.step > 0))
+        self.history = history
         begun = origin(state)
         if None not in (begun["data"], data := self.origin["data"]) and begun["data"] != data:
             self.logger.warning(
@@ -416,7 +473,8 @@ class BaseTrainer(ABC):
             checkpoint.save(self.state_dict(), self.best_file)
         if self.step == 0:
             self.epoch += 1
-        self.recorder.resume(self.epoch, (self.epoch - 1) * self.len_epoch + self.step)
+        self.recorder.resume(self.history, (self.epoch - 1) * self.len_epoch + self.step)
+        self.unfinished = path if self.step else None
         batch = f", batch {self.step + 1}" if self.step else ""
         self.logger.info(f"continuing {path.parent} in epoch {self.epoch}{batch}")
         self._warn_if_complete()

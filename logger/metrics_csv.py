@@ -1,13 +1,22 @@
 """Writes metrics.csv."""
 
+import contextlib
 import csv
+import io
+import logging
 from pathlib import Path
 
-from utils.files import atomic_write
+from utils.files import numbered, write_text
+
+logger = logging.getLogger("trainer")
+ENCODINGS = "utf-8-sig", "cp932", "latin-1"  # of a file that somebody's spreadsheet has saved
 
 
 class MetricsFile:
     """metrics.csv: a row per epoch, a column for everything that was ever logged.
+
+    The checkpoints hold the rows; the file is written from them. One that somebody has changed is
+    kept under another name.
 
     Args:
         path: the file
@@ -16,22 +25,67 @@ class MetricsFile:
 
     def __init__(self, path: Path, enabled: bool = True):
         self.path, self.enabled = path, enabled
-        self.rows: list[dict[str, object]] = []
+        self._written: bytes | None = None
 
-    def resume(self, epoch: int) -> None:
-        """Continue the file as it was after `epoch`; later rows are dropped."""
-        if self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if (row.get("epoch") or "").isdigit()]
-            self.rows = [row for row in rows if int(row["epoch"]) <= epoch]
+    def read(self) -> list[dict[str, float]]:
+        """The rows, also of a file that a spreadsheet has saved."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        text = next(filter(None, (_decoded(content, encoding) for encoding in ENCODINGS)), "")
+        head = text.partition("\n")[0]
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+        names = next(lines, [])
+        rows = [
+            {n: _number(cell) for n, cell in zip(names, line, strict=False) if cell}
+            for line in lines
+        ]
+        return [row for row in rows if isinstance(row.get("epoch"), int)]
 
-    def add(self, row: dict[str, int | float]) -> None:
-        """Append a row. A new column is added to the earlier rows too, empty."""
+    def write(self, history: list[dict[str, float]]) -> None:
+        """Write all rows. A new column is empty in earlier rows."""
         if not self.enabled:
             return
-        self.rows.append(row)
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with atomic_write(self.path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = _render(history)
+        try:
+            if self.path.exists() and self._is_changed(history):
+                aside = self.path.with_name("metrics.changed.csv")
+                aside = next(free for free in numbered(aside) if not free.exists())
+                self.path.rename(aside)
+                logger.warning(f"{self.path} was changed: it is {aside.name} now")
+            write_text(self.path, text)
+        except PermissionError as error:  # a spreadsheet on Windows has it open
+            logger.warning(f"{self.path} was not written ({error.strerror}); checkpoints hold it")
+        else:
+            self._written = text.encode()
+
+    def _is_changed(self, history: list[dict[str, float]]) -> bool:
+        """Whether somebody else has written the file."""
+        content = self.path.read_bytes()
+        if self._written is not None:
+            return content != self._written
+        rows = self.read()
+        known = {row["epoch"]: row for row in rows}
+        differ = any(known.get(row["epoch"], row) != row for row in history)
+        return differ or _render(rows).encode() != content
+
+
+def _render(rows: list[dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _decoded(content: bytes, encoding: str) -> str | None:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _number(cell: str) -> float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell.replace(",", "."))  # some countries' decimals
+    return cell

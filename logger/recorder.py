@@ -41,26 +41,33 @@ class Recorder:
         self.logger.info(f"run {run}")
         self.writer.add_hyperparameters(_flat(config), [_tag(name) for name in logged])
 
-    def resume(self, epoch: int, step: int) -> None:
-        """A run continues in `epoch`, after `step` trained batches: drop later records."""
-        self.metrics.resume(epoch - 1)
+    def read_history(self, epoch: int) -> list[Log]:
+        """What each epoch up to this one logged, by metrics.csv."""
+        return [row for row in self.metrics.read() if row["epoch"] <= epoch]
+
+    def resume(self, history: list[Log], step: int) -> None:
+        """A run continues after these epochs and `step` trained batches: drop later records."""
+        self.metrics.write(history)
         self.writer.purge_from(step + 1)
 
-    def epoch(
-        self, epoch: int, epochs: int, len_epoch: int, log: Log, best: bool, model: nn.Module
-    ) -> None:
-        """An epoch is done: show it, a row, a point on each curve, histograms of parameters."""
+    def epoch(self, epochs: int, history: list[Log], best: bool, model: nn.Module) -> None:
+        """An epoch is done, the last in `history`: show it, a row, a point on each curve,
+        histograms of parameters.
+        """
+        log = dict(history[-1])
+        epoch, step = log.pop("epoch"), log.pop("step")
         head = f"epoch {epoch:{len(str(epochs))}}/{epochs}  "
         self.logger.info(head + _values(log, best, indent=len(head)))
-        self.metrics.add({"epoch": epoch, "step": epoch * len_epoch, **log})
+        self.metrics.write(history)
         for name, value in log.items():
             if name != "loss":  # the trainer writes loss/train after each batch
                 tag, _, mode = _tag(name).rpartition("/")
-                self.writer.set_step(epoch * len_epoch, mode)
+                self.writer.set_step(step, mode)
                 self.writer.add_scalar(tag, value)
         self._training_seconds += log["seconds"]
-        self.writer.set_step(epoch * len_epoch)
+        self.writer.set_step(step)
         self.writer.add_parameters(model, self._training_seconds)
+        self.writer.flush()
 
     def stopped(self, run: Path, where: str, script: str) -> None:
         """A signal ended the run; its state is saved, and `script` continues it."""

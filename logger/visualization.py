@@ -97,6 +97,11 @@ class TensorboardWriter:
         low, high = images.amin(), images.amax()
         self.add_images("input", (images - low) / (high - low).clamp(min=1e-12))
 
+    def flush(self) -> None:
+        """Write what was added so far."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def close(self) -> None:
         """Write everything; a later call opens a new file."""
         if self._writer is not None:

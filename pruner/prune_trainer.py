@@ -145,7 +145,8 @@ class PruneTrainer(Trainer):
     def _run_epoch(self, epoch: int) -> dict[str, float]:
         log = super()._run_epoch(epoch)
         numbered = self.config.save_dir / f"checkpoint-epoch{epoch}.pth"
-        if self.save_onnx == "epoch" and numbered.exists():
+        is_saved = numbered.exists() and numbered != self.unfinished
+        if self.save_onnx == "epoch" and is_saved:
             self._export(numbered, self.folder / f"epoch{epoch}")
         return log
 

@@ -16,7 +16,7 @@ from model.weights import load_weights, read_weights, take_channels, torchvision
 from trainer.agreement import check_agreement, rows_by_name
 from trainer.rehearsal import shorten, unchanged
 from trainer.tasks import fitting_task
-from utils import checkpoint
+from utils import checkpoint, lock
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.config.signature import get_signature
@@ -30,13 +30,15 @@ from utils.versions import versions
 def start(config: ConfigParser, device: str | None) -> tuple[Engine, Any]:
     """Start a run: seed its engine, create its folders and log, save its configuration.
 
-    Called on all processes; rank zero writes. `device` is what -d says.
+    Called on all processes; rank zero writes. `device` is what -d says. Raises UserError if another
+    process trains in the run's folder.
     """
     from logger import Recorder, setup_logging  # imported here: a faulty config is answered before
 
     engine = create_engine(config, device)
     is_main, settings = distributed.is_main(), config["trainer"]
     log_dir = config.log_dir  # on all processes: they agree on the folder
+    distributed.run_on_main(lambda: lock.acquire(config.save_dir))
     setup_logging(log_dir if is_main else None, settings.get("verbosity", 2))
     if is_main:
         used = config.config | {"versions": versions()}

@@ -120,7 +120,7 @@ class Trainer(BaseTrainer):
             self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
         start_time, start_count = time.perf_counter(), self.meters.count
         with self._bar(epoch) as bar:
-            for batch in map(self.engine.to_device, self._rest_of_epoch(epoch)):
+            for batch in self._awaited(map(self.engine.to_device, self._rest_of_epoch(epoch))):
                 weight = self.data_loader.batch_weight((epoch - 1) * self.len_epoch + self.step)
                 batches, ends_step = self._accumulation()
                 with self.engine.accumulating(self.model, more=not ends_step):
@@ -227,9 +227,20 @@ class Trainer(BaseTrainer):
     def _after_step(self) -> None:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        if self.signals.arrived():
-            self.fail_unless_finite("loss", self.meters.recent_loss())
-            self.signals.check()
+        self.between_steps()
+
+    def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; while one is awaited, all that was trained is in the state."""
+        while True:
+            self.is_whole = self.step % self.grad_accum_steps == 0
+            batch = next(batches, None)
+            self.is_whole = False
+            if batch is None:
+                return
+            yield batch
+
+    def recent_loss(self) -> float:
+        return self.meters.recent_loss()
 
     def _bar(self, epoch: int) -> tqdm:
         hidden = True if self.verbosity < 2 or not distributed.is_main() else None
@@ -253,7 +264,7 @@ class Trainer(BaseTrainer):
         batches = iter(loader)
         # All processes check equally often, even one that has no share of the last batch.
         for _ in range(len(loader)):
-            self.signals.check()
+            self.between_steps()
             yield from islice(batches, 1)
 
     def rehearse(self) -> Call:

@@ -8,18 +8,20 @@ import importlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from utils import lock
 from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
 from utils.files import ROOT, atomic_write, numbered
@@ -187,7 +189,7 @@ def _size(tensor: Any) -> list[int]:
 def find(path: Path, best: bool = False) -> tuple[Path, dict]:
     """The checkpoint that `path` means, a file or a run folder, and its content.
 
-    In a folder this is the newest checkpoint (with `best`: the best, if there is one); if that is
+    In a folder this is the newest state (with `best`: the best, if there is one); if that is
     damaged, the one before, with a warning. Raises CheckpointError.
     """
     path = Path(path)
@@ -195,21 +197,35 @@ def find(path: Path, best: bool = False) -> tuple[Path, dict]:
         raise CheckpointError(f"there is no checkpoint or run folder {path}")
     if not path.is_dir():
         return path, load(path)
-    candidates = list(numbered_checkpoints(path))
-    if (path / BEST).exists():
-        candidates.insert(0 if best else len(candidates), path / BEST)
-    errors = []
-    for candidate in candidates:
+    errors: list[str] = []
+    numbered = _readable(numbered_checkpoints(path), errors)
+    bests = _readable([path / BEST] if (path / BEST).exists() else [], errors)
+    if best:
+        found = next(itertools.chain(bests, numbered), None)
+    else:
+        newest = itertools.chain(itertools.islice(numbered, 1), bests)
+        found = max(newest, key=lambda file: _progress(file[1]), default=None)
+    if found is None:
+        none = f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})"
+        raise CheckpointError("; ".join(errors) or none)
+    for message in errors:
+        print(f"warning: {message}; taking {found[0].name}", file=sys.stderr)
+    return found
+
+
+def _readable(paths: Iterable[Path], errors: list[str]) -> Iterator[tuple[Path, dict]]:
+    """The checkpoints that can be read, each with its content; the reasons of the others."""
+    for path in paths:
         try:
-            state = load(candidate)
+            yield path, load(path)
         except CheckpointError as error:
             errors.append(str(error))
-        else:
-            for message in errors:
-                print(f"warning: {message}; taking {candidate.name}", file=sys.stderr)
-            return candidate, state
-    none = f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})"
-    raise CheckpointError("; ".join(errors) or none)
+
+
+def _progress(state: dict) -> tuple[int, float]:
+    """Larger for a later state of a run; an epoch's end has step 0."""
+    step = state["trainer"]["step"] if isinstance(state.get("trainer"), dict) else 0
+    return state["epoch"], step or math.inf
 
 
 def numbered_checkpoints(run: Path) -> Iterator[Path]:
@@ -228,17 +244,19 @@ def output_dir(path: Path) -> Path:
     return path.parent if usual else path.with_suffix("")
 
 
-def newest_run(root: Path, name: str | None = None) -> Path:
-    """The run folder below `root` with the latest checkpoint, of this name if one is given.
-
-    Raises UserError if there is none.
+def newest_run(root: Path, name: str | None = None, to_train: bool = False) -> Path:
+    """The run folder below `root` with the latest checkpoint, of this name if one is given; with
+    `to_train` one that no process trains in. Raises UserError if there is none.
     """
     models = Path(root) / "models"
     found = models.glob(f"{glob.escape(name) if name else '*'}/*/*.pth")
     files = [file for file in found if file.name == BEST or re.fullmatch(NUMBERED, file.name)]
-    if not files:
-        raise UserError(f"there is no run to resume in {models / (name or '')}")
-    return max(files, key=lambda file: file.stat().st_mtime).parent
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    runs = list(dict.fromkeys(file.parent for file in files))
+    if free := [run for run in runs if not to_train or lock.is_free(run)]:
+        return free[0]
+    trained = f"; {runs[0]} is being trained" if runs else ""
+    raise UserError(f"there is no run to resume in {models / (name or '')}{trained}")
 
 
 def keep_last(run: Path, count: int | None) -> None:

@@ -26,7 +26,7 @@ class RunError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """SIGINT or SIGTERM arrived and the state was saved. Exit code 128 + the signal's number."""
+    """A signal to stop arrived and the state was saved. Exit code 128 + the signal's number."""
 
     def __init__(self, signum: int):
         self.signum = signum

@@ -117,17 +117,46 @@ def test_disabled_writer_writes_nothing(tmp_path):
 
 
 def test_metrics_file_gains_columns_and_drops_later_rows(tmp_path):
+    first, second = {"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 0.5, "f1": 1.0}
     file = MetricsFile(tmp_path / "metrics.csv")
-    file.add({"epoch": 1, "loss": 0.1 + 0.2})
-    file.add({"epoch": 2, "loss": 0.5, "f1": 1.0})
-    again = MetricsFile(tmp_path / "metrics.csv")
-    again.resume(1)
-    again.add({"epoch": 2, "loss": 0.25})
+    file.write([first])
+    file.write([first, second])
     with open(tmp_path / "metrics.csv", newline="") as read:
-        assert list(csv.DictReader(read)) == [
-            {"epoch": "1", "loss": repr(0.1 + 0.2), "f1": ""},
-            {"epoch": "2", "loss": "0.25", "f1": ""},
-        ]
+        [row, _] = csv.DictReader(read)
+    assert row == {"epoch": "1", "loss": repr(0.1 + 0.2), "f1": ""}
+    again = MetricsFile(tmp_path / "metrics.csv")
+    assert again.read() == [first, second]
+    again.write([first])
+    again.write([first, {"epoch": 2, "loss": 0.25}])
+    assert again.read() == [first, {"epoch": 2, "loss": 0.25}]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "point"),
+    [("utf-8-sig", ",", "."), ("cp932", ";", ","), ("utf-8", "\t", ".")],
+)
+@pytest.mark.parametrize("when", ["before a resume", "during the run"])
+def test_metrics_file_saved_by_a_spreadsheet_is_kept(tmp_path, encoding, delimiter, point, when):
+    rows = [{"epoch": n, "loss": n / 8, "recall_疵": 0.5} for n in (1, 2, 3)]
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    file.write(rows[:2])
+    text = path.read_text("utf-8").replace(",", delimiter).replace(".", point)
+    path.write_bytes(text.replace("\r\n", "\n").encode(encoding))
+    changed = path.read_bytes()
+    assert MetricsFile(path).read() == rows[:2]  # as a run needs whose checkpoints have no rows
+    (file if when == "during the run" else MetricsFile(path)).write(rows)
+    assert MetricsFile(path).read() == rows
+    assert (tmp_path / "metrics.changed.csv").read_bytes() == changed
+
+
+def test_metrics_file_with_another_number_is_kept(tmp_path):
+    rows = [{"epoch": n, "loss": n / 8} for n in (1, 2)]
+    MetricsFile(tmp_path / "metrics.csv").write([rows[0] | {"loss": 9.0}, rows[1]])
+    MetricsFile(tmp_path / "metrics.csv").write(rows)
+    assert MetricsFile(tmp_path / "metrics.csv").read() == rows
+    assert MetricsFile(tmp_path / "metrics.changed.csv").read()[0]["loss"] == 9.0
 
 
 @pytest.mark.parametrize(
@@ -160,8 +189,10 @@ def test_epoch_fits_the_screen_and_names_every_number(tmp_path, caplog):
     recorder = Recorder(tmp_path, tensorboard=True)
     recorder.begin(tmp_path, {"name": "x"}, ["loss", "recall", "val_recall"])
     with caplog.at_level("INFO", "trainer"):
-        recorder.epoch(3, 40, 10, log, True, nn.Linear(1, 1))
-        recorder.epoch(4, 40, 10, {"loss": 1e-7, "lr": 0.1, "seconds": 2.0}, False, nn.Linear(1, 1))
+        history = [{"epoch": 3, "step": 30, **log}]
+        recorder.epoch(40, history, True, nn.Linear(1, 1))
+        history.append({"epoch": 4, "step": 40, "loss": 1e-7, "lr": 0.1, "seconds": 2.0})
+        recorder.epoch(40, history, False, nn.Linear(1, 1))
     recorder.writer.close()
     _, first, second = (record.getMessage() for record in caplog.records)
     assert second == "epoch  4/40  loss 1e-07  lr 0.1  seconds 2"
@@ -176,9 +207,7 @@ def test_epoch_fits_the_screen_and_names_every_number(tmp_path, caplog):
     with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
         [row, _] = csv.DictReader(file)
     assert {k: float(v) for k, v in row.items()} == {"epoch": 3, "step": 30, **log}
-    again = MetricsFile(tmp_path / "metrics.csv")
-    again.resume(3)
-    assert [dict(kept) for kept in again.rows] == [row]
+    assert MetricsFile(tmp_path / "metrics.csv").read() == history
     read = events(tmp_path)
     for name in PER_CLASS:
         for part in ("train", "valid"):

@@ -181,31 +181,6 @@ def copy_with(section, **arguments):
     return section | {"args": section["args"] | arguments}
 
 
-def test_sigterm_exits_with_143_and_a_second_signal_exits_at_once(
-    digits, train, own_code, monkeypatch
-):
-    own_code("stopper", STOPPER)
-    train(
-        digits(
-            {
-                "trainer.type": "stopper.Stopped",
-                "trainer.at": 3,
-                "trainer.signum": int(signal.SIGTERM),
-            }
-        ),
-        code=143,
-    )
-    from utils.engine.signals import StopSignals
-
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    with StopSignals():
-        os.kill(os.getpid(), signal.SIGINT)
-        assert not ended
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert ended == [143]
-
-
 def test_resume_takes_a_file_a_folder_or_the_newest_run(
     digits, train, resume, tmp_path, monkeypatch
 ):
@@ -274,10 +249,12 @@ def test_schedule_that_is_over_before_the_run_is_reported(
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(digits, train, resume, capsys):
     run = train(digits(), "--epochs", 3)
     whole = last_checkpoint(run)
-    newest = run / "checkpoint-epoch3.pth"
-    newest.write_bytes(newest.read_bytes()[:5000])
+    for newest in (run / "checkpoint-epoch3.pth", run / checkpoint.BEST):
+        newest.write_bytes(newest.read_bytes()[:5000])
     resume(run)
-    assert "checkpoint-epoch3.pth cannot be read" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "checkpoint-epoch3.pth cannot be read" in printed
+    assert "model_best.pth cannot be read" in printed
     assert_same(comparable(last_checkpoint(run)), comparable(whole))
 
 

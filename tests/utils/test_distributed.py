@@ -526,14 +526,21 @@ def test_run_survives_killed_processes(plain, train, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGXCPU, 152)],
+)
 def test_signal_to_the_command(plain, tmp_path, signum, code):
     process = launched(tmp_path, plain({"trainer.epochs": 5000}), wait=False)
     seen = []
     for line in process.stdout:
         seen.append(line)
+        if line.startswith("epoch    2/"):
+            process.send_signal(signal.SIGUSR1)  # goes on
         if line.startswith("epoch    3/"):
             process.send_signal(signum)
+            time.sleep(0.05)
+            process.send_signal(signum)  # as an impatient user or a wrapper would
     assert process.wait(100) == code, "".join(seen)
     assert "everything is saved. Continue with:" in "".join(seen)
     assert "Traceback" not in "".join(seen)

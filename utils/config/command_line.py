@@ -6,7 +6,6 @@ import functools
 import gc
 import inspect
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -86,23 +85,17 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
             return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
-        with contextlib.suppress(ValueError):  # not the main thread
-            end = functools.partial(_terminate, config.remove_empty_run, os.getpid())
-            stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
+        from utils import lock
+        from utils.engine.signals import cleaned_up
+
+        stack.callback(lock.release)
+        stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
             function(config, arguments)
         except BaseException:
             config.remove_empty_run()
             raise
     return 0
-
-
-def _terminate(clean_up: Callable, process: int, signum: int, frame: object) -> None:
-    """The end by SIGTERM before the trainer handles it; it also reaches a data loader's workers."""
-    if os.getpid() == process:
-        clean_up()
-    signal.signal(signum, signal.SIG_DFL)
-    signal.raise_signal(signum)
 
 
 def build_parser(

@@ -202,13 +202,14 @@ class ConfigParser:
 
     def remove_empty_run(self) -> None:
         """Remove the folders of a new run that hold nothing but what is written at its start."""
+        from utils import lock
         from utils.engine import distributed
 
         if "save_dir" not in vars(self) or self.continued or not distributed.is_main():
             return
         folders = self.save_dir, self.log_dir
         files = {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
-        if files <= {"config.json", "info.log"}:
+        if files <= {"config.json", "info.log", lock.NAME}:
             # this closes info.log: Windows removes no open file
             logging.basicConfig(force=True, handlers=[logging.NullHandler()])
             for folder in folders:

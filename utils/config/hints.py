@@ -2,7 +2,9 @@
 built.
 """
 
-from typing import Annotated, Literal, NotRequired, Required
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NotRequired, Required
 
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict  # pydantic accepts typing's only from Python 3.12 on
@@ -13,6 +15,27 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
 OpenShare = Annotated[float, Gt(0), Lt(1)]
+UNITS = {"s": 1, "min": 60, "h": 3600}  # of a duration
+DURATION = r"^([1-9][0-9]*) ?(s|min|h)$"
+
+
+class DurationText:
+    """Makes a hint accept such texts only; pydantic asks for these methods."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> dict:
+        return handler(source) | {"pattern": DURATION}
+
+    def __get_pydantic_json_schema__(self, schema: dict, handler: Callable) -> dict:
+        return handler(schema) | {"examples": ["15min", "30s", "2h"]}
+
+
+Duration = Annotated[str, DurationText()]
+
+
+def seconds(duration: str) -> int:
+    """The seconds of a duration: 900 of "15min"."""
+    number, unit = re.match(DURATION, duration).groups()
+    return int(number) * UNITS[unit]
 
 
 class ParameterRule(TypedDict, total=False):

@@ -123,7 +123,7 @@ def _read(
     from utils import checkpoint
 
     if arguments.resume == NEWEST:
-        place = _newest_run(config, arguments.set)
+        place = _newest_run(config, arguments.set, script.trains)
         if script.trains:
             config = None  # -r -c FILE resumes the newest run of that name, with its own config
     else:
@@ -146,7 +146,7 @@ def _read(
     return config, [copy.deepcopy(config)], f"the config in {resume}", resume, state
 
 
-def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
+def _newest_run(config: dict | None, assignments: Iterable[str], to_train: bool) -> Path:
     from utils.checkpoint import newest_run
     from utils.engine import distributed
 
@@ -155,7 +155,8 @@ def _newest_run(config: dict | None, assignments: Iterable[str]) -> Path:
         config_file.override(config, assignment)
     trainer = (config or {}).get("trainer", {})
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
-    newest = newest_run(Path(str(save_dir)), None if config is None else str(config.get("name")))
+    name = None if config is None else str(config.get("name"))
+    newest = newest_run(Path(str(save_dir)), name, to_train)
     return Path(distributed.broadcast(str(newest)))
 
 

@@ -80,6 +80,8 @@ def describe_schema(schema: dict) -> str:
         return "one of " * (len(choices) > 1) + ", ".join(map(json.dumps, choices))
     bounds = [f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema]
     words = TYPES.get(schema.get("type"), "another value")
+    if examples := schema.get("examples"):
+        words += f" like {' or '.join(map(json.dumps, examples))}"
     keys = schema.get("propertyNames")
     bounds = [f"whose keys are {describe_schema(keys)}"] if keys else bounds
     return f"{words} {' and '.join(bounds)}".strip()

@@ -3,10 +3,14 @@
 Torch's elastic launcher does the work; it is imported lazily: --help must not load torch.
 """
 
+import contextlib
+import math
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from utils.errors import UserError
@@ -114,20 +118,37 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
 
     Equals `torchrun --standalone --local-addr localhost --nproc-per-node COUNT --max-restarts N
     SCRIPT ARGV`, with the cores divided among the processes. They receive this process's signals;
-    a second signal ends this process, and they follow.
+    one that is repeated two seconds later ends this process, and they follow.
     """
     import logging
+    import time
 
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from utils.engine.signals import SAVING, SECONDS_IGNORED, stopping_signals
+
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     # localhost: the machine's own name may not resolve, in containers for example
     options = f"--standalone --local-addr localhost --nproc-per-node {count}".split()
     arguments = run.parse_args([*options, f"--max-restarts={max_restarts}", script, *argv])
-    caught = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"  # by the launcher; Windows lacks two of them
-    handlers = {s: signal.getsignal(s) for s in signal.Signals if s.name in caught}
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""  # none by torch's handler
+    stopped_at = -math.inf
+
+    def stop(signum: int, frame: object) -> None:
+        nonlocal stopped_at
+        if time.monotonic() - stopped_at >= SECONDS_IGNORED:
+            stopped_at = time.monotonic()
+            raise SignalException("stopped", signal.Signals(signum))
+
+    def pass_on(signum: int, frame: object) -> None:
+        for process in _processes_of(script):
+            os.kill(process, signum)
+
+    handlers = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
+    if hasattr(signal, SAVING):
+        handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, pass_on)
     logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
         run.run(arguments)
@@ -140,6 +161,15 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     return 0
+
+
+def _processes_of(script: str) -> Iterator[int]:
+    """The process ids of this process's children that run `script`, where the system tells."""
+    with contextlib.suppress(OSError):  # not Linux, or a child has ended
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+        for child in map(int, children.split()):
+            if script.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                yield child
 
 
 def _exit_code(failures: "dict[int, ProcessFailure]") -> int:
