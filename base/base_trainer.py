@@ -58,7 +58,7 @@ class BaseTrainer(ABC):
         save_dir: folder in which models/ and log/ are created
         save_freq: epochs between checkpoints; the last one and the best are always kept
         save_every: save within an epoch, too, after so long ("30s", "15min", "2h") or so many
-            batches; 0 for never
+            steps; 0 for never
         keep_last: number of checkpoints to keep beside the best; all by default
         verbosity: what the screen shows: 0 warnings, 1 a line per epoch, 2 progress within an epoch
             too
@@ -76,8 +76,8 @@ class BaseTrainer(ABC):
         "config", "engine", "recorder", "writer", "logger", "task", "criterion", "metrics",
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
-        "step", "model", "optimizer", "ema", "kept", "save_every", "history", "unfinished",
-        "is_whole", "_saved_at", "_steps_since_save",
+        "step", "model", "optimizer", "ema", "kept", "save_steps", "save_seconds", "history",
+        "unfinished", "is_whole", "_saved_at", "_steps_since_save",
     )  # fmt: skip
     validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
@@ -119,7 +119,9 @@ class BaseTrainer(ABC):
             if isinstance(loader, BaseDataLoader):
                 loader.to(engine.device)
         self.epochs, self.save_freq, self.keep_last = epochs, save_freq, keep_last
-        self.save_every = save_every
+        is_count = isinstance(save_every, int)
+        self.save_steps = (save_every if is_count else 0) or math.inf
+        self.save_seconds = math.inf if is_count else seconds(save_every)
         self.verbosity, self.ema_decay, self.freeze = verbosity, ema_decay, freeze
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
         self.schedule, self.schedules = lr_scheduler, schedules or {}
@@ -338,10 +340,10 @@ class BaseTrainer(ABC):
         the run. On all processes, when `state_dict` has all that was trained.
         """
         self._steps_since_save += 1
-        if isinstance(self.save_every, int):
-            is_time = 0 < self.save_every <= self._steps_since_save
-        else:
-            is_time = time.monotonic() - self._saved_at >= seconds(self.save_every)
+        is_time = (
+            self._steps_since_save >= self.save_steps
+            or time.monotonic() - self._saved_at >= self.save_seconds
+        )
         if self.signals.arrived(save=is_time):
             self.fail_unless_finite("loss", self.recent_loss())
             self.signals.check()
