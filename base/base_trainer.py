@@ -76,7 +76,7 @@ class BaseTrainer(ABC):
         "config", "engine", "recorder", "writer", "logger", "task", "criterion", "metrics",
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
-        "step", "model", "optimizer", "ema", "kept", "save_steps", "save_seconds", "history",
+        "step", "model", "optimizer", "ema", "kept", "save_steps", "save_seconds", "logged_epochs",
         "unfinished", "is_whole", "_saved_at", "_steps_since_save",
     )  # fmt: skip
     validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
@@ -136,7 +136,7 @@ class BaseTrainer(ABC):
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
         self.step = 0  # batches of that epoch already trained; 0 again once it is complete
-        self.history: list[dict[str, float]] = []  # what each epoch logged
+        self.logged_epochs: list[dict[str, float]] = []  # what each epoch logged
         self.is_whole = False  # between two steps, when `state_dict` has all that was trained
         self.unfinished: Path | None = None  # checkpoint of an epoch's middle; the next replaces it
         self._saved_at, self._steps_since_save = time.monotonic(), 0
@@ -309,9 +309,9 @@ class BaseTrainer(ABC):
         self.step = 0
         log |= {name: float(rate) for name, rate in rates.items()}
         log |= {"seconds": time.perf_counter() - start_time}
-        self.history.append({"epoch": epoch, "step": epoch * self.len_epoch, **log})
+        self.logged_epochs.append({"epoch": epoch, "step": epoch * self.len_epoch, **log})
         # before the checkpoint: a run that ends between the two makes the record anew
-        self.recorder.epoch(self.epochs, self.history, is_best, unwrap(self.evaluated_model))
+        self.recorder.epoch(self.epochs, self.logged_epochs, is_best, unwrap(self.evaluated_model))
         if is_best:
             self._save(self.best_file)
         stop = self.signals.arrived()
@@ -396,7 +396,7 @@ class BaseTrainer(ABC):
                 "monitor": self.monitor.state_dict(),
                 "processes": distributed.world_size(),
                 "generators": distributed.all_gather(generators),
-                "history": self.history,
+                "history": self.logged_epochs,
             },
             "kept": self.kept.state_dict(),
             "rng": randomness.get_state(),
@@ -429,7 +429,7 @@ class BaseTrainer(ABC):
         history = state["trainer"].get("history")
         if history is None:  # before December 2026 only metrics.csv had it
             history = self.recorder.read_history(self.epoch - (self.step > 0))
-        self.history = history
+        self.logged_epochs = history
         begun = origin(state)
         if None not in (begun["data"], data := self.origin["data"]) and begun["data"] != data:
             self.logger.warning(
@@ -475,7 +475,7 @@ class BaseTrainer(ABC):
             checkpoint.save(self.state_dict(), self.best_file)
         if self.step == 0:
             self.epoch += 1
-        self.recorder.resume(self.history, (self.epoch - 1) * self.len_epoch + self.step)
+        self.recorder.resume(self.logged_epochs, (self.epoch - 1) * self.len_epoch + self.step)
         self.unfinished = path if self.step else None
         batch = f", batch {self.step + 1}" if self.step else ""
         self.logger.info(f"continuing {path.parent} in epoch {self.epoch}{batch}")
