@@ -4,11 +4,14 @@ They are kept in memory, or in a file that later runs use, too.
 """
 
 import collections
+import errno
 import functools
 import hashlib
 import itertools
+import logging
 import math
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -140,7 +143,8 @@ class ImageStore:
     def _path(self, subset: str, files: list[File]) -> Path:
         """Where a subset's decoded images are stored: the name changes with what they depend on."""
         scaled = None if self.pixel_range == "data" else self.pixel_range
-        digest = hashlib.blake2b(repr((self._index.made_by, scaled)).encode(), digest_size=8)
+        settings = self._index.made_by, scaled, "crc32"
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
         for file in files:
             digest.update(repr((file.name, *file.record[:2])).encode())
         return self._index.folder / f"{subset}-{digest.hexdigest()}.bin"
@@ -189,7 +193,8 @@ def _decode(
 
 
 class ImageFile(Sequence):
-    """uint8 images (C, H, W) in a file that holds only their bytes; read when needed.
+    """uint8 images (C, H, W) in a file that holds their bytes, then the CRC-32 of each image (4
+    bytes, little-endian); read when needed.
 
     Args:
         path: the file
@@ -202,10 +207,21 @@ class ImageFile(Sequence):
 
     @classmethod
     def load(cls, path: Path, shapes: list[list[int]]) -> "ImageFile | None":
-        """The file as it was stored; None if it is missing or damaged."""
+        """The file as it was stored; None if it is missing or damaged, which is logged."""
         images = cls(path, shapes)
-        complete = path.exists() and path.stat().st_size == images.offsets[-1]
-        return images if complete else None
+        try:
+            stored = images._bytes[images.offsets[-1] :].view("<u4")
+        except (OSError, ValueError):
+            stored = []
+        with ThreadPoolExecutor(cores()) as threads:
+            if list(threads.map(images._checksum, range(len(stored)))) == list(stored) != []:
+                return images
+        if path.exists():
+            logging.getLogger("data").warning(f"{path} is damaged: the images are decoded again")
+        return None
+
+    def _checksum(self, index: int) -> int:
+        return zlib.crc32(self._bytes[self.offsets[index] : self.offsets[index + 1]])
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -217,6 +233,9 @@ class ImageFile(Sequence):
 
     @functools.cached_property
     def _bytes(self) -> np.ndarray:
+        # reading beyond the end of a shorter file would kill the process
+        if self.path.stat().st_size != self.offsets[-1] + 4 * len(self):
+            raise OSError(errno.EIO, "damaged: its size has changed", str(self.path))
         return np.memmap(self.path, np.uint8, mode="c")  # writing to an image leaves the file alone
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -261,13 +280,17 @@ def keep(
 
 def _write(images: Iterator[Tensor], path: Path) -> tuple[ImageFile, str]:
     shapes: list[list[int]] = []
+    checksums: list[int] = []
     path.parent.mkdir(exist_ok=True)
     for stale in path.parent.glob(f"{path.stem.partition('-')[0]}-*"):
         stale.unlink(missing_ok=True)
     with atomic_write(path) as file:
         for image in images:
-            file.write(image.permute(1, 2, 0).contiguous().numpy())
+            pixels = image.permute(1, 2, 0).contiguous().numpy()
+            file.write(pixels)
+            checksums.append(zlib.crc32(pixels))
             shapes.append(list(image.shape))
+        file.write(np.array(checksums, "<u4").tobytes())
         size = file.tell()
     note = f"the decoded images are kept in {path} ({size / 2**20:,.0f} MB)"
     return ImageFile(path, shapes), note

@@ -1,6 +1,7 @@
 """What is known of each file of a data set, kept so that a later start reads only what changed."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,9 @@ from data_loader.images import Range
 from utils.files import write_text
 
 VERSION = 3  # of how images are read and what is kept of them; a change makes old files stale
+
+
+CHECKSUM = ', "checksum": "'
 
 
 class Record(NamedTuple):
@@ -85,7 +89,8 @@ class Index:
         content = {"made_by": self.made_by, "columns": Record._fields, "files": others | records}
         try:
             self.folder.mkdir(exist_ok=True)
-            write_text(self.folder / "index.json", json.dumps(content))
+            text = json.dumps(content)[:-1]
+            write_text(self.folder / "index.json", f"{text}{_checksum(text)}")
         except OSError as error:
             reason = f"{self.folder} cannot be written: {error.strerror}"
             return [f"every start reads every file, as {reason}"]
@@ -95,7 +100,14 @@ class Index:
         # damaged files raise all of these
         errors = OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError
         with contextlib.suppress(*errors):
-            content = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
-            if content["made_by"] == self.made_by:
+            whole = (self.folder / "index.json").read_text(encoding="utf-8")
+            text, _, _ = whole.rpartition(CHECKSUM)
+            content = json.loads(whole)
+            if whole == f"{text}{_checksum(text)}" and content["made_by"] == self.made_by:
                 return {name: Record(*row) for name, row in content["files"].items()}
         return {}
+
+
+def _checksum(text: str) -> str:
+    """The end of an index that begins with `text`: flipped bits would change the training."""
+    return f'{CHECKSUM}{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"}}'

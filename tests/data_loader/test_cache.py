@@ -50,9 +50,10 @@ def test_later_run_uses_the_cache_file(folder, monkeypatch):
     assert not read
 
 
-@pytest.mark.parametrize(
-    "change", ["content", "time", "added", "removed", "size", "channels", "truncated", "index"]
-)
+DAMAGE = "content time added removed size channels truncated flipped index flipped_index"
+
+
+@pytest.mark.parametrize("change", DAMAGE.split())
 def test_stale_or_damaged_cache_is_rebuilt(folder, monkeypatch, change):
     list(image_loader(folder))
     place, settings = folder / "train" / "NG" / "0.png", {}
@@ -74,13 +75,28 @@ def test_stale_or_damaged_cache_is_rebuilt(folder, monkeypatch, change):
     elif change == "channels":
         settings = {"channels": 1}
     else:
-        damaged = index if (change == "index") == (index.suffix == ".json") else data
-        damaged.write_bytes(damaged.read_bytes()[:-10])
+        by_suffix = {path.suffix: path for path in (data, index)}
+        damaged = by_suffix[".json" if "index" in change else ".bin"]
+        content = damaged.read_bytes()
+        place = content.index(b'"sums"') + 200 if "index" in change else 5000  # in a sum
+        digit = b"8" if content[place : place + 1] == b"7" else b"7"
+        changed = content[:place] + digit + content[place + 1 :]
+        damaged.write_bytes(changed if "flipped" in change else content[:-10])
     read = count_reads(monkeypatch)
     ours = list(image_loader(folder, **settings))
     assert len(read) == {"added": 17, "removed": 15}.get(change, 16)
     assert_same(ours, list(image_loader(folder, cache=None, **settings)))
     assert len(kept_files(folder)) == 2  # the old ones are deleted
+
+
+def test_cache_file_that_is_truncated_meanwhile_is_not_read(folder):
+    """Reading beyond the end of a mapped file kills the process."""
+    list(image_loader(folder))
+    images = image_loader(folder).samples.contents.images
+    with open(images.path, "r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(OSError, match="its size has changed"):
+        cache.ImageFile(images.path, images.shapes)[15]
 
 
 def test_two_processes_write_the_cache_at_the_same_time(folder, monkeypatch):
