@@ -1,16 +1,32 @@
 """Tables for files and for the screen, and file names that every system accepts."""
 
 import csv
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from utils.files import atomic_write, numbered, safe_name
 
+FORMULA = tuple("=+-@\t\r＝＋－＠")  # how a text begins that a spreadsheet would compute
+
 
 def write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table; it begins with the byte order mark by which Excel recognizes UTF-8."""
+    """Write a table; it begins with the byte order mark by which Excel recognizes UTF-8.
+
+    A text that a spreadsheet would compute gets an apostrophe in front, see `inert`.
+    """
     with atomic_write(path, "w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows(map(inert, row) for row in [header, *rows])
+
+
+def inert(cell: object) -> object:
+    """The cell of a table; 'text in place of =text, +text, -text or @text, which a spreadsheet
+    would compute: a file's name may be somebody else's. Negative numbers stay.
+    """
+    if not isinstance(cell, str) or not cell.startswith(FORMULA):
+        return cell
+    is_number = re.fullmatch(r"-(\d+\.?\d*(e[-+]?\d+)?|inf)", cell)
+    return cell if is_number else f"'{cell}"
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from base.monitor import Monitor
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
 from utils import checkpoint
-from utils.files import ROOT
+from utils.files import ROOT, shell_command
 
 Log = dict[str, float]  # what an epoch measured
 COLUMNS = 80  # of a line on the screen
@@ -71,7 +71,7 @@ class Recorder:
 
     def stopped(self, run: Path, where: str, script: str) -> None:
         """A signal ended the run; its state is saved, and `script` continues it."""
-        command = f"python {script} -r {run}"
+        command = shell_command("python", script, "-r", run)
         self.logger.warning(f"stopped {where}; everything is saved. Continue with:\n  {command}")
         self.writer.close()
 
@@ -88,7 +88,8 @@ class Recorder:
         lines.append(f"  model  {next(path for path in candidates if path.exists())}")
         lines += [f"  log    {self.log_dir}", "next:", *(f"  {c}" for c in next_commands(run))]
         if self.writer.enabled:
-            lines.append(f"  tensorboard --logdir {self.log_dir.parent.parent}")
+            command = shell_command("tensorboard", "--logdir", self.log_dir.parent.parent)
+            lines.append(f"  {command}")
         self.logger.info("\n".join(lines))
 
 
@@ -101,7 +102,7 @@ def next_commands(run: Path) -> list[str]:
     scripts = sorted(ROOT.glob("*.py"), reverse=True)  # this happens to be the usual order of work
     first_lines = (path.read_text("utf-8", "replace").partition("\n")[0] for path in scripts)
     offers = (OFFER.search(line) for line in first_lines)
-    return [f"{offer[0]}{run}" for offer in offers if offer]
+    return [shell_command(*offer[0].split(), run) for offer in offers if offer]
 
 
 def _values(log: Log, best: bool, indent: int) -> str:

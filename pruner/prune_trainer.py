@@ -28,6 +28,7 @@ from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.engine import distributed
 from utils.engine.engine import Call, Running, unwrap
 from utils.errors import CheckpointError, RunError, UserError
+from utils.files import named
 
 T = TypeVar("T")
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
@@ -241,7 +242,10 @@ class PruneTrainer(Trainer):
         """Measure the original, and plan the steps: what cannot be reached is refused here."""
         example = self.example[:1]
         try:
-            distributed.run_on_main(lambda: self.original.write_bytes(onnx_bytes(network, example)))
+            with named(self.original):
+                distributed.run_on_main(
+                    lambda: self.original.write_bytes(onnx_bytes(network, example))
+                )
         except UserError as error:  # the aim may not need it
             self.logger.warning(f"{error}; speed is not measured")
         self.rows = [{"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None}]

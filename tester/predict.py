@@ -26,7 +26,7 @@ from trainer.build import build_trained_network, trained_state
 from trainer.multi_label import MultiLabelTask
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
-from utils.files import printable
+from utils.files import named, printable
 
 LIKELIEST = 3
 
@@ -83,7 +83,8 @@ def predict_images(
         if heatmap:
             heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
-            image.save(folder / "heatmaps" / overlay_name, quality=95)
+            with named(path := folder / "heatmaps" / overlay_name):
+                image.save(path, quality=95)
     table, decision = folder / "predictions.csv", ["decision"] if inspection else []
     write_csv(table, ["picture", "predicted", *decision, *probability_columns(classes)], rows)
     logger.info("check passed" if check and not unreadable else f"written: {table}")

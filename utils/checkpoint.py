@@ -24,7 +24,7 @@ from torch import nn
 from utils import lock
 from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
-from utils.files import ROOT, atomic_write, numbered
+from utils.files import ROOT, atomic_write, numbered, remove_leftovers
 from utils.origin import origin
 
 BEST = "model_best.pth"
@@ -274,8 +274,7 @@ def set_aside(run: Path, epoch: int) -> list[Path]:
     """
     if not distributed.is_main():
         return []
-    for unfinished in run.glob(".*.pth*.tmp"):
-        unfinished.unlink()
+    remove_leftovers(run)
     moved = {}
     for path in [*numbered_checkpoints(run), run / BEST]:
         if path.exists() and _epoch(path) > epoch:

@@ -1,6 +1,8 @@
 """Reading, checking and building configurations, compared with the file and torch's own objects."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -562,3 +564,37 @@ def test_result_of_a_builder_function_must_fit_the_section(digits, train, own_co
     own_code("own_function", "def three():\n    return 3\n")
     train(digits({"arch": "own_function.three"}), code=2)
     assert "three returns a int, not a Module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "chain", "diamond", "long"])
+def test_extends_is_bounded(tmp_path, kind):
+    file = tmp_path / "0.json"
+    file.write_text('{"extends": "x"}')
+    (tmp_path / "x").write_text("{}")
+    if kind == "device":
+        file.write_text('{"extends": "/dev/zero"}')
+    elif kind == "pipe":
+        os.mkfifo(tmp_path / "pipe")
+        file.write_text('{"extends": "pipe"}')
+    elif kind == "long":
+        (tmp_path / "x").write_text(" " * 600_000 + "{}")
+    else:
+        for number in range(400 if kind == "chain" else 30):
+            names = [f"{number + 1}.json"] * (1 if kind == "chain" else 2)
+            (tmp_path / f"{number}.json").write_text(json.dumps({"extends": names}))
+        (tmp_path / f"{number + 1}.json").write_text("{}")
+    words = {"device": "device or a pipe", "pipe": "device or a pipe", "long": "characters"}
+    with pytest.raises(UserError, match=words.get(kind, "more than 100 files")):
+        config_file.read_layers(file)
+
+
+def test_configuration_may_come_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as threads:
+        threads.submit((tmp_path / "pipe").write_text, '{"name": "a"}')
+        assert config_file.read_layers(tmp_path / "pipe")[0] == {"name": "a"}
+
+
+def test_names_that_windows_reserves_are_refused(digits):
+    with pytest.raises(ConfigError, match="a folder, and Windows reserves"):
+        ConfigParser(digits(name="aux.v2"))

@@ -12,6 +12,10 @@ import json5
 
 from utils.config.sections import ALIASES, sources_of
 from utils.errors import UserError
+from utils.files import write_text
+
+LARGEST = 500_000  # characters of a file
+MOST_FILES = 100  # that a file extends, each counted as often as it is named
 
 
 def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, list[dict]]:
@@ -23,7 +27,7 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, list[dic
         raise UserError(f"{str(path)!r} is not a file name")
     if path.resolve() in seen:
         raise UserError(f"{path} extends itself, by way of {' -> '.join(p.name for p in seen)}")
-    config = _parse(path)
+    config = _parse(path, extended=bool(seen))
     parents = config.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
@@ -31,6 +35,8 @@ def read_layers(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, list[dic
     merged: dict = {}
     layers: list[dict] = []
     for parent in parents:
+        if len(layers) + len(seen) >= MOST_FILES:
+            raise UserError(f'{path}: "extends" leads to more than {MOST_FILES} files')
         below, layers_below = read_layers(path.parent / parent, (*seen, path.resolve()))
         merged, layers = merge(merged, below), layers + layers_below
     return merge(merged, config), [*layers, config]
@@ -134,20 +140,25 @@ def assign(config: dict, keys: list[str], value: object) -> None:
 
 def write(config: dict, path: Path) -> None:
     """Plain JSON, as any tool reads it."""
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def _parse(path: Path) -> dict:
+def _parse(path: Path, extended: bool) -> dict:
     if path.is_dir() or not path.exists():
         folder, where = (path, "in") if path.is_dir() else (path.parent, "beside")
         problem = f"{path} is a folder" if folder == path else f"there is no file {path}"
         names = ", ".join(sorted(file.name for file in folder.glob("*.json")))
         raise UserError(f"{problem}; {where} it: {names}" if names else problem)
+    # -c may name a pipe
+    if extended and not path.is_file():
+        raise UserError(f"{path} is a device or a pipe, not a file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    if len(text) > LARGEST:
+        raise UserError(f"{path} is not a configuration: it has more than {LARGEST:,} characters")
     try:
         # json5 leaves "\\ud83d\\udc36" as two halves of a character: json joins them, or fails
         config = json.loads(json.dumps(json5.loads(text, allow_duplicate_keys=False)))

@@ -16,7 +16,7 @@ from utils.config.config import SAVE_DIR, ConfigParser
 from utils.config.sections import LOADERS
 from utils.engine import launch
 from utils.errors import UserError
-from utils.files import printable
+from utils.files import printable, shell_command
 
 NEWEST = "the newest run"  # what -r without a path means
 
@@ -137,8 +137,8 @@ def _read(
     is_inside = not (resume.parent / "config.json").exists() and (run / "config.json").exists()
     if script.trains and is_inside:
         raise UserError(
-            f"{resume} is a part of the run {run}: resume that with -r {run}, or start a new "
-            f"run with -c FILE -r {resume}"
+            f"{resume} is a part of the run {run}: resume that with {shell_command('-r', run)}, "
+            f"or start a new run with -c FILE {shell_command('-r', resume)}"
         )
     if state["config"] is None:
         raise UserError(f"{resume} carries no configuration: pass -c FILE, for data like its own")
@@ -217,6 +217,19 @@ def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
     elif per_process:
         config.warnings.append("engine.batch_size: ignored on resume, as it is fixed for a run")
     return config.replace(**sections)
+
+
+def less_memory(config: ConfigParser) -> str:
+    """What to set if the memory is not enough, in words."""
+    loader, trainer = (config.signature(name).parameters for name in ("data_loader", "trainer"))
+    size = config.argument("data_loader", "batch_size") if "batch_size" in loader else 1
+    if size == 1:
+        return "a smaller network, smaller inputs or data_loader.args.num_workers=0 need less"
+    advice = f"batches of {size} are too large: -s data_loader.args.batch_size={size // 2}"
+    if "grad_accum_steps" in trainer and not config.own_sections("optimizer"):
+        steps = 2 * config.argument("trainer", "grad_accum_steps")
+        advice += f" trainer.grad_accum_steps={steps}"
+    return f"{advice} takes about half"
 
 
 def _with_arguments(spec: str | dict, **arguments: object) -> dict:

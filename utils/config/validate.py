@@ -8,6 +8,7 @@ from collections.abc import Callable
 from utils.config.lookup import Source, did_you_mean, metric_name
 from utils.config.sections import PLAIN, REQUIRED, ROLES, SOURCES, role_of, sources_of
 from utils.config.types import drop_nulls, find_infinite, find_type_errors
+from utils.files import DEVICES
 
 # logged beside the metrics
 RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
@@ -148,6 +149,8 @@ def _check_metrics(specs: object) -> list[str]:
 def _check_name(name: object) -> list[str]:
     if not isinstance(name, str):
         return []
+    if DEVICES.fullmatch(name):
+        return [f'name: "{name}" becomes a folder, and Windows reserves this name']
     if name.strip(" .") and len(name) <= 100 and not re.search(r'[\\/:*?"<>|\x00-\x1f]', name):
         return []
     shown = json.dumps(name)[:110]
