@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Collection
@@ -19,7 +18,8 @@ from pathlib import Path
 
 from utils.config import config_file
 from utils.errors import UserError
-from utils.files import safe_name
+from utils.files import safe_name, shell_command
+from utils.screen import open_screen
 
 TEMPLATE = Path(__file__).resolve().parent
 LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
@@ -39,6 +39,7 @@ Write your loader in `data_loader/`, your network, loss and metrics in `model/`,
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_screen()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     add = parser.add_argument
@@ -56,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    start = f" -r {shlex.quote(weights.as_posix())}" if weights else ""
-    command = f"python train.py -c config.json{start}"
+    start = ["-r", weights.as_posix()] if weights else []
+    command = shell_command("python", "train.py", "-c", "config.json", *start)
     readme = README.format(name=dest.resolve().name, train=command)
     (dest / "README.md").write_text(readme, encoding="utf-8")
-    print(f"{dest} is ready:\n  cd {shlex.quote(str(dest))} && {command}")
+    print(f"{dest} is ready:\n  {shell_command('cd', dest)} && {command}")
     return 0
 
 

@@ -1,15 +1,16 @@
 import functools
 import inspect
-import os
-import signal
 from abc import ABC
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from base.samples import Batch, EpochSampler, Sample, Samples, finished
+from base.samples import Batch, EpochSampler, Sample, Samples
+from base.worker_loader import WorkerLoader
 from utils.config.hints import NonNegativeInt, PositiveInt, Share
 from utils.config.signature import get_signature
 from utils.engine import distributed
@@ -18,7 +19,7 @@ from utils.engine.launch import cores
 from utils.errors import UserError
 
 
-class BaseDataLoader(DataLoader, ABC):
+class BaseDataLoader(WorkerLoader, ABC):
     """Batches of one subset of some data: write `build_dataset`, or pass a dataset on.
 
     A subclass's constructor stores its own arguments (`self.data_dir = data_dir`), then passes the
@@ -82,6 +83,8 @@ class BaseDataLoader(DataLoader, ABC):
         if num_workers == "auto":  # without a GPU all cores are busy with the training
             workers_help = torch.cuda.is_available() and not self.in_memory
             num_workers = min(8, cores() - 1) if workers_help else 0
+        if num_workers > (most := max(64, 4 * cores())):
+            raise UserError(f"data_loader.args.num_workers: {num_workers} should be at most {most}")
         processes = distributed.world_size()
         if batch_size < processes:
             raise UserError(f"batch_size {batch_size} is too small for {processes} processes")
@@ -91,9 +94,6 @@ class BaseDataLoader(DataLoader, ABC):
             len(range(batch_size)[distributed.rank_slice(batch_size)]),
             sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
             num_workers=num_workers,
-            collate_fn=finished,
-            worker_init_fn=_ignore_interrupts,
-            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # to start an epoch without drawing from the global one
         )
@@ -210,6 +210,24 @@ class BaseDataLoader(DataLoader, ABC):
             first = (self.sampler.epoch + 1) * len(self)
             yield from self
 
+    def find_not_finite(self, first: int, count: int) -> str | None:
+        """The name of a sample with NaN or infinity in one of `count` batches, from number `first`
+        on, which are made again; None if there is none. That of several if it cannot tell.
+        """
+        for number, batch in zip(range(first, first + count), self.batches(first), strict=False):
+            values: list[Tensor] = []
+            map_tensors(batch, values.append)
+            for value in values:
+                wrong = ~value.isfinite().flatten(1) if value.ndim > 1 else ~value.isfinite()
+                if wrong.any():
+                    self.sampler.epoch, place = divmod(number, len(self))
+                    keys = next(islice(self.batch_sampler, place, None))
+                    names = [self.dataset.name(int(self.dataset.indices[key[1]])) for key in keys]
+                    rows = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
+                    is_per_sample = len(wrong) == len(names)
+                    return names[rows[0]] if is_per_sample else f"one of {', '.join(names)}"
+        return None
+
     def to(self, device: torch.device) -> None:
         """Prepare data in memory on the GPU that trains, if they fit there."""
         if device.type == "cuda" and self.num_workers == 0 and self.dataset.offers.to(device):
@@ -263,12 +281,3 @@ class BaseDataLoader(DataLoader, ABC):
         for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
             result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()
         return result
-
-
-def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C, and a batch system's SIGTERM, reach the whole process group. A worker that dies of
-    # it would cost the epoch that the trainer wants to save. In its own group it lives on.
-    if hasattr(os, "setpgrp"):
-        os.setpgrp()
-    else:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)

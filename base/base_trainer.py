@@ -324,11 +324,25 @@ class BaseTrainer(ABC):
         return log
 
     def fail_unless_finite(self, name: str, value: float) -> None:
-        """Raises RunError for an infinite or NaN loss, before this epoch is written to disk."""
+        """Raises RunError for an infinite or NaN loss, before this epoch is written to disk.
+
+        If the data is to blame, it raises UserError, which names a sample.
+        """
         if math.isfinite(value):
             return
         last_good = next(checkpoint.numbered_checkpoints(self.config.save_dir), "none")
         rate = self.optimizer.param_groups[0]["lr"]
+        loader, batches = self.data_loader, self.recent_batches()
+        if name.startswith("val_"):
+            loader, batches = self.valid_data_loader, range(len(self.valid_data_loader))
+        found = None
+        if isinstance(loader, BaseDataLoader):
+            found = loader.find_not_finite(batches.start, len(batches))
+        if found := next(filter(None, distributed.all_gather(found)), None):
+            raise UserError(
+                f"{name} became {value} in epoch {self.epoch}, as there is NaN or infinity in the "
+                f"data: {found} (last good state: {last_good})"
+            )
         raise RunError(
             f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g} "
             f"(last good state: {last_good}). "
@@ -354,6 +368,10 @@ class BaseTrainer(ABC):
     def recent_loss(self) -> float:
         """The mean loss of the last batches, which decides whether the state is worth saving."""
         return 0.0
+
+    def recent_batches(self) -> range:
+        """Numbers of the training batches of which one may have made the loss NaN or infinite."""
+        return range((self.epoch - 1) * self.len_epoch, self.epoch * self.len_epoch)
 
     def _save_numbered(self) -> None:
         path = self.config.save_dir / f"checkpoint-epoch{self.epoch}.pth"

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from utils.engine import distributed
 from utils.engine.engine import Tensors, map_tensors
 from utils.engine.randomness import make_generator, seeded, stratified_choice
-from utils.errors import UserError
+from utils.errors import UserError, explained
+from utils.files import printable
 
 Sample = Tensors  # what a dataset returns and the task understands: (input, target), a dict, ...
 Batch = Tensors  # the same for several samples: a tuple of tensors, a dict of tensors, ...
@@ -73,6 +74,8 @@ class Samples(Dataset):
     validation_split: int | float
     seed: int
     collate_fn: Callable[[list[Sample]], Batch] | None = field(default=None, init=False)
+    # of each worker, in shared memory: the sample that it loads, -1 for none
+    loading: Sequence[int] | None = field(default=None, init=False)
 
     @functools.cached_property
     def whole(self) -> Dataset:
@@ -109,13 +112,18 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def name(self, index: int) -> str:
+        """A sample of `whole` as a message calls it."""
+        paths = self.offers.paths
+        return f"sample {index} of {self.subset}" if paths is None else printable(str(paths[index]))
+
     def __getstate__(self) -> dict[str, object]:
         # A spawned worker gets the built dataset, not the loader that builds it.
         return {"whole": self.whole, "indices": self.indices, **vars(self)}
 
     def __getitem__(self, key: Key) -> Sample:
         index = int(self.indices[key[1]])
-        with self._seeded((key[0], index, key[2])):
+        with self._seeded((key[0], index, key[2])), explained(_failure(self.name(index))):
             return self.whole[index]
 
     def __getitems__(self, keys: list[Key]) -> Batch:
@@ -123,20 +131,36 @@ class Samples(Dataset):
         epochs, positions, repeats = zip(*keys, strict=True)
         indices = self.indices[list(positions)].tolist()
         seeds = list(zip(epochs, indices, repeats, strict=True))
-        with self._seeded(seeds[0]) as reseed:
-            if self.collate_fn is None and self.offers.__getitems__:
-                batch = self.offers.__getitems__(indices)
-            else:
-                is_own = self.collate_fn is not None
-                take = self.whole.__getitem__ if is_own else self.offers.transform
-                samples = []
-                for parts in seeds:
-                    reseed(*self._seed(parts))
-                    samples.append(take(parts[1]))
-                if is_own:  # its random numbers, too, follow from the keys
-                    return self.collate_fn(samples)
-                batch = self.offers.collate(samples)
-        return batch if isinstance(batch, tuple) else default_collate(batch)
+        reading = self._begin(indices)
+        try:
+            with self._seeded(seeds[0]) as reseed:
+                if self.collate_fn is None and self.offers.__getitems__:
+                    batch = self.offers.__getitems__(indices)
+                else:
+                    is_own = self.collate_fn is not None
+                    take = self.whole.__getitem__ if is_own else self.offers.transform
+                    samples = []
+                    for parts in seeds:
+                        reading = self._begin([parts[1]])
+                        reseed(*self._seed(parts))
+                        samples.append(take(parts[1]))
+                    reading = self._begin(indices)
+                    if is_own:  # its random numbers, too, follow from the keys
+                        return self.collate_fn(samples)
+                    batch = self.offers.collate(samples)
+            return batch if isinstance(batch, tuple) else default_collate(batch)
+        except Exception:
+            some = ", ".join([*map(self.name, reading[:5]), *["..."] * (len(reading) > 5)])
+            with explained(_failure(some)):
+                raise
+        finally:
+            self._begin([-1])
+
+    def _begin(self, indices: list[int]) -> list[int]:
+        """Note for the main process, if this is a worker, which samples are loaded now."""
+        if self.loading is not None and (worker := get_worker_info()) is not None:
+            self.loading[worker.id] = indices[0]
+        return indices
 
     def _seeded(self, parts: Key) -> contextlib.AbstractContextManager[Callable]:
         if self.offers.deterministic and self.collate_fn is None:
@@ -145,6 +169,10 @@ class Samples(Dataset):
 
     def _seed(self, parts: Key) -> tuple[int | str, ...]:
         return self.seed, self.subset, *(parts if parts[2] else parts[:2])
+
+
+def _failure(names: str) -> str:
+    return f"data_loader: {names} cannot be loaded"
 
 
 class EpochSampler(Sampler):

@@ -18,11 +18,10 @@ from exporter.proof import SIZES, prove
 from exporter.signature import build_signature, find_shapes, leaves
 from logger.files import aligned, threads_in_words
 from model.summary import count
-from trainer.rehearsal import explained
 from utils.checkpoint import origin_beside, output_dir
 from utils.config.config import ConfigParser
-from utils.errors import RunError, UserError
-from utils.files import write_text
+from utils.errors import RunError, UserError, explained
+from utils.files import remove_leftovers, temporary_suffix, write_text
 from utils.versions import versions
 
 CALIBRATION = 128  # training samples
@@ -54,11 +53,13 @@ class Export:
             raise UserError(f"-o {output}: {name} writes files that end in {suffix}")
         if not evaluator.check:
             output.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(output.parent)
         self.exporter, self.evaluator = exporter, evaluator
         self.logger = logging.getLogger("export")
         # Files are in this folder until they are proven; it is removed with this object.
         folder = None if evaluator.check else output.parent
-        self.work = tempfile.TemporaryDirectory(prefix=".export-", dir=folder)
+        suffix = temporary_suffix()
+        self.work = tempfile.TemporaryDirectory(prefix=".export-", suffix=suffix, dir=folder)
         self.path = self._unproven(output) if evaluator.check else output
         self.written: list[Path] = []
         self.failures: list[str] = []

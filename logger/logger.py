@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import logging.handlers
 import os
 import sys
 from pathlib import Path
@@ -23,11 +24,27 @@ class ConsoleFormatter(logging.Formatter):
         return f"{color}{text}\033[0m" if colored else text
 
 
+class _Lasting(logging.Handler):
+    """A run goes on when nobody reads its screen any more (`| head -1`), or the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+class Console(_Lasting, logging.StreamHandler):
+    """The screen."""
+
+
+class LogFile(_Lasting, logging.handlers.RotatingFileHandler):
+    """info.log."""
+
+
 def setup_logging(log_dir: Path | None = None, verbosity: int = 2) -> None:
     """Log to the console and, if `log_dir` is given, to info.log there; see logger_config.json.
 
     The console shows warnings (verbosity 0), also a line per epoch (1), or everything (2); the file
-    is the same for each verbosity.
+    is the same for each verbosity. Raises OSError if the file cannot be written.
     """
     config = json.loads(Path(__file__).with_name("logger_config.json").read_text(encoding="utf-8"))
     handlers = config["handlers"]
@@ -38,4 +55,7 @@ def setup_logging(log_dir: Path | None = None, verbosity: int = 2) -> None:
     else:
         log_dir.mkdir(parents=True, exist_ok=True)
         handlers["info_file"]["filename"] = str(log_dir / handlers["info_file"]["filename"])
-    logging.config.dictConfig(config)
+    try:
+        logging.config.dictConfig(config)
+    except ValueError as error:  # "unable to configure handler"
+        raise error.__cause__ or error from None

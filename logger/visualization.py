@@ -1,8 +1,11 @@
 """Writes TensorBoard's event files."""
 
 import inspect
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +56,9 @@ class TensorboardWriter:
             raise AttributeError(f"TensorboardWriter has no {name}")
 
         def add(tag: object, /, *data: object, **options: object) -> None:
-            if self.enabled:
+            if not self.enabled:
+                return
+            with self._optional():
                 method = getattr(self._open(), name)
                 if "global_step" in inspect.signature(method).parameters:
                     options["global_step"] = self.step
@@ -61,6 +66,16 @@ class TensorboardWriter:
                 method(tag, *data, **options)
 
         return add
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """A run that cannot write these files, as the disk is full, goes on without."""
+        try:
+            yield
+        except OSError as error:
+            self.enabled, reason = False, error.strerror or error
+            text = f"no more TensorBoard files in {self.log_dir}: {reason}"
+            logging.getLogger("trainer").warning(text)
 
     def add_parameters(self, model: nn.Module, training_seconds: float) -> None:
         """A histogram of each parameter; skipped while earlier ones took over 2 % of training time.
@@ -105,7 +120,8 @@ class TensorboardWriter:
     def close(self) -> None:
         """Write everything; a later call opens a new file."""
         if self._writer is not None:
-            self._writer.close()
+            with self._optional():
+                self._writer.close()
             self._writer = None
 
     def _open(self) -> "SummaryWriter":
@@ -113,6 +129,7 @@ class TensorboardWriter:
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
             from torch.utils.tensorboard.summary import hparams
 
+            threading.excepthook = _excepthook
             self._writer = SummaryWriter(
                 str(self.log_dir), purge_step=self._purge_step, max_queue=100, flush_secs=30
             )
@@ -120,3 +137,9 @@ class TensorboardWriter:
                 self._writer.file_writer.add_summary(summary)
             self._hyperparameters = None
         return self._writer
+
+
+def _excepthook(arguments: threading.ExceptHookArgs) -> None:
+    # the writer's thread passes its errors on to `add_...`
+    if not type(arguments.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(arguments)

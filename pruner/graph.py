@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from model.heads import Output, auxiliary_outputs, main_output
 from pruner.families import fix_attributes, kept_parts, traceable
-from utils.errors import UserError
+from utils.errors import explained
 
 if TYPE_CHECKING:
     from torch_pruning.dependency import Group
@@ -212,13 +212,8 @@ def widths(network: nn.Module) -> dict[str, int]:
 @contextmanager
 def explain_failure(network: nn.Module) -> Iterator[None]:
     """Turn what torch-pruning raises on a network that it does not support into a UserError."""
-    try:
+    with explained(f"pruner: torch-pruning failed on {type(network).__name__}", f"; {ADVICE}"):
         yield
-    except UserError:
-        raise
-    except Exception as error:  # torch-pruning has no exceptions of its own
-        name, reason = type(network).__name__, f"{type(error).__name__}: {error}"
-        raise UserError(f"pruner: torch-pruning failed on {name} ({reason}); {ADVICE}") from error
 
 
 def run_with_auxiliary_heads(network: nn.Module, example: Tensor) -> Output:

@@ -18,9 +18,9 @@ from tester.charts import confusion_chart, overlay, scatter_chart, threshold_cha
 from tester.predictions import Predictions, probability_cells, probability_columns
 from tester.samples import Samples
 from tester.trained import Test
-from trainer.rehearsal import explained
 from utils.checkpoint import origin_beside, output_dir
-from utils.files import numbered, write_text
+from utils.errors import explained
+from utils.files import named, numbered, write_text
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
@@ -209,7 +209,8 @@ def write_images(folder: Path, images: dict[str, Image.Image]) -> Path:
             return target
     target.mkdir(parents=True)
     for name, content in contents.items():
-        (target / name).write_bytes(content)
+        with named(target / name):
+            (target / name).write_bytes(content)
     return target
 
 

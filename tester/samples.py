@@ -7,8 +7,7 @@ from torch import Tensor
 
 from base import BaseTask
 from base.base_task import Step
-from trainer.rehearsal import explained
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 SHOWN = 24  # samples with images
 

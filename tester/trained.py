@@ -19,11 +19,11 @@ from trainer.build import (
 )
 from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
-from trainer.rehearsal import explained, rehearse
+from trainer.rehearsal import rehearse
 from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 SHOWN = 10  # samples that are left out
 

@@ -7,10 +7,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from base import BaseDataLoader
-from base.samples import Batch, Key, finished
+from base.samples import Batch, Key
+from base.worker_loader import WorkerLoader
 from model.freezing import set_training_mode
 from model.heads import find_head
 from utils.engine.engine import Engine
@@ -32,14 +33,16 @@ class FeatureDataLoader(BaseDataLoader):
     """The batches of another loader, with features in place of the inputs."""
 
     def __init__(self, original: BaseDataLoader, features: Tensor, targets: Tensor):
-        self.stored = features, targets
+        self.stored, self.files = (features, targets), original.paths
         settings = original.settings | {"validation_split": 0, "num_workers": 0}
         super().__init__(**settings, subset=original.subset)
         self.sampler.order = original.sampler.order
         self.classes, self.input, self.example = original.classes, original.input, original.example
 
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
-        return _Features(*self.stored)
+        features = _Features(*self.stored)
+        features.paths = self.files
+        return features
 
 
 class _Features(TensorDataset):
@@ -86,13 +89,8 @@ def with_features(
 ) -> FeatureDataLoader:
     """The loader with the features of all its samples in memory, on the CPU."""
     network.eval()
-    batches = DataLoader(
-        loader.dataset,
-        loader.batch_size,
-        sampler=_keys(len(loader.dataset)),
-        num_workers=loader.num_workers,
-        collate_fn=finished,
-    )
+    keys, workers = _keys(len(loader.dataset)), loader.num_workers
+    batches = WorkerLoader(loader.dataset, loader.batch_size, sampler=keys, num_workers=workers)
     features, targets = [], []
     for data, target in batches:
         features.append(_tail_input(network, tail, engine.to_device(data)).cpu())

@@ -2,11 +2,9 @@
 
 import copy
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +21,7 @@ from trainer.features import first_samples
 from trainer.tasks import describe
 from utils.engine import distributed
 from utils.engine.engine import Call, Engine, Running, Tensors, unwrap
-from utils.errors import Interrupted, RunError, UserError, first_line
-from utils.files import ROOT
+from utils.errors import UserError, explained
 
 RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
 IGNORED = -100  # torch's default for labels that do not count
@@ -241,22 +238,6 @@ def known_labels(loader: BaseDataLoader) -> np.ndarray | None:
 def shorten(names: list[str]) -> str:
     """Some of the names: "NG, OK", "0, 1, 2, 3, 4, ... 9"."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... {names[-1]}"
-
-
-@contextmanager
-def explained(problem: str, hint: str = "") -> Iterator[None]:
-    """Any error inside becomes a sentence that names the user's line."""
-    try:
-        yield
-    except (UserError, RunError, Interrupted):
-        raise
-    except Exception as error:  # whatever a user's network, loss or metric does
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [
-            f for f in frames if Path(f.filename).is_relative_to(ROOT) and f.filename != __file__
-        ]
-        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-        raise UserError(f"{problem}: {first_line(error)}{place}{hint}") from error
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from trainer.decisions import class_number
 from trainer.doubts import Answers, contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
-from trainer.rehearsal import check_kind, explained, rehearse
+from trainer.rehearsal import check_kind, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
 from utils.engine.engine import Call, Running, map_tensors, unwrap
-from utils.errors import UserError
+from utils.errors import UserError, explained
 
 LOGGING = "_train_epoch", "_valid_epoch"  # a subclass's own may log more
 STATISTICS_BATCHES = 20  # of training data, for what is computed from a sample of it
@@ -241,6 +241,11 @@ class Trainer(BaseTrainer):
 
     def recent_loss(self) -> float:
         return self.meters.recent_loss()
+
+    def recent_batches(self) -> range:
+        batches = super().recent_batches()
+        end = self.step or self.len_epoch  # 0: a subclass's own _train_epoch counts none
+        return batches[max(0, self.step - self.log_interval) : end]
 
     def _bar(self, epoch: int) -> tqdm:
         hidden = True if self.verbosity < 2 or not distributed.is_main() else None

@@ -1,5 +1,17 @@
 """What can go wrong, by who must act; `parse_config.command` prints it and sets the exit code."""
 
+import contextlib
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from utils.files import ROOT
+
+# of torch on the CPU (Linux, Windows) and on a GPU, and of workers, whose errors arrive as text
+OUT_OF_MEMORY = r"out of memory|allocate memory|not enough memory|ALLOC_FAILED|MemoryError"
+
 
 class UserError(Exception):
     """The user must correct a config, a path, a file. Shown without a traceback, exit code 2."""
@@ -35,5 +47,31 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not empty; without one, the name of its type."""
-    lines = (line for line in str(error).splitlines() if line.strip())
+    text = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)  # else a bare key
+    lines = (line for line in text.splitlines() if line.strip())
     return next(lines, type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of a GPU was full: whatever asked for it is no cause."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    is_torchs = isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))
+    return isinstance(error, MemoryError) or bool(is_torchs)
+
+
+@contextlib.contextmanager
+def explained(problem: str, hint: str = "") -> Iterator[None]:
+    """Any error inside becomes a sentence that names the user's line; but one for full memory."""
+    try:
+        yield
+    except (UserError, RunError, Interrupted):
+        raise
+    except Exception as error:  # whatever a user's network, loss, metric or dataset does
+        if is_out_of_memory(error):
+            raise
+        _, caller, *frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).is_relative_to(ROOT)]
+        own = [f for f in own if f.filename != caller.filename]
+        place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+        raise UserError(f"{problem}: {first_line(error)}{place}{hint}") from error

@@ -1,8 +1,11 @@
 """What a run shows and records, read back by TensorBoard's own reader, and parts of reports."""
 
 import csv
+import errno
+import logging
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ from torch import nn
 
 from logger import TensorboardWriter
 from logger.charts import to_pil_image
-from logger.files import file_names
-from logger.logger import ConsoleFormatter
+from logger.files import file_names, write_csv
+from logger.logger import ConsoleFormatter, setup_logging
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
 from logger.recorder import Recorder, next_commands
@@ -304,3 +307,74 @@ def test_page_from_a_template_in_any_folder(tmp_path):
     assert "<title>Digits 0101: a title</title>" in page
     assert "<p>&lt;script&gt; &amp; co.</p>" in page
     assert "max-width: 1120px" in page  # page.html's style
+
+
+FORMULAS = ["=cmd|'/C calc'!A0", "+1", "-a", "@SUM(A1)", "\t=1", "\r=1", "＝1"]
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path):
+    others = ["a=b", "1e-5", "-1.5", "-inf", "-2e-07", "", "不良"]
+    write_csv(tmp_path / "a.csv", ["=head"], [[cell] for cell in [*FORMULAS, *others, -3, -0.5]])
+    with open(tmp_path / "a.csv", encoding="utf-8-sig", newline="") as file:
+        cells = [row[0] if row else "" for row in csv.reader(file)]
+    assert cells == ["'=head", *(f"'{cell}" for cell in FORMULAS), *others, "-3", "-0.5"]
+
+
+class Full:
+    """What a pipe into `head`, or a full disk, is to Python."""
+
+    encoding, name = "utf-8", "full"
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+    seek = lambda self, *place: 0  # noqa: E731
+    tell = isatty = lambda self: 0
+
+
+def test_lost_screen_and_full_disk_do_not_stop_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    setup_logging(tmp_path)
+    for handler in logging.getLogger().handlers:
+        handler.setStream(Full())
+    logging.getLogger("a").warning("text")
+    assert capsys.readouterr().err == ""
+    logging.getLogger("a").warning("%d", "a mistake in a message")
+    assert "Logging error" in capsys.readouterr().err
+    logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+
+
+def test_log_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "info.log").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        setup_logging(tmp_path)
+    assert raised.value.filename == str(tmp_path / "info.log")
+
+
+@pytest.mark.parametrize("when", ["open", "write"])
+def test_run_goes_on_without_tensorboard_if_the_disk_is_full(tmp_path, monkeypatch, caplog, when):
+    from tensorboard.compat.tensorflow_stub.io import gfile
+
+    def fail(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = "makedirs" if when == "open" else "append"
+    monkeypatch.setattr(gfile.LocalFileSystem, name, fail)
+    monkeypatch.setattr(gfile.LocalFileSystem, "write", fail)
+    writer = TensorboardWriter(tmp_path / "log")
+    for step in range(300):
+        writer.set_step(step)
+        writer.add_scalar("loss", 1.0)
+    writer.close()
+    assert caplog.text.count("no more TensorBoard files") == 1
+    assert not writer.enabled
+    assert "Exception in thread" not in caplog.text
+
+
+def test_commands_can_be_pasted(tmp_path):
+    run = tmp_path / "saved" / "models" / "a b;$HOME" / "1"
+    for command in next_commands(run):
+        assert command.endswith(f" -r '{run}'")

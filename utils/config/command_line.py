@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import gc
 import inspect
@@ -13,9 +14,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from utils.config.config import RUN, ConfigParser
-from utils.config.resolve import NEWEST, CustomArgs, Script, add_options, resolve
+from utils.config.resolve import (
+    NEWEST,
+    CustomArgs,
+    Script,
+    add_options,
+    less_memory,
+    resolve,
+)
 from utils.engine import launch
-from utils.errors import Interrupted, RunError, UserError
+from utils.errors import Interrupted, RunError, UserError, first_line, is_out_of_memory
+from utils.screen import leave_screen, open_screen
 
 Main = Callable[[ConfigParser, argparse.Namespace], None]
 Command = Callable[[list[str] | None], int]
@@ -43,6 +52,7 @@ def command(
     def decorate(function: Main) -> Command:
         @functools.wraps(function)
         def main(argv: list[str] | None = None) -> int:
+            open_screen()
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
             arguments = parser.parse_args(argv)
@@ -51,18 +61,24 @@ def command(
                 if script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
                 if launch.dist_info().rank == 0:
-                    function(read(), arguments)
+                    config = read()
+                    with _memory_explained(functools.partial(less_memory, config)):
+                        function(config, arguments)
             except (UserError, RunError, OSError, RecursionError) as error:
                 if arguments.verbose:
                     traceback.print_exc()
                 message = f"{parser.prog}: {_describe(error)}"
                 if launch.is_first_to_say(message):
-                    print(message, file=sys.stderr)
-                return 1 if isinstance(error, RunError) else 2
+                    with contextlib.suppress(OSError):  # the screen is gone
+                        print(message, file=sys.stderr, flush=True)
+                is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+                return 1 if is_full or isinstance(error, RunError) else 2
             except Interrupted as stop:
                 return 128 + stop.signum
             except KeyboardInterrupt:
                 return 130
+            finally:
+                leave_screen()
             return 0
 
         return main
@@ -91,11 +107,23 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         stack.callback(lock.release)
         stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
-            function(config, arguments)
+            with _memory_explained(functools.partial(less_memory, config)):
+                function(config, arguments)
         except BaseException:
             config.remove_empty_run()
             raise
     return 0
+
+
+@contextlib.contextmanager
+def _memory_explained(advice: Callable[[], str]) -> Iterator[None]:
+    """Raises RunError, with what to do, if the memory is full."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"the memory is full; {advice()} ({first_line(error)[:200]})") from error
 
 
 def build_parser(

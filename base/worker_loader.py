@@ -1,0 +1,92 @@
+"""Batches from other processes, and sentences for what may go wrong there."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from multiprocessing import connection
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from base.samples import Batch, Samples, finished
+from utils.errors import RunError
+
+CAUSES = {  # of the end of a worker, by the number of its signal
+    9: "the system ends processes when the memory is full",
+    7: "the shared memory (/dev/shm) is probably full",
+    11: "a library crashed",
+}
+
+
+class WorkerLoader(DataLoader):
+    """Torch's DataLoader, for `Samples`: a worker's error is a sentence.
+
+    Raises UserError for a sample that cannot be loaded, RunError for a worker that has died.
+    """
+
+    def __init__(self, samples: Samples, *args: Any, num_workers: int = 0, **kwargs: Any):
+        if num_workers:
+            samples.loading = multiprocessing.RawArray("q", [-1] * num_workers)
+        super().__init__(
+            samples,
+            *args,
+            num_workers=num_workers,
+            collate_fn=finished,
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=num_workers > 0,
+            **kwargs,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        with _kept_handler():
+            batches = super().__iter__()
+        try:
+            yield from batches
+        except Exception as error:
+            name, text = type(error).__name__, str(error).strip()
+            if text.startswith("Caught "):  # in a worker, whose traceback follows
+                _, found, sentence = text.rpartition(f"{name}: ")
+                raise type(error)(sentence if found else name) from error
+            if isinstance(error, RuntimeError | OSError | EOFError):
+                self._explain_death(error)
+            raise
+
+    def _explain_death(self, error: Exception) -> None:
+        """Raises RunError if a worker has died."""
+        workers = getattr(self._iterator, "_workers", [])
+        ended = connection.wait([worker.sentinel for worker in workers], timeout=1)
+        for number, worker in enumerate(workers):
+            worker.join(1 if worker.sentinel in ended else 0)
+            if code := worker.exitcode:
+                reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                cause, sample = CAUSES.get(-code, "see above"), self.dataset.loading[number]
+                place = f" while it loaded {self.dataset.name(sample)}" if sample >= 0 else ""
+                raise RunError(
+                    f"data_loader: worker {number + 1} of {self.num_workers} died{place} "
+                    f"({reason}: {cause}); for fewer workers "
+                    f"-s data_loader.args.num_workers={self.num_workers // 2}"
+                ) from error
+
+
+@contextlib.contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Torch's handler raises a worker's death wherever this process is, in the middle of an
+    optimizer step too; without it, it is raised where its batch is missing.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # Windows has none
+    before = number and signal.getsignal(number)
+    yield
+    if before is not None:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(number, before)
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C, and a batch system's SIGTERM, reach the whole process group. A worker that dies of
+    # it would cost the epoch that the trainer wants to save. In its own group it lives on.
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
