@@ -82,7 +82,7 @@ def test_full_disk_is_a_plain_message(digits, train, monkeypatch, capsys):
         raise OSError(28, "No space left on device", "saved/x.pth")
 
     monkeypatch.setattr(torch, "save", fail)
-    train(digits(), code=2)
+    train(digits(), code=1)
     assert "saved/x.pth: No space left on device" in capsys.readouterr().err
 
 
