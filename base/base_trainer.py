@@ -23,7 +23,14 @@ from utils.config.hints import Duration, NonNegativeInt, PositiveInt, Share, sec
 from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
-from utils.errors import CheckpointError, Interrupted, RunError, UserError, first_line
+from utils.errors import (
+    CheckpointError,
+    Interrupted,
+    RunError,
+    UserError,
+    explained_by,
+    first_line,
+)
 from utils.origin import origin
 from utils.versions import versions
 
@@ -236,10 +243,14 @@ class BaseTrainer(ABC):
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config.save_dir, self.config.config, logged)
         self._warn_of_ends()
+        resumed = self.config.resume if self.config.continued else None
         with self.signals:
-            while not self.finished():
-                log = self._run_epoch(self.epoch)
-                self.epoch += 1
+            while True:
+                with explained_by(resumed):  # only its first epoch shows whether all of it fits
+                    if self.finished():
+                        break
+                    log = self._run_epoch(self.epoch)
+                self.epoch, resumed = self.epoch + 1, None
         self.recorder.end(self.config.save_dir, self.monitor, time.perf_counter() - start_time)
         return log
 
@@ -247,11 +258,13 @@ class BaseTrainer(ABC):
         """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
         _ = self.kept
         if self.config.continued:
-            self.load_state_dict(checkpoint.load(self.config.resume))
+            with explained_by(self.config.resume):
+                self.load_state_dict(checkpoint.load(self.config.resume))
         self._warn_of_ends()
         self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
         self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
-        self._run_epoch(self.epoch)
+        with explained_by(self.config.resume if self.config.continued else None):
+            self._run_epoch(self.epoch)
         distributed.barrier()  # rank zero has written it
         written = next(checkpoint.numbered_checkpoints(self.config.save_dir))
         self.load_state_dict(checkpoint.load(written))
@@ -485,7 +498,8 @@ class BaseTrainer(ABC):
             )
 
     def _resume(self, path: Path) -> None:
-        self.load_state_dict(checkpoint.load(path))
+        with explained_by(path):
+            self.load_state_dict(checkpoint.load(path))
         for moved in checkpoint.set_aside(path.parent, self.epoch):
             self.logger.warning(f"{moved.name} is later than {path.name}: moved to {moved.parent}")
         is_best = self.monitor.best_epoch == self.epoch and self.step == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
+from utils.contents import TYPES, find_fault
 from utils.errors import CheckpointError, UserError, first_line
 from utils.files import atomic_write
 
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from exporter.deployed import ExportedNetwork, Runner
 
 SUFFIX = ".onnx"
-
-
-class Input(TypedDict):
-    """A checkpoint's "input"; mean and std may be missing."""
-
-    __pydantic_config__ = {"extra": "allow"}  # noqa: RUF012 (pydantic's name for it)
-    shape: list[int]
 
 
 class Signature(TypedDict):
@@ -42,14 +36,12 @@ class Signature(TypedDict):
 
 
 # What we write and read back, each value as JSON text.
-HINTS = {
-    **dict.fromkeys(("name", "arch"), str),
-    **dict.fromkeys(("epoch", "macs", "parameters"), int),
+HINTS = TYPES | {
+    "name": str,
+    **dict.fromkeys(("macs", "parameters"), int),
     **dict.fromkeys(("softmax", "preprocessed"), bool),
-    **dict.fromkeys(("preprocess", "inspection", "versions", "origin"), dict | None),
-    "config": dict,
-    **dict.fromkeys(("classes", "task_state"), list[str] | None),
-    "input": Input,
+    "preprocess": dict | None,
+    "task_state": list[str] | None,
     "signature": Signature,
 }
 
@@ -60,7 +52,6 @@ def load(path: Path) -> dict:
     A file from another program has "config", "classes" and "input" None.
     """
     import onnx
-    from pydantic import TypeAdapter, ValidationError
 
     try:
         model = onnx.load(path, load_external_data=False)
@@ -78,11 +69,11 @@ def load(path: Path) -> dict:
     ours = {"config", "classes", "input"} <= metadata.keys()
     for key in metadata if ours else metadata.keys() & {"inspection"}:
         try:
-            adapter = TypeAdapter(HINTS.get(key, Any))
-            state[key] = adapter.validate_json(metadata[key], strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise CheckpointError(f"{path}: its metadata is damaged: {key}: {reason}") from error
+            state[key] = json.loads(metadata[key])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: its metadata is damaged: {key}: {error}") from error
+    if fault := find_fault(state, HINTS):
+        raise CheckpointError(f"{path}: its metadata is damaged: {fault}")
     return state
 
 

@@ -4,6 +4,8 @@ A structure is {"shapes": {tensor name: [built, now]}, "attributes": {module nam
 `built` is the size that the constructor makes: a network pruned several times has one structure.
 """
 
+import operator
+
 from torch import Tensor, nn
 
 from utils.errors import CheckpointError
@@ -56,8 +58,9 @@ def resize(network: nn.Module, structure: dict | None) -> None:
     resized: dict[int, Tensor] = {}  # a tensor that has two names stays one tensor
     for name, (built, now) in structure["shapes"].items():
         tensor, current = tensors.get(name), earlier.get(name, [built, built])[1]
-        cut = [axis for axis, (old, new) in enumerate(zip(built, now, strict=True)) if old != new]
-        fits = tensor is not None and tensor.ndim == len(built)
+        cut = [axis for axis, (old, new) in enumerate(zip(built, now, strict=False)) if old != new]
+        fits = tensor is not None and tensor.ndim == len(built) == len(now)
+        fits = fits and all(map(operator.ge, built, now))
         if not fits or any(tensor.shape[axis] != current[axis] for axis in cut):
             actual = "does not have it" if tensor is None else f"has {list(tensor.shape)}"
             raise CheckpointError(f"{problem}: its {name} was built as {built}, {cls} {actual}")
@@ -69,7 +72,7 @@ def resize(network: nn.Module, structure: dict | None) -> None:
         setattr(modules[module], key, resized[id(tensor)])
     for name, values in structure["attributes"].items():
         for key, value in values.items():
-            if name not in modules or key not in vars(modules[name]):
+            if name not in modules or not _is_plain(key, vars(modules[name]).get(key, modules)):
                 raise CheckpointError(f"{problem}: {cls} has no {name}.{key}")
             setattr(modules[name], key, value)
     network.pruned_structure = structure

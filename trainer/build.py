@@ -23,7 +23,7 @@ from utils.config.signature import get_signature
 from utils.engine import distributed
 from utils.engine.engine import Engine, Running, set_memory_format
 from utils.engine.randomness import seeded
-from utils.errors import UserError
+from utils.errors import UserError, explained_by
 from utils.versions import versions
 
 
@@ -168,7 +168,8 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
     if state["config"] and state["config"].get("loss") != config.get("loss"):
         parts = known.state_dict()["parts"]  # another loss keeps its own state
         own["parts"] |= {k: v for k, v in parts.items() if k == "task.criterion"}
-    known.load_state_dict(own)
+    with explained_by(config.resume):
+        known.load_state_dict(own)
 
 
 def build_model(

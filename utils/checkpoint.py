@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from utils import lock
+from utils.contents import TYPES, find_fault
 from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
 from utils.files import ROOT, atomic_write, numbered, remove_leftovers
@@ -32,6 +33,22 @@ NUMBERED = r"checkpoint-epoch(\d+)\.pth"
 TESTED = r"(?:result|report|predictions|wrong_images)(_val|_train|)(?:-\d+)?(?:\.\w+)?"  # in test/
 SUFFIXES = ".pth", ".pt"
 KEYS = "arch", "epoch", "state_dict", "config"
+
+
+# What pytorch-template's checkpoints hold beside plain data; its config becomes a dict.
+IGNORED = ("parse_config.ConfigParser", "pathlib.PosixPath", "pathlib.WindowsPath",
+           "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "numpy.dtype",
+           "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # fmt: skip
+
+
+class Ignored:
+    """Stands for an object in a file, with what describes it; nothing of its class is imported."""
+
+    def __init__(self, *args: object):
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
 
 
 class FileFormat(Protocol):
@@ -119,8 +136,12 @@ def load(path: Path) -> dict:
     missing = ", ".join(key for key in KEYS if not isinstance(state, dict) or key not in state)
     if missing:
         raise CheckpointError(f"{path} is not a checkpoint of this template: it lacks {missing}")
-    if not isinstance(state["config"], dict):
-        raise CheckpointError(f"{path}: its config is not plain data")
+    state = dict.fromkeys(("classes", "input", "ema"), None) | state
+    if isinstance(state["config"], Ignored):  # pytorch-template's ConfigParser
+        attributes = getattr(state["config"], "state", None)
+        state["config"] = attributes["_config"] if isinstance(attributes, dict) else None
+    if fault := find_fault(state, TYPES):
+        raise CheckpointError(f"{path} is damaged, or of another program: {fault}")
     return state
 
 
@@ -148,11 +169,15 @@ def load_file(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Ignored, name) for name in IGNORED]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except Exception as error:  # torch raises seven types, depending on where the damage is
+        found = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
         reason = f"the file is damaged or of another kind ({first_line(error)[:80]})"
+        if found:
+            reason = f"it contains an object of Python, {found[1]}, not only plain data"
         if path.suffix not in SUFFIXES:
             reason = f"nothing in this project reads {path.suffix or 'files without suffix'}"
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}") from error
@@ -182,8 +207,8 @@ def load_into(network: nn.Module, weights: Mapping[str, Any], source: str) -> No
         )
 
 
-def _size(tensor: Any) -> list[int]:
-    return list(getattr(tensor, "shape", ()))
+def _size(tensor: Any) -> list[int] | None:
+    return list(tensor.shape) if isinstance(tensor, torch.Tensor) else None
 
 
 def find(path: Path, best: bool = False) -> tuple[Path, dict]:

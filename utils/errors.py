@@ -45,6 +45,32 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
         super().__init__(f"stopped by signal {signum}")
 
 
+@contextlib.contextmanager
+def explained_by(checkpoint: Path | None) -> Iterator[None]:
+    """Around code that uses a checkpoint's content, in which parts of one's own may be anything.
+
+    Raises CheckpointError, which names the file, for errors that nobody foresaw; None changes
+    nothing.
+    """
+    try:
+        yield
+    except (UserError, RunError, Interrupted, OSError):
+        raise
+    except Exception as error:
+        if checkpoint is None or is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{checkpoint} does not fit: {in_words(error)}") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error of any code, with the place where it happened."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}; "
+        "--verbose shows the traceback)"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not empty; without one, the name of its type."""
     text = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)  # else a bare key

@@ -293,11 +293,11 @@ def test_digest_survives_saving_copying_and_amending(tmp_path):
     expected = digest(state)
     assert expected != DIGEST
     assert checkpoint.read_origin(path)["digest"] == expected
-    checkpoint.amend(path, checkpoint.load(path), inspection={"threshold": 0.5})
+    checkpoint.amend(path, checkpoint.load(path), inspection={"target": "a", "threshold": 0.5})
     checkpoint.copy(path, tmp_path / "copy.pth")
     for file in (path, tmp_path / "copy.pth"):
         assert torch.load(file)["origin"]["digest"] == expected
-        assert torch.load(file)["inspection"] == {"threshold": 0.5}
+        assert torch.load(file)["inspection"] == {"target": "a", "threshold": 0.5}
 
 
 def test_digest_of_shared_and_complex_tensors_is_saved(tmp_path):
@@ -314,7 +314,7 @@ def test_a_checkpoint_that_was_replaced_meanwhile_is_not_amended(tmp_path, caplo
     checkpoint.save(STATE, path)
     tested = checkpoint.load(path)
     checkpoint.save(STATE | {"epoch": 2, "state_dict": {"w": torch.zeros(3)}}, path)
-    checkpoint.amend(path, tested, inspection={"threshold": 0.5})
+    checkpoint.amend(path, tested, inspection={"target": "a", "threshold": 0.5})
     assert checkpoint.load(path)["epoch"] == 2
     assert "inspection" not in checkpoint.load(path)
     assert "model_best.pth was replaced meanwhile" in caplog.text
@@ -412,7 +412,7 @@ def test_what_was_made_from_the_best_checkpoint_is_moved_with_it(derived, caplog
 def test_nothing_is_moved_while_the_network_is_the_same(derived, action, caplog):
     best = derived / "model_best.pth"
     if action == "amend":
-        checkpoint.amend(best, checkpoint.load(best), inspection={"threshold": 0.5})
+        checkpoint.amend(best, checkpoint.load(best), inspection={"target": "a", "threshold": 0.5})
     elif action == "copy":
         checkpoint.copy(best, best)
     elif action == "another epoch":

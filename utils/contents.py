@@ -1,0 +1,146 @@
+"""The types of what a checkpoint holds, or the metadata of an exported file: anyone can write one.
+
+What is missing here is checked by whoever uses it. Keys that nobody knows are allowed.
+"""
+
+from typing import Annotated, Any, NotRequired
+
+import torch
+from annotated_types import Len
+from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from utils.config.hints import NonNegativeInt, PositiveInt
+
+
+def _dense(value: object) -> object:
+    usual = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if not usual or value.is_quantized or value.is_nested:
+        raise PydanticCustomError("tensor", "Input should be a usual tensor")
+    return value
+
+
+OPEN = ConfigDict(extra="allow")
+Weights = dict[str, Annotated[Any, AfterValidator(_dense)]]
+
+
+class Input(TypedDict):
+    """Of the network: the shape of a sample, and how its values were made."""
+
+    __pydantic_config__ = OPEN
+    shape: list[NonNegativeInt]
+    mean: NotRequired[list[float] | None]
+    std: NotRequired[list[float] | None]
+    range: NotRequired[list[float] | str | None]
+
+
+class Origin(TypedDict, total=False):
+    """See `utils.origin.origin`; files and reports also have the path of their checkpoint."""
+
+    __pydantic_config__ = OPEN
+    digest: str | None
+    data: str | None
+    seed: int | None
+    versions: dict[str, Any] | None
+    made_from: dict[str, Any] | None
+    checkpoint: str
+
+
+class Inspection(TypedDict):
+    __pydantic_config__ = OPEN
+    target: str
+    threshold: float
+
+
+class Average(TypedDict):
+    __pydantic_config__ = OPEN
+    n_averaged: int
+    state_dict: Weights
+
+
+class Structure(TypedDict):
+    """See `model.structure`."""
+
+    __pydantic_config__ = OPEN
+    shapes: dict[str, Annotated[list[list[NonNegativeInt]], Len(2, 2)]]  # built and now
+    attributes: dict[str, dict[str, Any]]
+
+
+class Optimizer(TypedDict):
+    __pydantic_config__ = OPEN
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class Monitor(TypedDict):
+    __pydantic_config__ = OPEN
+    rule: str
+    best: float | None
+    best_epoch: int
+    waited: int
+
+
+class Meters(TypedDict):
+    __pydantic_config__ = OPEN
+    count: NonNegativeInt
+    sums: dict[str, float]
+    objects: dict[str, dict[str, Any]]
+
+
+class Trainer(TypedDict):
+    """How far the run is."""
+
+    __pydantic_config__ = OPEN
+    step: NonNegativeInt
+    monitor: Monitor
+    processes: NotRequired[PositiveInt]
+    generators: NotRequired[list[Any]]
+    meters: NotRequired[Meters | None]
+    running_statistics: NotRequired[Weights]
+    pruning: NotRequired[dict[str, Any]]
+
+
+class Kept(TypedDict):
+    parts: dict[str, Any]
+    values: dict[str, Any]
+
+
+TYPES: dict[str, Any] = {
+    "arch": str,
+    "epoch": NonNegativeInt,
+    "state_dict": Weights,
+    "optimizer": Optimizer,
+    "config": dict[str, Any] | None,
+    "lr_scheduler": dict[str, Any] | None,
+    "scaler": dict[str, float] | None,
+    "ema": Average | None,
+    "trainer": Trainer,
+    "kept": Kept,
+    "rng": dict[str, Any],
+    "structure": Structure | None,
+    "classes": list[str] | None,
+    "input": Input | None,
+    "inspection": Inspection | None,
+    "decided": dict[str, Any] | None,
+    "versions": dict[str, Any] | None,
+    "origin": Origin | None,
+}
+
+
+# Also what their types leave open can be written as JSON, as exported files keep it.
+PLAIN = ("classes", "config", "input", "inspection", "origin", "structure", "versions")
+
+
+def find_fault(contents: dict, types: dict[str, Any]) -> str | None:
+    """What is wrong with the first value of another type than `types` says, with its place."""
+    for key in sorted(contents.keys() & types.keys()):
+        try:
+            for hint in (types[key], JsonValue) if key in PLAIN else (types[key],):
+                TypeAdapter(hint).validate_python(contents[key], strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, (key, *fault["loc"])))
+            return f"{place}: {fault['msg'].removeprefix('Input ')}"
+    return None
