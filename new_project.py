@@ -45,13 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("dest", metavar="DEST", type=Path, help="the new folder; its name becomes the project's")
     add("--from", dest="run", metavar="RUN", type=Path, help="a run or checkpoint to start from")
+    add("--trust", action="store_true",
+        help="with --from: take along what its config names beyond the template")  # fmt: skip
     add("--without", metavar="VERB", nargs="+", default=[], choices=sorted(optional_verbs()),
         help=f"leave out: {', '.join(sorted(optional_verbs()))}")  # fmt: skip
     arguments = parser.parse_args(argv)
     dest, folders = arguments.dest, {folder_of(verb) for verb in arguments.without}
     try:
         check_folders(folders)
-        found = find_run(arguments.run) if arguments.run else None  # before anything is written
+        # before anything is written
+        found = find_run(arguments.run, arguments.trust) if arguments.run else None
         copy_template(dest, arguments.without)
         weights = copy_run(*found, dest, sections_of(folders)) if found else None
     except (UserError, OSError) as error:
@@ -143,11 +146,19 @@ def copy_template(dest: Path, without: Collection[str] = ()) -> None:
     requirements.write_text("".join(lines), encoding="utf-8")
 
 
-def find_run(run: Path) -> tuple[Path, dict]:
-    """The best checkpoint of a run, and its content. Raises UserError."""
+def find_run(run: Path, trust: bool) -> tuple[Path, dict]:
+    """The best checkpoint of a run, and its content. Raises UserError, also for its config."""
     from utils import checkpoint
+    from utils.config.config import ConfigParser
+    from utils.config.trust import Trust
 
-    return checkpoint.find(run, best=True)
+    path, state = checkpoint.find(run, best=True)
+    if state["config"] is None or not state["state_dict"]:
+        raise UserError(f"--from {run}: pass a run of this template, or a checkpoint of one")
+    trusted = Trust((), everything=trust)
+    config = state["config"] | {"name": "run"}  # the project gets a name of its own
+    ConfigParser(config, path, origin=f"the config in {path}", trust=trusted)
+    return path, state
 
 
 def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ()) -> Path:
@@ -157,10 +168,11 @@ def copy_run(path: Path, state: dict, dest: Path, without: Collection[str] = ())
     the sections `without`.
     """
     from utils import checkpoint
-    from utils.config.sections import LOADERS, SOURCES
+    from utils.config.sections import LOADERS, sources_of
+    from utils.config.trust import Trust
 
     config = {key: value for key, value in state["config"].items() if key != "versions"}
-    source, settings = SOURCES["trainer"], config["trainer"]
+    source, settings = sources_of(config, Trust(config))["trainer"], config["trainer"]
     folder = source.find(source.split(settings)[0]).__module__.partition(".")[0]
     if folder in map(folder_of, optional_verbs()):
         accepted = source.signature(source.find(source.default)).parameters

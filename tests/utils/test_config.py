@@ -131,7 +131,7 @@ def test_keys_of_another_trainer_are_dropped(own_code, tmp_path):
     over = {"extends": "base.json", "trainer": {"type": "own_trainer.Small", "tensorboard": False}}
     (tmp_path / "over.json").write_text(json.dumps(over))
     config, layers = config_file.read_layers(tmp_path / "over.json")
-    assert config_file.drop_foreign_arguments(config, layers) == [
+    assert config_file.drop_foreign_arguments(config, layers, {"own_trainer.Small"}) == [
         "trainer: own_trainer.Small does not take clip_grad_norm; dropped"
     ]
     kept = {"epochs": 2, "save_period": 3, "type": "own_trainer.Small", "tensorboard": False}

@@ -142,6 +142,9 @@ def build_parser(
         help="set any key of the config: -s trainer.epochs=5 metrics.0=accuracy")  # fmt: skip
     add_options(parser, options)
     add("--check", action="store_true", help="build everything, run one batch, save, load, stop")
+    add("--trust", action="store_true",
+        help="use any code that the checkpoint's own configuration names")  # fmt: skip
+    parser.set_defaults(began_with=None)  # the -c of a run that was restarted
     add("--verbose", action="store_true", help="show the traceback of an error")
     if trains:
         add("--procs", type=int, metavar="N", help="with -d cpu: train in N processes")
@@ -183,4 +186,5 @@ def _resume_after_restart(arguments: argparse.Namespace) -> None:
     is_there = run is not None and Path(run).is_dir()
     saved = is_there and any(checkpoint.numbered_checkpoints(Path(run)))
     if run is not None and distributed.broadcast(saved):
+        arguments.began_with = arguments.config
         arguments.resume, arguments.config = run, None

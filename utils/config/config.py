@@ -6,8 +6,7 @@ import inspect
 import logging
 import os
 import shutil
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from utils.config.config_file import assign, split_target
 from utils.config.lookup import did_you_mean, metric_name
 from utils.config.sections import ALIASES, role_of, sources_of
 from utils.config.signature import Signature, get_signature
-from utils.errors import ConfigError, RunError, UserError
+from utils.config.trust import Trust
+from utils.errors import ConfigError, RunError, UserError, in_words
 
 if TYPE_CHECKING:
     import argparse
@@ -37,6 +37,8 @@ class ConfigParser:
         continued: True to resume the run that wrote `resume`, False to start a new one from it
         trial: True if nothing is kept; save_dir is then a new folder even if a run is resumed
         warnings: to be logged once there is a log
+        trust: dotted paths that this config, and those of other checkpoints, may name; by default
+            those in it
 
     Raises ConfigError, which lists every error.
     """
@@ -52,6 +54,7 @@ class ConfigParser:
         continued: bool = False,
         trial: bool = False,
         warnings: Iterable[str] = (),
+        trust: Container[str] | None = None,
     ):
         from utils.config.validate import find_errors  # lazily: --help must not load pydantic
 
@@ -66,10 +69,11 @@ class ConfigParser:
                 values = {key: value for key, value in config[section].items() if key != old}
                 config[section] = {new: config[section][old]} | values
         self.config, self.origin, self.warnings = config, origin, list(warnings)
-        self.sources = sources_of(config)
+        self.trust = Trust(config) if trust is None else trust
+        self.sources = sources_of(config, self.trust)
         self.run_id = run_id
         self.resume, self.continued, self.trial = resume, continued, trial
-        if errors := find_errors(config):
+        if errors := find_errors(config, self.trust):
             error = ConfigError(origin, errors)
             for warning in self.warnings:
                 error.add_note(f"warning: {warning}")
@@ -85,7 +89,7 @@ class ConfigParser:
         from utils.config.resolve import Script, add_options, resolve
 
         options = add_options(parser, options)
-        parser.set_defaults(set=[])
+        parser.set_defaults(set=[], trust=False, began_with=None)
         arguments = parser.parse_args()
         if getattr(arguments, "device", None) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = arguments.device
@@ -122,7 +126,7 @@ class ConfigParser:
     def replace(self, **sections: object) -> "ConfigParser":
         """The same configuration with other sections, checked again."""
         config = copy.deepcopy(self.config) | sections
-        kept = ("resume", "run_id", "origin", "continued", "trial", "warnings")
+        kept = ("resume", "run_id", "origin", "continued", "trial", "warnings", "trust")
         return ConfigParser(config, **{name: getattr(self, name) for name in kept})
 
     def from_checkpoint(self, place: Path) -> "ConfigParser":
@@ -133,7 +137,8 @@ class ConfigParser:
         resume, state = checkpoint.find(place, best=True)
         config, continued = state["config"] or self.config, state["config"] is not None
         origin = f"the config in {resume}"
-        parser = ConfigParser(config, resume, origin=origin, continued=continued)
+        how = {"origin": origin, "continued": continued, "trust": self.trust}
+        parser = ConfigParser(config, resume, **how)
         return adopt_network(parser, state)
 
     def init_obj(
@@ -225,12 +230,8 @@ class ConfigParser:
         except (UserError, RunError, OSError):
             raise
         except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f"{section}: {target.__name__} could not be built from its arguments: "
-                f"{type(error).__name__}: {error} ({Path(place.filename).name}, line "
-                f"{place.lineno}; --verbose shows the traceback)"
-            ) from error
+            what = f"{section}: {target.__name__} could not be built from its arguments"
+            raise UserError(f"{what}: {in_words(error)}") from error
 
     def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""

@@ -4,7 +4,7 @@ back.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,16 @@ def merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def drop_foreign_arguments(config: dict, layers: list[dict]) -> list[str]:
+def drop_foreign_arguments(
+    config: dict, layers: list[dict], dotted: Container[str] = ()
+) -> list[str]:
     """Drop arguments that were written for another type than the last, which does not take them.
 
-    `config` is what the layers, each on top of those before it, result in. Returns a line about
-    each section that loses arguments.
+    `config` is what the layers, each on top of those before it, result in; `dotted` are the dotted
+    paths that it may name. Returns a line about each section that loses arguments.
     """
     notes = []
-    for section, source in sources_of(config).items():
+    for section, source in sources_of(config, dotted).items():
         kind, written_for = source.default, {}
         for layer in layers:
             spec = layer.get(section)

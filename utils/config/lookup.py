@@ -1,9 +1,9 @@
 """From a name in a config to the class or function it means, and the arguments that takes.
 
 A name is looked up among what the section's folders define, then in the section's libraries; a
-dotted path ("timm.create_model") reaches everything else. Files in the folders are parsed, and only
-the one that defines the name is imported: a file that is broken or slow to import does not get in
-the way.
+dotted path ("timm.create_model") reaches everything else, if the user has written it himself. Files
+in the folders are parsed, and only the one that defines the name is imported: a file that is broken
+or slow to import does not get in the way.
 """
 
 import ast
@@ -17,12 +17,12 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config.signature import Signature, get_signature
+from utils.config.signature import Signature, get_hints, get_signature
 from utils.files import ROOT
 
 LISTED = 10  # names in a message, of each place that was searched
@@ -48,6 +48,7 @@ class Source:
         functional: True if a function is meant as a function of (output, target), not as a builder
         default: the type if the section names none; its arguments then stand beside "type"
         inner: True if the section occurs only in other sections' arguments
+        dotted: dotted paths that may be named beside what folders and libraries hold
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Source:
     functional: bool = False
     default: str | None = None
     inner: bool = False
+    dotted: Container[str] = ()
 
     def split(self, spec: Any) -> tuple[str, dict]:
         """Type and arguments of "Name", {"type", "args"} or a section with a default type."""
@@ -75,14 +77,22 @@ class Source:
 
     def find(self, name: str) -> Callable:
         """The class or function called `name`. Raises LookupError, which lists what there is."""
-        own = self.own_names()
-        if name in own:
-            return self._checked(getattr(_import(own[name]), name), name)
+        own, (module, _, last) = self.own_names(), name.rpartition(".")
+        if name in own or own.get(last) == module:
+            return self._checked(getattr(_import(own[last]), last), name)
         for library in self.libraries:
-            target = getattr(importlib.import_module(library), name, None)
-            if target is not None and self._is_meant(name, target):
-                return target
+            if module in ("", library):
+                target = getattr(importlib.import_module(library), last, None)
+                if target is not None and self._is_meant(last, target):
+                    return target
         if "." in name:
+            if name not in self.dotted:
+                raise LookupError(
+                    f'"{name}" is named by a checkpoint or an exported file alone, and importing '
+                    "it would run it: name it in config.json or a file in configs/, too, pass "
+                    "-c FILE with a configuration of yours, or, if you trust whom the file comes "
+                    "from, --trust"
+                )
             return self._checked(_find_dotted(name), name)
         names = {", ".join(self.folders): [*self.select(own)]}
         names |= {library: self.library_names(library) for library in self.libraries}
@@ -168,6 +178,11 @@ class Source:
         elif not (self.functions and inspect.isroutine(target)):
             wanted = "class or function" if self.functions else "class"
             raise LookupError(f'"{name}" is not a {wanted}')
+        elif not self.functional:
+            returned = get_hints(target).get("return")
+            if inspect.isclass(returned) and not issubclass(returned, self._kind()):
+                wanted = self._kind().__name__
+                raise LookupError(f'"{name}" returns a {returned.__name__}, not a {wanted}')
         return target
 
 
@@ -246,8 +261,6 @@ def _find_dotted(name: str) -> Any:
         parent, missing = error.obj, error.name
         near = did_you_mean(missing, dir(parent))
         raise LookupError(f'"{name}": {parent.__name__} has no "{missing}"{near}') from None
-    # A checkpoint from elsewhere carries a config, which should not be an easy way to os.system.
-    # Other installed packages can do as much: this is no protection from malice.
     module = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
     if str(module).partition(".")[0] in sys.stdlib_module_names:
         raise LookupError(f'"{name}" belongs to Python\'s own library, which a config cannot name')

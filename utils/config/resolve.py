@@ -14,6 +14,7 @@ from typing import NamedTuple
 from utils.config import config_file
 from utils.config.config import SAVE_DIR, ConfigParser
 from utils.config.sections import LOADERS
+from utils.config.trust import Trust
 from utils.engine import launch
 from utils.errors import UserError
 from utils.files import printable, shell_command
@@ -93,8 +94,10 @@ def resolve(
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
-    notes = config_file.drop_foreign_arguments(config, [*layers, changes])
+    trust = Trust(changes, arguments.config or arguments.began_with, arguments.trust)
+    notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
     how = {"continued": continued, "trial": trial_dir is not None, "warnings": notes}
+    how["trust"] = trust
     parser = ConfigParser(config, resume, origin=origin, **how)
     if state is not None and (continued or script.keeps_network or not script.trains):
         parser = adopt_network(parser, state, arch=not script.trains)
@@ -122,12 +125,9 @@ def _read(
         return config, layers, str(arguments.config), None, None
     from utils import checkpoint
 
-    if arguments.resume == NEWEST:
-        place = _newest_run(config, arguments.set, script.trains)
-        if script.trains:
-            config = None  # -r -c FILE resumes the newest run of that name, with its own config
-    else:
-        place = Path(arguments.resume)
+    place = _place(arguments, config, script.trains)
+    if arguments.resume == NEWEST and script.trains:
+        config = None  # -r -c FILE resumes the newest run of that name, with its own config
     resume, state = checkpoint.find(place, best=not script.trains or config is not None)
     if script.trains and not state["state_dict"]:
         raise UserError(f"{resume} can only be tested; train from the checkpoint it was made of")
@@ -146,12 +146,15 @@ def _read(
     return config, [copy.deepcopy(config)], f"the config in {resume}", resume, state
 
 
-def _newest_run(config: dict | None, assignments: Iterable[str], to_train: bool) -> Path:
+def _place(arguments: argparse.Namespace, config: dict | None, to_train: bool) -> Path:
+    """The run or file that -r names; the newest run of the config's name without a path."""
+    if arguments.resume != NEWEST:
+        return Path(arguments.resume)
     from utils.checkpoint import newest_run
     from utils.engine import distributed
 
     config = copy.deepcopy(config)
-    for assignment in assignments if config else ():  # which may name another run
+    for assignment in arguments.set if config else ():  # which may name another run
         config_file.override(config, assignment)
     trainer = (config or {}).get("trainer", {})
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR

@@ -6,6 +6,7 @@ EXTENDS for what it adds to another's section. So a folder that is deleted takes
 
 import dataclasses
 import importlib
+from collections.abc import Container
 from typing import Any, Literal
 
 from utils.config import hints
@@ -81,8 +82,11 @@ def role_of(section: str, spec: object) -> str | None:
     return section if section in SOURCES else role if role in tuple(ROLES) else None
 
 
-def sources_of(config: dict) -> dict[str, Source]:
-    """The sources of a config's sections; what has a role is supplied to the task."""
+def sources_of(config: dict, dotted: Container[str] = ()) -> dict[str, Source]:
+    """The sources of a config's sections; what has a role is supplied to the task.
+
+    `dotted` are the dotted paths that may be named in it.
+    """
     own = {}
     for section, spec in config.items():
         role = role_of(section, spec)
@@ -91,4 +95,5 @@ def sources_of(config: dict) -> dict[str, Source]:
             keys = {} if role == "arch" else source.keys
             own[section] = dataclasses.replace(source, keys={"role": str} | keys | ROLES[role])
     task = SOURCES["task"]
-    return SOURCES | own | {"task": dataclasses.replace(task, given=(*task.given, *own))}
+    sources = SOURCES | own | {"task": dataclasses.replace(task, given=(*task.given, *own))}
+    return {name: dataclasses.replace(source, dotted=dotted) for name, source in sources.items()}

@@ -27,7 +27,7 @@ def get_signature(target: Callable) -> Signature:
     """
     if inspect.isclass(target):
         return _merge(_constructors(target))
-    signature, built = _merge([target]), _hints(target).get("return")
+    signature, built = _merge([target]), get_hints(target).get("return")
     if not signature.open or not inspect.isclass(built) or built.__module__.startswith("torch.nn."):
         return signature
     inner = get_signature(built)
@@ -43,7 +43,7 @@ def _merge(calls: list[Callable]) -> Signature:
     parameters: dict[str, inspect.Parameter] = {}
     for call in calls:
         try:
-            own, hints = inspect.signature(call).parameters, _hints(call)
+            own, hints = inspect.signature(call).parameters, get_hints(call)
         except (ValueError, TypeError):  # written in C, without a signature
             return Signature(parameters, True)
         kinds = [parameter.kind for parameter in own.values()]
@@ -63,7 +63,7 @@ def _constructors(cls: type) -> list[Callable]:
     return own if own and "__new__" not in cls.__dict__ else [cls.__new__]
 
 
-def _hints(call: Callable) -> dict[str, Any]:
+def get_hints(call: Callable) -> dict[str, Any]:
     """Resolved type hints; names that libraries import for type checkers only are supplied."""
     modules = (typing, collections.abc)
     names = {k: v for module in modules for k, v in vars(module).items() if k[:1].isupper()}

@@ -1,9 +1,10 @@
 """All errors of a configuration, found at once. Builds nothing and reads no data."""
 
 import collections
+import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from utils.config.lookup import Source, did_you_mean, metric_name
 from utils.config.sections import PLAIN, REQUIRED, ROLES, SOURCES, role_of, sources_of
@@ -20,9 +21,12 @@ NOT_SECTIONS = {  # names that people expect -> what is right
 }
 
 
-def find_errors(config: dict) -> list[str]:
-    """The errors of a configuration, each "path: what is wrong and what would be right"."""
-    errors, sources = find_infinite(config), sources_of(config)
+def find_errors(config: dict, dotted: Container[str] = ()) -> list[str]:
+    """The errors of a configuration, each "path: what is wrong and what would be right".
+
+    `dotted` are the dotted paths that it may name.
+    """
+    errors, sources = find_infinite(config), sources_of(config, dotted)
     errors += [f"{section}: missing" for section in REQUIRED if section not in config]
     if "loss" not in config and not _may_lack_loss(config):
         errors.append("loss: missing")
@@ -30,7 +34,7 @@ def find_errors(config: dict) -> list[str]:
         if section in PLAIN:
             errors += find_type_errors(section, value, PLAIN[section])
         elif section == "metrics":
-            errors += _check_metrics(value)
+            errors += _check_metrics(sources["metrics"], value)
         elif section in sources and sources[section].inner:
             errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
         elif section in sources:
@@ -104,7 +108,7 @@ def _check_arguments(source: Source, path: str, target: Callable, args: dict) ->
             errors.append(f"{path}.{key}: is supplied by the scripts, not by a config")
         elif key in signature.parameters:
             if key in source.nested:
-                errors += _check_nested(source.nested[key], f"{path}.{key}", value)
+                errors += _check_nested(source, source.nested[key], f"{path}.{key}", value)
                 value = [] if isinstance(value, list) else value  # its items were checked just now
             errors += find_type_errors(f"{path}.{key}", value, signature.parameters[key].annotation)
         elif not signature.open:
@@ -117,25 +121,25 @@ def _check_arguments(source: Source, path: str, target: Callable, args: dict) ->
     return errors
 
 
-def _check_nested(section: str, path: str, value: object) -> list[str]:
+def _check_nested(outer: Source, section: str, path: str, value: object) -> list[str]:
     """A list of specs, or an object of such lists; anything else names nothing."""
-    errors = []
+    errors, source = [], dataclasses.replace(SOURCES[section], dotted=outer.dotted)
     for key, part in value.items() if isinstance(value, dict) else ():
-        errors += _check_nested(section, f"{path}.{key}", part)
+        errors += _check_nested(outer, section, f"{path}.{key}", part)
     for index, spec in enumerate(value) if isinstance(value, list) else ():
-        errors += _check_spec(SOURCES[section], f"{path}.{index}", spec)
-        keys = [key for key in SOURCES[section].keys if isinstance(spec, dict) and spec.get(key)]
+        errors += _check_spec(source, f"{path}.{index}", spec)
+        keys = [key for key in source.keys if isinstance(spec, dict) and spec.get(key)]
         message = f"only the outermost may say {section}."
         errors += [f"{path}.{index}.{key}: {message}{key}" for key in keys]
     return errors
 
 
-def _check_metrics(specs: object) -> list[str]:
+def _check_metrics(source: Source, specs: object) -> list[str]:
     if not isinstance(specs, list):
         return ['metrics: should be a list, for example ["accuracy"]']
     errors = []
     for index, spec in enumerate(specs):
-        errors += _check_spec(SOURCES["metrics"], f"metrics.{index}", spec)
+        errors += _check_spec(source, f"metrics.{index}", spec)
     if errors:
         return errors
     for name, count in collections.Counter(map(metric_name, specs)).items():
