@@ -32,7 +32,7 @@ from utils.errors import (
     first_line,
 )
 from utils.origin import origin
-from utils.versions import versions
+from utils.versions import environment, versions
 
 FIXED = ("arch", "optimizer", "lr_scheduler")  # sections that may not change when a run is resumed
 
@@ -84,7 +84,7 @@ class BaseTrainer(ABC):
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
         "step", "model", "optimizer", "ema", "kept", "save_steps", "save_seconds", "logged_epochs",
-        "unfinished", "is_whole", "_saved_at", "_steps_since_save",
+        "sessions", "unfinished", "is_whole", "_saved_at", "_steps_since_save",
     )  # fmt: skip
     validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
@@ -140,6 +140,8 @@ class BaseTrainer(ABC):
             "versions": versions(),
             "made_from": starts_from and checkpoint.read_origin(starts_from),
         }
+        session = {"epoch": 1, "command": config.command, **environment(engine.device)}
+        self.sessions = [session | {"processes": distributed.world_size()}]
         self.len_epoch = len_epoch or len(data_loader)
         self.epoch = 1  # the one in progress, or the next
         self.step = 0  # batches of that epoch already trained; 0 again once it is complete
@@ -436,6 +438,7 @@ class BaseTrainer(ABC):
             "input": self.data_loader.input,
             "versions": versions(),
             "origin": self.origin,
+            "sessions": self.sessions,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -467,6 +470,8 @@ class BaseTrainer(ABC):
                 "the training data is not the checkpoint's: files, pixels or labels have changed"
             )
         self.origin = self.origin | {"seed": begun["seed"], "made_from": begun["made_from"]}
+        now = self.sessions[-1] | {"epoch": self.epoch + (self.step == 0)}
+        self.sessions = [*state.get("sessions", []), now]
         randomness.set_state(state["rng"])
         before, now = state["trainer"].get("processes", 1), distributed.world_size()
         if before != now:

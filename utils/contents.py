@@ -126,11 +126,12 @@ TYPES: dict[str, Any] = {
     "decided": dict[str, Any] | None,
     "versions": dict[str, Any] | None,
     "origin": Origin | None,
+    "sessions": list[dict[str, Any]],
 }
 
 
 # Also what their types leave open can be written as JSON, as exported files keep it.
-PLAIN = ("classes", "config", "input", "inspection", "origin", "structure", "versions")
+PLAIN = ("classes", "config", "input", "inspection", "origin", "sessions", "structure", "versions")
 
 
 def find_fault(contents: dict, types: dict[str, Any]) -> str | None:

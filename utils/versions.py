@@ -1,8 +1,17 @@
 import functools
+import importlib.metadata
 import platform
+import re
 import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.files import ROOT
+
+if TYPE_CHECKING:
+    import torch
+
+CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 
 
 @functools.cache
@@ -11,6 +20,29 @@ def versions() -> dict[str, str | None]:
     import torch
 
     return {"python": platform.python_version(), "torch": str(torch.__version__), "git": _commit()}
+
+
+def environment(device: "torch.device") -> dict[str, str | int | None]:
+    """What else the bits of a result depend on: libraries, system, processor, threads, GPU."""
+    import torch
+
+    is_gpu = device.type == "cuda"
+    return {
+        **versions(),
+        **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy")},
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+        if is_gpu
+        else None,
+    }
+
+
+def _processor() -> str:
+    text = CPU_INFO.read_text(encoding="utf-8", errors="replace") if CPU_INFO.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return name[1] if name else platform.processor()
 
 
 def _commit() -> str | None:

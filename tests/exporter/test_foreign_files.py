@@ -1,6 +1,7 @@
 """An exported file's own config names no more than a checkpoint's."""
 
 import importlib
+import json
 
 import pytest
 import torch
@@ -73,3 +74,20 @@ def test_compare_asks_the_same_of_each(trap, write_file, exported, capsys):  # n
     assert export.main(["--compare", str(exported / "model.onnx"), str(exported)]) == 2
     assert '"hubconf.x" is named by a checkpoint' in capsys.readouterr().err
     assert_nothing_ran()
+
+
+def test_info_of_a_file_names_its_checkpoint(exported, capsys):
+    import export
+
+    assert export.main(["-r", str(exported / "model.onnx"), "--info"]) == 0
+    shown = capsys.readouterr().out
+    origin = json.loads(onnx_file.entries(_model(exported / "model.onnx"))["origin"])
+    assert origin["digest"] in shown
+    assert origin["checkpoint"] in shown
+    assert f"torch {torch.__version__}" in shown
+
+
+def _model(path):
+    import onnx
+
+    return onnx.load(path)

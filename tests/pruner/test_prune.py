@@ -93,7 +93,9 @@ def rebuilt(state):
 
 def comparable(state):
     """A checkpoint without what differs between runs: measured times, the folder."""
-    state = {key: value for key, value in state.items() if key not in ("config", "versions")}
+    state = {
+        key: value for key, value in state.items() if key not in ("config", "versions", "sessions")
+    }
     for row in state["trainer"]["pruning"]["rows"]:
         for key in ("latency_ms", "latency", "torch_ms"):
             row.pop(key, None)

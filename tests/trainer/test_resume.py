@@ -56,7 +56,9 @@ SEQUENCE = {
 
 def comparable(state):
     """A checkpoint without what may differ: the times, the folder, the number of workers."""
-    return {key: value for key, value in state.items() if key not in ("config", "versions")}
+    return {
+        key: value for key, value in state.items() if key not in ("config", "versions", "sessions")
+    }
 
 
 def rows(run):

@@ -52,7 +52,9 @@ def test_checkpoint_is_plain_data_with_the_documented_keys(digits, train, schedu
     )
     state = torch.load(run / "model_best.pth", weights_only=True)
     keys = "arch epoch state_dict optimizer monitor_best config"  # pytorch-template's
-    keys += " lr_scheduler scaler ema trainer kept rng structure classes input versions origin"
+    keys += (
+        " lr_scheduler scaler ema trainer kept rng structure classes input versions origin sessions"
+    )
     assert state.keys() == set(keys.split())
     types = {type(leaf) for leaf in leaves(state)}
     assert types <= {torch.Tensor, int, float, str, bool, type(None)}

@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -19,6 +20,7 @@ from utils.config.resolve import (
     CustomArgs,
     Script,
     add_options,
+    describe_resumed,
     less_memory,
     resolve,
 )
@@ -58,6 +60,9 @@ def command(
             arguments = parser.parse_args(argv)
             read = _fast_imports()(functools.partial(resolve, arguments, options, script))
             try:
+                if arguments.info:
+                    print(describe_resumed(arguments, script))
+                    return 0
                 if script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
                 if launch.dist_info().rank == 0:
@@ -98,6 +103,7 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         if arguments.check:
             trial_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="kata-check-"))
         config = read(trial_dir)
+        config.command = shlex.join(["python", Path(inspect.getfile(function)).name, *argv])
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
             return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
@@ -142,6 +148,8 @@ def build_parser(
         help="set any key of the config: -s trainer.epochs=5 metrics.0=accuracy")  # fmt: skip
     add_options(parser, options)
     add("--check", action="store_true", help="build everything, run one batch, save, load, stop")
+    add("--info", action="store_true",
+        help="show what made the checkpoint of -r, and stop")  # fmt: skip
     add("--trust", action="store_true",
         help="use any code that the checkpoint's own configuration names")  # fmt: skip
     parser.set_defaults(began_with=None)  # the -c of a run that was restarted

@@ -73,6 +73,7 @@ class ConfigParser:
         self.sources = sources_of(config, self.trust)
         self.run_id = run_id
         self.resume, self.continued, self.trial = resume, continued, trial
+        self.command: str | None = None  # that the run was started by
         if errors := find_errors(config, self.trust):
             error = ConfigError(origin, errors)
             for warning in self.warnings:

@@ -146,6 +146,18 @@ def _read(
     return config, [copy.deepcopy(config)], f"the config in {resume}", resume, state
 
 
+def describe_resumed(arguments: argparse.Namespace, script: Script) -> str:
+    """What --info shows of the checkpoint that -r names. Raises UserError."""
+    if not arguments.resume:
+        raise UserError("--info: of which run? Also pass -r PATH")
+    from utils import checkpoint
+    from utils.info import describe
+
+    config = config_file.read_layers(Path(arguments.config))[0] if arguments.config else None
+    place = _place(arguments, config, to_train=False)
+    return "\n".join(describe(*checkpoint.find(place, best=not script.trains)))
+
+
 def _place(arguments: argparse.Namespace, config: dict | None, to_train: bool) -> Path:
     """The run or file that -r names; the newest run of the config's name without a path."""
     if arguments.resume != NEWEST:
