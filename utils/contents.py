@@ -100,6 +100,7 @@ class Trainer(TypedDict):
     meters: NotRequired[Meters | None]
     running_statistics: NotRequired[Weights]
     pruning: NotRequired[dict[str, Any]]
+    history: NotRequired[list[dict[str, float | str]]]
 
 
 class Kept(TypedDict):
