@@ -24,7 +24,7 @@ from utils.screen import open_screen
 TEMPLATE = Path(__file__).resolve().parent
 LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
 OUTER = ("data", "saved", "docs", "README*", "*.pth", "*.pt", "*.onnx", "benchmarks.json")
-TESTS_OF_TEMPLATE = ("benchmarks", "examples", "template")
+TESTS_OF_TEMPLATE = ("benchmarks", "examples", "faults", "template")
 LARGE = 5_000_000  # bytes
 README = """# {name}
 
