@@ -1,4 +1,3 @@
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,5 +146,6 @@ def read_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as digits:
             return digits["images"], digits["target"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to create it again") from None
+    except Exception as error:  # of eight types, depending on where the damage is
+        reason = first_line(error)
+        raise UserError(f"{path} is damaged ({reason}); delete it to create it again") from None

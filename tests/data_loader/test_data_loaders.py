@@ -50,9 +50,14 @@ def test_test_part_does_not_depend_on_the_seed(data_dir):
 def test_digits_are_read_with_scikit_learn_once(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("read again"))
     assert len(DigitsDataLoader(str(data_dir)).dataset) == 1438
-    (tmp_path / "digits.npz").write_bytes(b"PK damaged")
-    with pytest.raises(UserError, match="damaged"):
-        len(DigitsDataLoader(str(tmp_path)).dataset)
+    whole = (data_dir / "digits.npz").read_bytes()
+    other_bits = whole[:2000] + bytes(200) + whole[2200:]
+    method = whole.index(b"PK\1\2") + 10  # of compression, by a number
+    other_method = whole[:method] + b"\x63" + whole[method + 1 :]
+    for content in (b"PK damaged", b"", whole[:3000], other_bits, other_method):
+        (tmp_path / "digits.npz").write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            len(DigitsDataLoader(str(tmp_path)).dataset)
 
 
 @pytest.mark.parametrize(
