@@ -50,7 +50,7 @@ def _commit() -> str | None:
         return None
     describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        result = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(describe, cwd=ROOT, capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):  # git is missing or hangs
         return None
-    return result.stdout.strip() or None
+    return result.stdout.decode().strip() or None
