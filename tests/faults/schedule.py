@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from tests.faults import checkpoints, damage, environment, fuzz, hostile, kills, signals
+from tests.faults import checkpoints, damage, environment, fuzz, hostile, kills, signals, systems
 from tests.faults.lab import Fault, Lab, Trial
 
 
@@ -41,6 +41,7 @@ KINDS = {
     "configs": Kind(fuzz.configs, "configs of chance", 4),
     "commands": Kind(fuzz.commands, "command lines of chance", 1),
     "environment": Kind(environment.trial, "what goes wrong around a run", 2),
+    "systems": Kind(systems.trial, "what other systems lack or do otherwise", 1),
 }
 
 

@@ -8,7 +8,12 @@ import pytest
 from tests.faults import lab, schedule, server
 
 # Trials that take little time: one kill, no large network.
-NUMBERS = dict.fromkeys(schedule.KINDS, 0) | {"prune": 10, "export": 7, "checkpoints": 1}
+NUMBERS = dict.fromkeys(schedule.KINDS, 0) | {
+    "prune": 10,
+    "export": 7,
+    "checkpoints": 1,
+    "systems": 1,
+}
 
 
 @pytest.fixture(scope="module")
