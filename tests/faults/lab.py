@@ -254,7 +254,7 @@ def _differences(reference: Path, path: Path) -> list[str]:
 def _comparable(state: Any) -> Any:
     """A checkpoint without times, and without the configuration, which names folders."""
     if isinstance(state, dict):
-        left_out = ("config", "versions", *TIMES)
+        left_out = ("config", "versions", "sessions", *TIMES)
         return {k: _comparable(v) for k, v in state.items() if k not in left_out}
     return [_comparable(value) for value in state] if isinstance(state, list) else state
 
