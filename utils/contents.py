@@ -3,6 +3,7 @@
 What is missing here is checked by whoever uses it. Keys that nobody knows are allowed.
 """
 
+import functools
 from typing import Annotated, Any, NotRequired
 
 import torch
@@ -135,12 +136,15 @@ TYPES: dict[str, Any] = {
 PLAIN = ("classes", "config", "input", "inspection", "origin", "sessions", "structure", "versions")
 
 
+_adapter = functools.cache(TypeAdapter)  # making one takes longer than using it
+
+
 def find_fault(contents: dict, types: dict[str, Any]) -> str | None:
     """What is wrong with the first value of another type than `types` says, with its place."""
     for key in sorted(contents.keys() & types.keys()):
         try:
             for hint in (types[key], JsonValue) if key in PLAIN else (types[key],):
-                TypeAdapter(hint).validate_python(contents[key], strict=True)
+                _adapter(hint).validate_python(contents[key], strict=True)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, (key, *fault["loc"])))
