@@ -82,14 +82,20 @@ class Kept:
                 load_into(part, state["parts"][name], f"the checkpoint's {name}")
             else:
                 part.load_state_dict(state["parts"][name])
+        numbers = self._numbers()
         for name, value in state["values"].items():
-            owner, attribute = name.split(".", 1)
-            if owner == NETWORK:
+            owner, _, attribute = name.partition(".")
+            if name in numbers:
                 module, _, attribute = attribute.rpartition(".")
                 setattr(self.network.get_submodule(module), attribute, value)
-                continue
-            before = getattr(self.owners[owner], attribute, None)
-            setattr(self.owners[owner], attribute, _restored(before, value))
+            elif owner in self.owners and self._may_keep(self.owners[owner], attribute):
+                before = getattr(self.owners[owner], attribute, None)
+                setattr(self.owners[owner], attribute, _restored(before, value))
+
+    @staticmethod
+    def _may_keep(owner: object, attribute: str) -> bool:
+        # anyone can write a checkpoint
+        return attribute not in owner.not_kept and not callable(getattr(owner, attribute, None))
 
     def _attributes(self) -> Iterator[tuple[str, object]]:
         for owner, part in self.owners.items():

@@ -107,3 +107,18 @@ def test_nothing_of_the_shipped_trainers_is_left_to_chance(digits):
     assert trainer.kept.state_dict() == {"parts": {}, "values": {}}
     own = {name for name in first if not name.startswith("network.")}
     assert own <= {"trainer.optimizers", "trainer.schedules", "task.criterion", "task.load_network"}
+
+
+def test_a_checkpoint_sets_only_what_a_run_may_keep(digits):
+    trainer = build(digits())
+    save_dir, run_epoch = trainer.config.save_dir, trainer._run_epoch
+    values = {
+        "trainer.config": {"save_dir": "/elsewhere"}, "trainer._run_epoch": 1, "network.forward": 1,
+        "network.conv1.hooks": 2, "other.x": 3, "trainer.own": 4,
+    }  # fmt: skip
+    trainer.kept.load_state_dict({"parts": trainer.kept.state_dict()["parts"], "values": values})
+    assert trainer.config.save_dir == save_dir
+    assert trainer._run_epoch == run_epoch
+    assert callable(trainer.model.forward)
+    assert not hasattr(trainer.model.conv1, "hooks")
+    assert trainer.own == 4
