@@ -330,8 +330,7 @@ class BaseTrainer(ABC):
         if is_best:
             self._save(self.best_file)
         stop = self.signals.arrived()
-        is_due = epoch % self.save_freq == 0 or epoch == self.epochs or self.monitor.exhausted
-        if stop or is_due or self.signals.save_wanted:
+        if stop or self._is_due() or self.signals.save_wanted:
             self._save_numbered()
         if stop and epoch < self.epochs:
             self.recorder.stopped(self.config.save_dir, f"after epoch {epoch}", self.script)
@@ -363,6 +362,11 @@ class BaseTrainer(ABC):
             f"(last good state: {last_good}). "
             "A lower learning rate or trainer.clip_grad_norm usually helps."
         )
+
+    def _is_due(self) -> bool:
+        """Whether this epoch, which is complete, gets a numbered checkpoint."""
+        is_last = self.epoch == self.epochs or self.monitor.exhausted
+        return is_last or self.epoch % self.save_freq == 0
 
     def between_steps(self) -> None:
         """Save if it is time, or if a signal asks for it. Raises Interrupted after one that stops
@@ -511,6 +515,8 @@ class BaseTrainer(ABC):
         if is_best and not self.best_file.exists():
             checkpoint.save(self.state_dict(), self.best_file)
         if self.step == 0:
+            if path.name == checkpoint.BEST and self._is_due():  # ended between the two
+                self._save_numbered()
             self.epoch += 1
         self.recorder.resume(self.logged_epochs, (self.epoch - 1) * self.len_epoch + self.step)
         self.unfinished = path if self.step else None

@@ -269,7 +269,7 @@ class Trainer(BaseTrainer):
         batches = iter(loader)
         # All processes check equally often, even one that has no share of the last batch.
         for _ in range(len(loader)):
-            self.between_steps()
+            self.signals.check()
             yield from islice(batches, 1)
 
     def rehearse(self) -> Call:

@@ -87,7 +87,8 @@ def _killed(lab: Lab, random: Random, name: str, config: dict, command: list[str
     run_path = find_run(work, config["name"])
     check(run(work, [command[0], "-r", str(run_path)], [lambda: watch_steps(steps)]), allowed=(0,))
     assert_equal_runs(reference, work, run_path)
-    assert_no_leftovers(work / run_path, work / "saved" / "log")
+    log = work / "saved" / "log" / run_path.parent.name / run_path.name
+    assert_no_leftovers(work / run_path, log)  # a run without a checkpoint is never continued
     lost = work_lost(steps, batches)
     if lost > max(every, batches):
         raise Fault(f"{lost} batches were trained twice, of at most {every}")

@@ -110,6 +110,18 @@ def test_saving_within_epochs_changes_nothing_and_keeps_one_such_file(dropping, 
     assert [path.name for path in checkpoint.numbered_checkpoints(run)] == ["checkpoint-epoch3.pth"]
 
 
+def test_nothing_is_saved_while_the_validation_has_its_own_random_numbers(
+    dropping, train, monkeypatch
+):
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda state, path: (saved.append(state), save(state, path))
+    )
+    train(dropping({"trainer.save_every": 1, "trainer.epochs": 1}))
+    steps = [state["trainer"]["step"] for state in saved]
+    assert steps == [*range(1, BATCHES + 1), 0, 0]  # and the best and the last of the epoch
+
+
 @pytest.mark.parametrize("value", ["15", "1.5h", 2.5, -1, "0min"])
 def test_save_every_is_a_duration_or_a_number_of_batches(digits, train, capsys, value):
     train(digits({"trainer.save_every": value}), code=2)
@@ -209,7 +221,7 @@ def test_newest_state_may_be_the_best(dropping, train, resume):
     assert trained(run) == 3 * BATCHES
     assert checkpoint.load(run / checkpoint.BEST)["epoch"] == 3
     resume(run)
-    assert rows(run) == rows(whole)
+    assert_like(run, whole)
 
 
 HOLDER = """
