@@ -50,7 +50,7 @@ def main(config, arguments):
     threshold = find_threshold(test)
     test.decide()
     start_time = time.perf_counter()
-    predictions, samples, metrics = test.predict(test.loader, test.metrics)
+    predictions, samples, metrics = test.predict(test.loader, test.metrics, inspection=threshold)
     seconds = time.perf_counter() - start_time
     inspection = inspect(predictions, threshold)
     maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))

@@ -23,6 +23,7 @@ from tester.predictions import class_names, is_image, probability_cells, probabi
 from tester.report import test_folder
 from tester.trained import build_engine
 from trainer.build import build_trained_network, trained_state
+from trainer.decisions import class_number, decided
 from trainer.multi_label import MultiLabelTask
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError
@@ -147,7 +148,5 @@ def probabilities(model: nn.Module, data: Tensor) -> Tensor:
 
 def decide(probability: Tensor, classes: list[str], inspection: dict) -> str:
     """The class by the stored threshold: the target if it is reached, else the likeliest other."""
-    scores = dict(zip(classes, probability.tolist(), strict=True))
-    if scores.pop(inspection["target"]) >= inspection["threshold"]:
-        return inspection["target"]
-    return max(scores, key=scores.__getitem__)
+    number = class_number(inspection["target"], classes)
+    return classes[int(decided(probability[None], number, inspection["threshold"]))]

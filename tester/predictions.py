@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.base_task import Step
-from trainer.decisions import class_number
+from trainer.decisions import class_number, decided
 
 KEPT = 200  # mistakes
 
@@ -17,7 +17,8 @@ class Predictions:
     """What a classifier predicts for each sample. `add` is evaluate()'s hook; read the rest when
     all batches are added.
 
-    `names` are lists of class names; the first with one name per output is used.
+    `names` are lists of class names; the first with one name per output is used. `inspection` has
+    the target and the threshold by which is decided; without it the likeliest class is taken.
 
     Attributes:
         is_classification: False once an output is not (N, classes) or a target not a class
@@ -25,13 +26,13 @@ class Predictions:
         classes: the class names
         targets: class numbers (N,)
         probabilities: (N, classes)
-        predicted: the likeliest classes' numbers (N,)
+        predicted: the numbers of the classes decided on (N,)
         mistakes: positions of the 200 most confident wrong predictions, the most confident first
         images: what the network saw of these, if it was images: position -> (1 or 3, H, W)
     """
 
-    def __init__(self, *names: list[str] | None):
-        self._names = names
+    def __init__(self, *names: list[str] | None, inspection: dict | None = None):
+        self._names, self._inspection = names, inspection
         self._targets: list[Tensor] = []
         self._probabilities: list[Tensor] = []
         self._mistakes: list[tuple[float, int, Tensor | None]] = []
@@ -49,7 +50,8 @@ class Predictions:
             return
         # softmax of log-probabilities gives the probabilities again
         probability, target = output.detach().float().softmax(1).cpu(), target.cpu().long()
-        confidence, predicted = probability.max(1)
+        predicted = self._decided(probability)
+        confidence = probability.gather(1, predicted[:, None])[:, 0]
         wrong = (predicted != target).nonzero().flatten()
         images = [None] * len(wrong)
         if isinstance(data, Tensor) and is_image(data.shape[1:]):
@@ -71,7 +73,14 @@ class Predictions:
 
     @functools.cached_property
     def predicted(self) -> np.ndarray:
-        return self.probabilities.argmax(1)
+        return self._decided(torch.cat(self._probabilities)).numpy()
+
+    def _decided(self, probability: Tensor) -> Tensor:
+        if self._inspection is None:
+            return probability.argmax(1)
+        names = class_names(probability.shape[1], *self._names)
+        number = class_number(self._inspection["target"], names)
+        return decided(probability, number, self._inspection["threshold"])
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -118,12 +127,13 @@ class Predictions:
         arXiv:1911.00068) without its counts.
         """
         targets, probabilities = self.targets, self.probabilities
+        likeliest = probabilities.argmax(1)
         count = np.bincount(targets, minlength=probabilities.shape[1])
         labelled = np.take_along_axis(probabilities, targets[:, None], 1)[:, 0]
         sums = np.bincount(targets, weights=labelled, minlength=len(count))
         average = np.where(count == 0, np.inf, sums / np.maximum(count, 1))
-        unlikely = (labelled < 1 / len(count)) & (self.predicted != targets)
-        positions = np.flatnonzero(unlikely & (probabilities.max(1) >= average[self.predicted]))
+        unlikely = (labelled < 1 / len(count)) & (likeliest != targets)
+        positions = np.flatnonzero(unlikely & (probabilities.max(1) >= average[likeliest]))
         return positions[np.argsort(labelled[positions], kind="stable")].tolist()
 
 

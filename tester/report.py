@@ -15,9 +15,11 @@ from logger.charts import encode, image_uri, to_pil_image
 from logger.files import file_names, threads_in_words, write_csv
 from logger.page import write_html
 from tester.charts import confusion_chart, overlay, scatter_chart, threshold_chart
+from tester.inspection import costs_in_words
 from tester.predictions import Predictions, probability_cells, probability_columns
 from tester.samples import Samples
 from tester.trained import Test
+from trainer.decisions import CONFIDENCE
 from utils.checkpoint import origin_beside, output_dir
 from utils.errors import explained
 from utils.files import named, numbered, write_text
@@ -130,6 +132,8 @@ def _classes_page(
         "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
         "confusion": confusion_chart(predictions.confusion(), predictions.classes),
         "inspection": inspection,
+        "costs": inspection and costs_in_words(inspection),
+        "confidence": inspection and inspection.get("confidence", CONFIDENCE),
         "threshold_chart": inspection and threshold_chart(predictions, inspection),
     }
 
@@ -175,16 +179,14 @@ def shown_positions(predictions: Predictions) -> tuple[list[int], list[int]]:
 
 def inspection_lines(inspection: dict) -> list[str]:
     """The rates from `tester.inspection.inspect`, in words."""
-    target = inspection["target"]
-    rules = {
-        f"at p({target}) >= {inspection['threshold']:.4g}": inspection["at_threshold"],
-        "by the likeliest class": inspection["at_likeliest"],
-    }
-    lines = []
-    for rule, rates in rules.items():
-        shares = ["(no samples)" if rate is None else f"{rate:.2%}" for rate in rates.values()]
-        lines.append(f"  {rule}: missed {target} {shares[0]}, false {target} {shares[1]}")
-    return lines
+    target, lines = inspection["target"], []
+    for rule, (missed, false) in costs_in_words(inspection).items():
+        lines += [
+            f"  by {rule}:",
+            f"    missed {target}  {missed}",
+            f"    false {target}   {false}",
+        ]
+    return [*lines, f'  ("at most" with {inspection.get("confidence", CONFIDENCE):.3g} confidence)']
 
 
 def speed_line(speed: dict) -> str:

@@ -12,6 +12,7 @@ from trainer.build import (
     build_loader,
     build_task,
     build_trained_network,
+    class_count,
     create_engine,
     restore_task,
     seed_and_warn,
@@ -49,7 +50,9 @@ class Test:
         criterion = config.init_obj("loss")
         self.task = build_task(config, self.engine, unwrap(self.model), criterion, self.loader)
         restore_task(self.task, self.trained, config, self.engine)
-        self.metrics = self.engine.to_device(config.init_obj("metrics"))
+        self.metrics = self.engine.to_device(
+            config.init_obj("metrics", num_classes=class_count(self.loader))
+        )
         target, classes = config.option("inspection", "target"), self.loader.classes
         if target is not None and classes is not None:
             class_number(target, classes)
@@ -61,11 +64,16 @@ class Test:
         self.config.get_logger("test").info("check passed")
 
     def predict(
-        self, loader: BaseDataLoader, metrics: dict[str, Metric], title: str | None = None
+        self,
+        loader: BaseDataLoader,
+        metrics: dict[str, Metric],
+        title: str | None = None,
+        inspection: dict | None = None,
     ) -> tuple[Predictions, Samples, dict[str, float]]:
-        """What a classifier predicts for a loader's samples, what the task says of them, and the
-        loss and `metrics` over them."""
-        predictions = Predictions(self.trained["classes"], loader.classes)
+        """What a classifier predicts for a loader's samples, by the threshold of `inspection` if
+        there is one, what the task says of them, and the loss and `metrics` over them."""
+        names = self.trained["classes"], loader.classes
+        predictions = Predictions(*names, inspection=inspection)
         predictions.is_classification = self.task.classifies
         samples, classes = Samples(self.task), loader.classes
 

@@ -1,30 +1,98 @@
-"""Decisions of a classifier: the threshold for the class that must not be missed, and its cost."""
+"""Decisions of a classifier: the threshold for the class that must not be missed, and its cost.
+
+An escape is a sample of the target class ("NG") that passes; overkill is a good sample that is
+wrongly rejected.
+"""
 
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from utils.errors import UserError
 
+CONFIDENCE = 0.95
+SMALLEST = 1e-7  # a probability, as float32 tells it from 0 and 1
 
-def choose_threshold(probability: np.ndarray, max_escape: float) -> float:
-    """The largest threshold that misses at most a share `max_escape` of the target class.
+
+def upper_bound(count: int, of: int, confidence: float = CONFIDENCE) -> float:
+    """The largest rate that `count` of `of` samples leave possible, with this confidence.
+
+    One-sided, exact: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404.
+    """
+    from scipy.special import betaincinv  # takes a second to import
+
+    return 1.0 if count >= of else float(betaincinv(count + 1, of - count, confidence))
+
+
+def samples_needed(bound: float, confidence: float = CONFIDENCE) -> int:
+    """How many samples, none of them missed, show that a rate is at most `bound`."""
+    return math.ceil(math.log(1 - confidence) / math.log(1 - bound))
+
+
+def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape: int) -> float:
+    """The threshold that misses so many samples of the target class and has the widest margin.
+
+    It lies in the middle, by log-odds, between the least probable target sample that is caught and
+    the next sample below, of any class: none of these samples changes sides.
 
     Args:
-        probability: that of the target class, for samples of the target class (N,)
-        max_escape: the largest share of them that may lie below the threshold
+        probability: that of the target class (N,)
+        is_target: whether a sample is of that class (N,); at least one is
+        may_escape: how many of these may lie below the threshold, if the classes overlap
     """
-    may_escape = math.floor(len(probability) * max_escape + 1e-9)
-    return float(np.sort(probability)[may_escape])
+    caught = np.sort(probability[is_target])[may_escape]
+    below = probability[probability < caught]
+    if len(below) == 0:
+        return float(caught)
+    odds = [math.log(p / (1 - p)) for p in np.clip((caught, below.max()), SMALLEST, 1 - SMALLEST)]
+    middle = np.float32(1 / (1 + math.exp(-sum(odds) / 2)))  # as probabilities are compared
+    return float(middle if below.max() < middle <= caught else caught)
 
 
-def rates(called: np.ndarray, is_target: np.ndarray) -> dict[str, float | None]:
-    """{"escape", "overkill"}: target samples not `called` target, other samples called target.
+def may_escape(count: int, settings: dict) -> int:
+    """How many of `count` target samples the section "inspection" allows to be missed.
 
-    Each as a share of its samples; None if there are none.
+    With "max_escape_bound" as many as leave the bound at most that; -1 if `count` is too few.
     """
-    wrong = {"escape": ~called[is_target], "overkill": called[~is_target]}
-    return {name: float(part.mean()) if len(part) else None for name, part in wrong.items()}
+    if (bound := settings.get("max_escape_bound")) is None:
+        return math.floor(count * settings.get("max_escape", 0.0) + 1e-9)
+    confidence = settings.get("confidence", CONFIDENCE)
+    return sum(upper_bound(missed, count, confidence) <= bound for missed in range(count)) - 1
+
+
+def rates(
+    called: np.ndarray, is_target: np.ndarray, confidence: float = CONFIDENCE
+) -> dict[str, float | int | None]:
+    """What a decision costs: target samples not `called` target, other samples called target.
+
+    {"escape": share, "missed": count, "targets": of so many, "escape_bound": the largest share that
+    this leaves possible}; likewise "overkill", "false", "others", "overkill_bound". Shares are None
+    if there are no samples.
+    """
+    names = ("escape", "missed", "targets"), ("overkill", "false", "others")
+    result: dict[str, float | int | None] = {}
+    for (rate, count, of), wrong in zip(
+        names, (~called[is_target], called[~is_target]), strict=True
+    ):
+        number, total = int(wrong.sum()), len(wrong)
+        result |= {rate: number / total if total else None, count: number, of: total}
+        result[f"{rate}_bound"] = upper_bound(number, total, confidence) if total else None
+    return result
+
+
+def rate_in_words(count: int, of: int, bound: float | None) -> str:
+    """A rate with what it rests on: "0 of 5 (0.00%), at most 45.07%"."""
+    return "no samples" if of == 0 else f"{count} of {of} ({count / of:.2%}), at most {bound:.2%}"
+
+
+def decided(probability: Tensor, target: int, threshold: float) -> Tensor:
+    """Class numbers (N,) of probabilities (N, classes): the target's where that reaches the
+    threshold, else the likeliest other one.
+    """
+    others = probability.index_fill(1, torch.tensor([target]), -1.0).argmax(1)
+    return others.masked_fill(probability[:, target] >= threshold, target)
 
 
 def class_number(target: str, classes: list[str]) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 import test as script
@@ -75,7 +76,10 @@ def network_outputs(run, subset="test"):
 def test_page_tables_and_wrong_images(tested):
     run = tested("-s", "inspection={target: '8', max_escape: 0.1}")
     probability, data, target = network_outputs(run)
-    predicted = probability.argmax(1)
+    threshold = checkpoint.load(run / checkpoint.BEST)["inspection"]["threshold"]
+    others = probability.clone()
+    others[:, 8] = 0
+    predicted = torch.where(probability[:, 8] >= threshold, 8, others.argmax(1))
     result = json.loads((run / "test" / "result.json").read_text(encoding="utf-8"))
     columns = precision_recall_fscore_support(target, predicted, zero_division=0)
     for key, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
@@ -138,10 +142,14 @@ def test_threshold_is_chosen_on_validation_data_and_stored(tested):
     file = run / checkpoint.BEST
     probability, _, target = network_outputs(run, "val")
     of_target = np.sort(probability[target == 8, 8].numpy())
+    caught = of_target[int(len(of_target) * 0.1)]
+    below = probability[:, 8][probability[:, 8] < caught - 1e-6].max().item()
     stored = checkpoint.load(file)["inspection"]
     assert stored["target"] == "8"
     assert stored["max_escape"] == 0.1
-    assert stored["threshold"] == pytest.approx(of_target[int(len(of_target) * 0.1)], rel=1e-4)
+    assert below < stored["threshold"] < caught
+    assert stored["validation"]["missed"] == int(len(of_target) * 0.1)
+    assert stored["validation"]["targets"] == len(of_target)
 
     probability, _, target = network_outputs(run)
     result = json.loads((run / "test" / "result.json").read_text(encoding="utf-8"))["inspection"]
@@ -152,6 +160,9 @@ def test_threshold_is_chosen_on_validation_data_and_stored(tested):
         (good, overkill), (escaped, caught) = confusion_matrix(target == 8, called)
         assert result[key]["escape"] == pytest.approx(escaped / (escaped + caught))
         assert result[key]["overkill"] == pytest.approx(overkill / (good + overkill))
+        assert result[key]["missed"] == escaped
+        interval = binomtest(int(escaped), int(escaped + caught)).proportion_ci(0.9, "exact")
+        assert result[key]["escape_bound"] == pytest.approx(interval.high)
 
     # stored: the validation data is not read again, and testing does not make a run the newest
     state, modified = checkpoint.load(file), file.stat().st_mtime_ns
@@ -264,3 +275,15 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_a_finished_training_offers_this_script():
     assert "python test.py -r run" in next_commands(Path("run"))
+
+
+def test_bound_asks_for_enough_samples(tested, capsys):
+    run = tested("-s", "inspection={target: '8', max_escape_bound: 0.01}")
+    printed = capsys.readouterr().out
+    assert "cannot show that at most 1.00% are missed; that takes 299, none of them" in printed
+    stored = checkpoint.load(run / checkpoint.BEST)["inspection"]
+    assert stored["validation"]["missed"] == 0
+    assert "missed 8  " in printed
+    assert f"of {stored['validation']['targets']} (0.00%), at most" in printed
+    page = (run / "test" / "report.html").read_text(encoding="utf-8")
+    assert "a bound of 1.00 % on the missed share" in page

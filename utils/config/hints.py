@@ -50,11 +50,17 @@ class ParameterRule(TypedDict, total=False):
 
 
 class InspectionSettings(TypedDict):
-    """The section "inspection": the class not to be missed, and the share of it that may be."""
+    """The section "inspection": the class not to be missed, and the share of it that may be.
+
+    max_escape is a share of the validation samples; max_escape_bound asks for the share that they
+    leave possible, with this confidence (0.95).
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     target: str
     max_escape: NotRequired[Share]
+    max_escape_bound: NotRequired[OpenShare]
+    confidence: NotRequired[OpenShare]
 
 
 class EngineSettings(TypedDict, total=False):
