@@ -171,6 +171,9 @@ class BaseTrainer(ABC):
     def before_epoch(self, epoch: int) -> None:
         """Hook before an epoch's first batch; does nothing by default."""
 
+    def after_training(self) -> None:
+        """Hook after the last epoch, before the run's end is shown; does nothing by default."""
+
     def finished(self) -> bool:
         """Whether the run is over; asked before each epoch."""
         return self.epoch > self.epochs or self.monitor.exhausted
@@ -253,6 +256,7 @@ class BaseTrainer(ABC):
                         break
                     log = self._run_epoch(self.epoch)
                 self.epoch, resumed = self.epoch + 1, None
+        self.after_training()
         self.recorder.end(self.config.save_dir, self.monitor, time.perf_counter() - start_time)
         return log
 

@@ -16,7 +16,13 @@ from base.base_task import BaseTask, Step
 from exporter.signature import Place, leaves
 from tester.predictions import is_classification
 from tester.trained import build_engine, build_eval_loader
-from trainer.build import build_task, build_trained_network, restore_task, trained_state
+from trainer.build import (
+    build_task,
+    build_trained_network,
+    class_count,
+    restore_task,
+    trained_state,
+)
 from trainer.evaluate import evaluate, progress
 from utils.config.config import ConfigParser
 from utils.engine.engine import Call, Engine, Running, Tensors, map_tensors
@@ -131,7 +137,8 @@ class Evaluator:
         turns = cycle(sizes or [self.loader.batch_size])
         chunks = list(iter(lambda: list(islice(positions, next(turns))), []))
         batches = batches_of(self.loader, chunks, self.loader.num_workers)
-        metrics = self.engine.to_device(self.config.init_obj("metrics"))
+        count = class_count(self.loader)
+        metrics = self.engine.to_device(self.config.init_obj("metrics", num_classes=count))
         model = self.engine.prepare(network)
         with model.register_forward_hook(keep_outputs):
             batches = progress(batches, self.split)

@@ -6,40 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from base import BaseTask
-from base.base_task import Step
 from base.samples import Batch
 from model.freezing import set_training_mode
+from trainer.answers import is_classification
 from trainer.rehearsal import unchanged
 from utils.engine import distributed
 from utils.engine.engine import Engine, Running
 
 SURE, LIKELY = 3, 2  # standard errors
 CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do not make
-
-
-class Answers:
-    """What a classifier answered in a validation: `add` is evaluate()'s hook."""
-
-    def __init__(self, task: BaseTask | None):
-        self._task = task
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, step: Step) -> None:
-        """Keep a batch's labels (N,) and likeliest classes (N,); nothing of other tasks."""
-        if is_classification(step, self._task):
-            self._pairs.append((step.target, step.output.argmax(1)))
-
-    def confusion(self) -> Tensor:
-        """How many samples of class i were taken for class j, (classes, classes), on the CPU.
-
-        On all processes, for the samples of all.
-        """
-        pairs = [torch.stack(pair).cpu() for pair in self._pairs]
-        gathered = distributed.all_gather(torch.cat(pairs, 1) if pairs else torch.empty(2, 0))
-        pairs = torch.cat(gathered, 1).long()
-        target, predicted = pairs[:, pairs[0] >= 0]  # -100 is not a label
-        count = int(pairs.max()) + 1 if len(target) else 0
-        return torch.bincount(target * count + predicted, minlength=count**2).view(count, count)
 
 
 def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
@@ -74,19 +49,6 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
             "guessing may do too: more samples would tell"
         ]
     return []
-
-
-def is_classification(step: Step, task: BaseTask | None) -> bool:
-    """Whether these are outputs (N, classes) and class numbers (N,), as far as the task knows."""
-    classes = task and task.classes
-    if task is not None and not task.classifies:
-        return False
-    output, target = step.output, step.target
-    if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
-        return False
-    if classes is not None and output.shape[1:] != (len(classes),):
-        return False
-    return output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
 
 
 def contradiction(

@@ -15,8 +15,9 @@ from logger.files import aligned
 from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from model.freezing import set_training_mode
 from model.summary import summary
+from trainer.answers import Answers, class_table
 from trainer.decisions import class_number
-from trainer.doubts import Answers, contradiction, find_doubts
+from trainer.doubts import contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
 from trainer.rehearsal import check_kind, rehearse
@@ -46,8 +47,9 @@ class Trainer(BaseTrainer):
 
     not_kept = (
         *BaseTrainer.not_kept,
-        "clip_grad_norm", "grad_accum_steps", "reuse_features", "batch_transforms", "doubts",
-        "tail", "log_interval", "_last_line", "_stream", "meters", "running_statistics",
+        "clip_grad_norm", "grad_accum_steps", "reuse_features", "batch_transforms", "confusions",
+        "tail", "target_number", "log_interval", "_last_line", "_stream", "meters",
+        "running_statistics",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +64,8 @@ class Trainer(BaseTrainer):
         self.batch_transforms = batch_transforms or []
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
         self.reuse_features = reuse_features
-        self.doubts: dict[int, list[str]] = {}  # about the validation of each epoch
+        self.confusions: dict[int, Tensor] = {}  # of the validation of the last epoch and the best
+        self.target_number: int | None = None  # of the class that must not be missed
         self.tail: str | None = None  # the part of the network that trains on stored features
         super().__init__(*args, **kwargs)
         if hasattr(self, "loss"):  # a subclass says how output and target make the loss
@@ -87,13 +90,22 @@ class Trainer(BaseTrainer):
             self.logger.warning(doubt)
         return log
 
+    def after_training(self) -> None:
+        epoch = self.monitor.best_epoch
+        if len(confusion := self.confusions.get(epoch, [])):
+            names = self.data_loader.classes or [str(number) for number in range(len(confusion))]
+            lines = (f"  {line}" for line in aligned(class_table(confusion, names)))
+            self.logger.info("\n".join(["", f"validation of epoch {epoch}:", *lines]))
+
     def last_doubts(self) -> list[str]:
         """What is suspicious about the answers of the best epoch, or of the last one."""
         last = self.epoch - 1
         epoch = self.monitor.best_epoch or last
-        doubts = [f"epoch {epoch}: {doubt}" for doubt in self.doubts.get(epoch, [])]
+        confusion, classes = self.confusions.get(epoch), self.data_loader.classes
+        found = [] if confusion is None else find_doubts(confusion, classes)
+        doubts = [f"epoch {epoch}: {doubt}" for doubt in found]
         network = unwrap(self.model)
-        if self.tail is None and last in self.doubts and batch_norms(network):
+        if self.tail is None and last in self.confusions and batch_norms(network):
             doubts += contradiction(network, self.first_batches(last), self.task, self.engine)
         return doubts
 
@@ -147,13 +159,14 @@ class Trainer(BaseTrainer):
         if self.valid_data_loader is None:
             return {}
         batches = self._until_stopped(self.valid_data_loader)
-        model, answers, classes = (
-            self.evaluated_model,
-            Answers(self.task),
-            self.data_loader.classes,
-        )
+        model, classes = self.evaluated_model, self.data_loader.classes
+        answers = Answers(self.task, self.target_number)
         log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
-        self.doubts[epoch] = find_doubts(answers.confusion(), classes)
+        best = self.monitor.best_epoch
+        self.confusions = {n: kept for n, kept in self.confusions.items() if n == best}
+        self.confusions[epoch] = answers.confusion()
+        if self.target_number is not None:
+            log |= answers.costs(self.config["inspection"])
         return log
 
     def _settle_statistics(self, epoch: int) -> None:
@@ -286,7 +299,8 @@ class Trainer(BaseTrainer):
         logged, valid = tried.logged, self.valid_data_loader
         if isinstance(valid, BaseDataLoader):
             _, validated = rehearse(network, valid, *settings)
-            logged = [*logged, *(f"val_{name}" for name in validated.logged)]
+            costs = ["escape", "overkill"] if self.config.get("inspection") else []
+            logged = [*logged, *(f"val_{name}" for name in [*validated.logged, *costs])]
         own = (getattr(getattr(self, name), "__func__", None) for name in LOGGING)
         is_known = list(own) == [getattr(Trainer, name) for name in LOGGING]
         if is_known and (valid is None or isinstance(valid, BaseDataLoader)):
@@ -300,7 +314,8 @@ class Trainer(BaseTrainer):
             self.logger.warning(line)
         if (name := self.config.option("inspection", "target")) is not None:
             numbers = map(str, range(step.output.shape[-1]))
-            class_number(name, self.data_loader.classes or list(numbers))
+            names = self.data_loader.classes or list(numbers)
+            self.target_number = class_number(name, names)
         return tried.inputs[0] if tried.inputs else ((), {})
 
     def _check_optimizers(self, used: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 import logging
 import os
 import shutil
@@ -224,7 +223,7 @@ class ConfigParser:
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
         source = self.sources[section]
-        if source.functional and not inspect.isclass(target):
+        if not source.is_builder(target):
             return functools.partial(target, **arguments)
         try:
             return source.checked_result(target(**arguments), target)
@@ -253,6 +252,7 @@ class ConfigParser:
         accepted = {*get_signature(target).parameters}
         if signature.open:  # builders that take anything (timm.create_model) all know this name
             accepted |= {*source.given, "num_classes"}
+        supplied = {k: v for k, v in supplied.items() if v is not None or k not in source.offered}
         return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:

@@ -45,7 +45,8 @@ class Source:
         nested: arguments that hold specs themselves, in a list or an object of lists -> their
             section
         functions: whether functions count too, as builders of what the section wants
-        functional: True if a function is meant as a function of (output, target), not as a builder
+        functional: True if a function is meant as a function of (output, target); one that is
+            annotated to return `kind` still builds it
         default: the type if the section names none; its arguments then stand beside "type"
         inner: True if the section occurs only in other sections' arguments
         dotted: dotted paths that may be named beside what folders and libraries hold
@@ -141,10 +142,17 @@ class Source:
         """The keyword arguments of `target` that a config can set."""
         signature = get_signature(target)
         hidden = set(self.given)
-        if self.functional and not inspect.isclass(target):
+        if not self.is_builder(target):
             hidden |= set(list(signature.parameters)[:2])  # the network's output and the target
         visible = {k: p for k, p in signature.parameters.items() if k not in hidden}
         return Signature(visible, signature.open)
+
+    def is_builder(self, target: Callable) -> bool:
+        """Whether `target` is called with the config's arguments, to give what the section wants;
+        else it is a function of the network's output and the target.
+        """
+        returned = getattr(target, "__annotations__", {}).get("return")
+        return not self.functional or inspect.isclass(target) or returned == self.kind
 
     def checked_result(self, built: object, target: Callable) -> object:
         """`built`, if it is what the section wants: functions return anything. Raises TypeError."""

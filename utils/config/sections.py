@@ -35,7 +35,7 @@ SOURCES = {
                    "[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
     "metrics": Source("torchmetrics.Metric", ("model/metric.py",), (),
                       ("torchmetrics", "torchmetrics.classification"),
-                      keys={"name": str}, functional=True),
+                      offered=("num_classes",), keys={"name": str}, functional=True),
     "data_loader": LOADER,
     "valid_data_loader": LOADER,
     "test_data_loader": LOADER,
