@@ -4,11 +4,14 @@
 -r PATH            resume a run, in its own folders, as if it had never stopped
   -r                 resume the newest run; with -c FILE the newest of that configuration's name
 -r PATH -c FILE    start a new run from another run's weights
+--data FOLDER      write a configuration for a folder of images, and train by it
 """
 
 import sys
+from pathlib import Path
 
 from parse_config import CustomArgs, command
+from utils.errors import UserError
 
 # Flags that set one key of the config each; add yours here. Any key can also be set by -s
 # a.b.c=value.
@@ -20,12 +23,28 @@ options = [
 
 
 def add_arguments(parser):
-    parser.add_argument(
-        "--profile",
-        type=int,
-        metavar="N",
-        help="train N batches, show where the time went, and stop",
-    )
+    add = parser.add_argument
+    add("--profile", type=int, metavar="N",
+        help="train N batches, show where the time went, and stop")  # fmt: skip
+    add("--data", metavar="FOLDER",
+        help="write configs/<FOLDER>.json for the images in it, and train by that")  # fmt: skip
+    add("--target", metavar="CLASS",
+        help="with --data: the class that must not be missed")  # fmt: skip
+    add("--weights", metavar="FILE",
+        help="with --data: trained weights to start from, or torchvision's DEFAULT")  # fmt: skip
+
+
+def prepare(arguments):
+    """Write the configuration for --data."""
+    if arguments.data is None:
+        if arguments.target or arguments.weights:
+            raise UserError("--target and --weights belong to --data FOLDER")
+        return
+    if arguments.config or arguments.resume:
+        raise UserError("--data writes a configuration of its own: leave out -c and -r")
+    from trainer.proposal import propose
+
+    arguments.config = propose(Path(arguments.data), arguments.target, arguments.weights)
 
 
 def build_trainer(config, device, new_head=True, **supplied):
@@ -34,7 +53,14 @@ def build_trainer(config, device, new_head=True, **supplied):
     """
     # imported lazily: --help must not load torch
     from model.freezing import Freezing
-    from trainer.build import build_loaders, build_model, build_task, class_weights, start
+    from trainer.build import (
+        build_loaders,
+        build_model,
+        build_task,
+        class_count,
+        class_weights,
+        start,
+    )
     from trainer.optimization import (
         build_optimizer,
         build_optimizers,
@@ -52,7 +78,7 @@ def build_trainer(config, device, new_head=True, **supplied):
         "trainer",
         model=model,
         criterion=criterion,
-        metrics=config.init_obj("metrics"),
+        metrics=config.init_obj("metrics", num_classes=class_count(data_loader)),
         optimizer=build_optimizer(config, engine, model, task=task),
         lr_scheduler=build_schedule(config),
         config=config,
@@ -64,12 +90,12 @@ def build_trainer(config, device, new_head=True, **supplied):
         task=task,
         optimizers=build_optimizers(config, engine, task),
         schedules=build_schedules(config),
-        num_classes=len(data_loader.classes) if data_loader.classes else None,
+        num_classes=class_count(data_loader),
         **supplied,
     )
 
 
-@command(__doc__, options, add_arguments)
+@command(__doc__, options, add_arguments, prepare)
 def main(config, arguments):
     trainer = build_trainer(config, arguments.device)
     if arguments.check:

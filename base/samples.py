@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from base.parts import share_out
 from utils.engine import distributed
 from utils.engine.engine import Tensors, map_tensors
 from utils.engine.randomness import make_generator, seeded, stratified_choice
@@ -35,6 +36,7 @@ class BaseDataset(Dataset):
         std: what each channel was divided by; saved in the checkpoint
         pixel_range: lowest and highest value of images with more than 8 bits, scaled to 0..255
         paths: file of each sample
+        groups: lot, camera or patient of each sample; the validation split divides none
         balanced: draw training samples with replacement, so that all classes come equally often
         deterministic: samples draw no random numbers, so the loader need not seed any
         __getitems__: function of a list of indices, called once per batch; returns the samples, or
@@ -47,6 +49,7 @@ class BaseDataset(Dataset):
     std: Sequence[float] | Tensor | None = None
     pixel_range: list[float] | str | None = None
     paths: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
     balanced: bool = False
     deterministic: bool = False
     __getitems__: Callable[[list[int]], list[Sample] | Batch] | None = None
@@ -106,8 +109,18 @@ class Samples(Dataset):
         size = split if isinstance(split, int) else round(count * split)
         if not 0 < size < count:
             raise UserError(f"validation_split {split} of {count} samples leaves a part empty")
-        held_out = stratified_choice(self.offers.targets, count, size, self.seed)
+        held_out = self._held_out(count, size)
         return held_out if self.subset == "val" else np.setdiff1d(np.arange(count), held_out)
+
+    def _held_out(self, count: int, size: int) -> np.ndarray:
+        """`size` of `count` indices for validation; with groups, about so many in whole groups."""
+        targets, groups = self.offers.targets, self.offers.groups
+        if groups is None:
+            return stratified_choice(targets, count, size, self.seed)
+        labels = [""] * count if targets is None else [str(target) for target in targets]
+        files = [(str(index), labels[index], str(groups[index])) for index in range(count)]
+        parts = share_out(files, [1 - size / count, size / count], self.seed, {})
+        return np.flatnonzero([parts[str(index)] for index in range(count)])
 
     def __len__(self) -> int:
         return len(self.indices)

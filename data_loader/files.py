@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from base.parts import share_out
 from data_loader.images import image_suffixes
-from data_loader.index import Record
+from data_loader.index import Memory, Record
 from utils.config.lookup import did_you_mean
 from utils.engine.randomness import derive_seed
 from utils.errors import UserError
@@ -121,12 +122,26 @@ class DataFolder:
         classes: names of the classes in the order of their numbers; by default those of the folders
             with training images, sorted
         seed: decides which file is in which part of the split
+        stratify: divide each class by the shares, and remember the part of each file
+        group: regular expression for the part of a file's name that names its lot: with `split` a
+            lot is in one part
     """
 
     def __init__(
-        self, folder: Path, split: Sequence[float] | None, classes: list[str] | None, seed: int
+        self,
+        folder: Path,
+        split: Sequence[float] | None,
+        classes: list[str] | None,
+        seed: int,
+        stratify: bool = False,
+        group: str | None = None,
     ):
         self.folder, self.split, self.seed = folder, split, seed
+        self.stratify = stratify or group is not None
+        try:
+            self.group = None if group is None else re.compile(group)
+        except re.error as error:
+            raise UserError(f'data_loader.args.group: "{group}" is no pattern: {error}') from None
         self.given = None if classes is None else list(map(class_name, classes))
         if self.given is not None and not 0 < len(set(self.given)) == len(self.given):
             raise UserError("data_loader.args.classes must name one class or more, each once")
@@ -151,7 +166,7 @@ class DataFolder:
         """Names of the classes; their places are the class numbers. Raises UserError."""
         if self.given is not None:
             return self.given
-        images, _ = self._find("train")
+        images, _ = self.find("train")
         if any(images.values()):
             return sorted(name for name, paths in images.items() if paths)
         folder = self.place("train")
@@ -162,7 +177,7 @@ class DataFolder:
 
         Raises UserError if its folders are not the classes, or for training lack one.
         """
-        (images, notes), place, known = self._find(subset), self.place(subset), self.classes
+        (images, notes), place, known = self.find(subset), self.place(subset), self.classes
         new = [name for name, paths in images.items() if paths and name not in known]
         missing = ", ".join(name for name in known if name not in images)
         lacks = f"it lacks {missing}" if missing else ""
@@ -195,7 +210,7 @@ class DataFolder:
         hint = "" if self.subsets or not _subfolders(self.folder) else hint
         raise UserError(f"data_loader.args.data_dir: there is no folder {folder}{hint}")
 
-    def _find(self, subset: str) -> tuple[dict[str, list[str]], list[str]]:
+    def find(self, subset: str) -> tuple[dict[str, list[str]], list[str]]:
         """The images in the folder of a subset by class, and sentences for the user."""
         place = self.place(subset)
         if place in self._found:
@@ -222,7 +237,29 @@ class DataFolder:
         self._found[place] = images, notes
         return images, notes
 
+    def group_of(self, name: str) -> str:
+        """The lot of a file, by its name; the name if the pattern does not occur in it."""
+        found = self.group and self.group.search(name.rpartition("/")[2])
+        return (found[1] if found.re.groups else found[0]) if found else name
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, int]:
+        """The part of each file by name. Those of files that were there before stay."""
+        (images, _), start = self.find("train"), len(os.path.join(self.folder, ""))
+        files = [
+            (name, label, self.group_of(name))
+            for label, paths in images.items()
+            for name in (path[start:].replace(os.sep, "/") for path in paths)
+        ]
+        pattern = self.group and self.group.pattern
+        memory = Memory(self.folder, [self.seed, list(self.split), pattern])
+        parts = share_out(files, self.split, self.seed, memory.parts)
+        memory.keep(parts)
+        return parts
+
     def _part_of(self, name: str) -> str:
+        if self.stratify:
+            return SUBSETS[self._parts[name]]
         # From the name alone: with its rank among all files, a new file would move others.
         place = derive_seed(self.seed, "part", name) / 2**63
         return SUBSETS[int(np.searchsorted(np.cumsum(self.split)[:2], place, side="right"))]

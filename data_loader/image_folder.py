@@ -69,6 +69,10 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         split: shares of training, validation, test, [0.8, 0.1, 0.1], if data_dir contains classes.
             Approximate: the part of a file follows from its name and the seed alone, so it stays
             when files are added
+        stratify: with `split`: divide each class by the shares, and keep the part of each file in
+            the folder data_dir.cache, so that it stays when files are added
+        group: regular expression that finds the name of a lot, camera or patient in a file's name;
+            with `split` all files of a lot are in one part, with `validation_split`, too
         transforms: "imagenet", "inspection", "none" (resize only), or lists for "train" and "eval"
         on_bad_file: what to do if a file cannot be read: "skip" reports and omits it, "stop" stops
         cache: where to keep decoded images: "ram", "disk", "auto", or null to decode in each epoch.
@@ -87,6 +91,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         data_dir: str,
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
         split: tuple[Share, Share, Share] | None = None,
+        stratify: bool = False,
+        group: str | None = None,
         transforms: Literal["imagenet", "inspection", "none"]
         | dict[Literal["train", "eval"], list[Any]] = "none",
         on_bad_file: Literal["skip", "stop"] = "skip",
@@ -104,14 +110,18 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         self.transforms, self.on_bad_file = transforms, on_bad_file
         super().__init__(image_size=image_size, **kwargs)
         # shared with the other subsets' loaders
-        self.folder = DataFolder(Path(data_dir), split, classes, self.settings["seed"])
+        seed = self.settings["seed"]
+        self.folder = DataFolder(Path(data_dir), split, classes, seed, stratify, group)
         self.store = ImageStore(self.folder, cache, pixel_range)
 
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
         balanced = augment and self.balance == "sampler"
-        return ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
+        samples = ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
+        if self.folder.group:
+            samples.groups = [self.folder.group_of(file.name) for file in contents.files]
+        return samples
 
     @property
     def read(self) -> Reader:

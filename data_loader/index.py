@@ -111,3 +111,36 @@ class Index:
 def _checksum(text: str) -> str:
     """The end of an index that begins with `text`: flipped bits would change the training."""
     return f'{CHECKSUM}{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"}}'
+
+
+class Memory:
+    """The file parts.json in DATA_DIR.cache: which part of a split each file was given.
+
+    Unlike the index it cannot be made again once files were added; where it cannot be written, the
+    parts follow from the files that are there.
+
+    Args:
+        folder: of the data set
+        settings: of the split; each has its own parts
+    """
+
+    def __init__(self, folder: Path, settings: list):
+        folder, self.key = folder.resolve(), repr(settings)
+        self.path = folder.with_name(f"{folder.name}.cache") / "parts.json"
+        self.parts: dict[str, int] = self._stored().get(self.key, {})
+
+    def keep(self, parts: dict[str, int]) -> None:
+        """Remember these parts, beside those of files that are not there at the moment."""
+        if parts.items() <= self.parts.items():
+            return
+        content = self._stored() | {self.key: self.parts | parts}
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
+            write_text(self.path, json.dumps(content))
+
+    def _stored(self) -> dict[str, dict[str, int]]:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                return content
+        return {}

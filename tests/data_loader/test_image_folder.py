@@ -346,3 +346,56 @@ def test_hymenoptera_equals_torchvision(kata_data):
     ours = dict(zip(loader.paths, served(loader)[0], strict=True))
     for (path, _), (image, _) in zip(reference.samples, reference, strict=True):
         torch.testing.assert_close(ours[path], image)
+
+
+def test_stratified_split_has_each_class_in_each_part_and_stays(tmp_path):
+    folder = tmp_path / "parts"
+    save_images(folder, {"NG": 7, "OK": 50}, size=(2, 2))
+    shares = {"split": [0.7, 0.15, 0.15], "stratify": True}
+
+    def parts():
+        loader = image_loader(folder, **shares)
+        loaders = [loader, loader.split_validation(), loader.for_subset("test")]
+        return [set(names(part, folder)) for part in loaders]
+
+    before = parts()
+    assert all(any(name.startswith("NG") for name in part) for part in before)
+    assert sorted(name for part in before for name in part) == [
+        os.path.relpath(path, folder) for path, _ in ImageFolder(folder).samples
+    ]
+    for number in range(20):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(folder / "NG" / f"new{number}.png")
+    for old, new in zip(before, parts(), strict=True):
+        assert old < new
+    # what is remembered is not needed for the same files, and may be damaged
+    memory = tmp_path / "parts.cache" / "parts.json"
+    after = parts()
+    for content in ("", "[1]", '{"a": 3}'):
+        memory.write_text(content)
+        assert [len(part) for part in parts()] == [len(part) for part in after]
+    assert image_loader(folder, split=[0.7, 0.15, 0.15]).paths  # without it nothing changes
+
+
+@pytest.mark.parametrize("cut", [{"split": [0.6, 0.2, 0.2]}, {"validation_split": 0.25}])
+def test_lots_are_in_one_part(tmp_path, cut):
+    folder = tmp_path / ("parts" if "split" in cut else "parts/train")
+    for lot in range(20):
+        for number in range(4):
+            place = folder / ("NG" if lot % 5 == 0 else "OK")
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((2, 2, 3), lot, np.uint8)
+            Image.fromarray(pixels).save(place / f"lot{lot}_{number}.png")
+    loader = image_loader(tmp_path / "parts", group=r"^(lot\d+)_", **cut)
+    loaders = [loader, loader.split_validation()]
+    loaders += [loader.for_subset("test")] if "split" in cut else []
+    lots = [{os.path.basename(p).partition("_")[0] for p in part.paths} for part in loaders]
+    assert sum(map(len, lots)) == len(set().union(*lots)) == 20
+    assert all(
+        len(part.dataset) == 4 * len(found) for part, found in zip(loaders, lots, strict=True)
+    )
+    assert all(any("NG" in path for path in part.paths) for part in loaders[:2])
+
+
+def test_group_that_is_no_pattern_is_said(folder):
+    with pytest.raises(UserError, match=r'data_loader.args.group: "\(lot" is no pattern'):
+        image_loader(folder, group="(lot")

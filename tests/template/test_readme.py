@@ -122,7 +122,7 @@ def shorten(words: list[str]) -> list[str]:
     """What makes a command that starts a new run take only seconds."""
     if re.search("epochs|check|profile", " ".join(words)):
         return []
-    if words[1:3] == ["train.py", "-c"]:
+    if words[1] == "train.py" and words[2] in ("-c", "--data"):
         return ["--epochs", "2"]
     if words[1:3] == ["prune.py", "-c"]:
         return ["-s", "trainer.epochs=1", "trainer.last_epochs=2"]

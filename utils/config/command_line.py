@@ -36,6 +36,7 @@ def command(
     description: str,
     options: Iterable[CustomArgs] = (),
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    prepare: Callable[[argparse.Namespace], None] = lambda arguments: None,
     **traits: object,
 ) -> Callable[[Main], Command]:
     """Makes of `main(config, arguments)` a command: `main(argv=None)` returns the exit code.
@@ -47,6 +48,7 @@ def command(
         description: the text of --help
         options: flags that set keys of the config
         add_arguments: adds the script's own arguments to the parser
+        prepare: called before the configuration is read
         traits: see `Script`
     """
     script = Script(**traits)
@@ -58,7 +60,12 @@ def command(
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
             arguments = parser.parse_args(argv)
-            read = _fast_imports()(functools.partial(resolve, arguments, options, script))
+
+            @_fast_imports()
+            def read(trial_dir: str | None = None) -> ConfigParser:
+                prepare(arguments)
+                return resolve(arguments, options, script, trial_dir)
+
             try:
                 if arguments.info:
                     print(describe_resumed(arguments, script))

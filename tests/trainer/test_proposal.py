@@ -1,0 +1,121 @@
+"""A configuration for a folder of images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train as script
+from parse_config import ConfigParser
+from tests.conftest import runs, save_images
+from trainer import proposal
+from utils.config import config_file
+
+
+@pytest.fixture
+def propose(tmp_path, monkeypatch):
+    """A function that gives the configuration proposed for a folder."""
+    monkeypatch.setattr(proposal, "ROOT", tmp_path)
+
+    def run(folder, target=None, weights=None):
+        path = proposal.propose(folder, target, weights)
+        config, _ = config_file.read_layers(path)
+        config["trainer"]["save_dir"] = str(tmp_path / "saved")
+        path.write_text(json.dumps(config), "utf-8")
+        return ConfigParser(config).config
+
+    return run
+
+
+def test_classes_in_a_folder_are_split_and_the_rare_one_is_drawn_more_often(tmp_path, propose):
+    save_images(tmp_path / "部品", {"NG": 12, "OK": 60}, size=(100, 120))
+    config = propose(tmp_path / "部品", target="NG")
+    assert config["name"] == "部品"
+    arguments = config["data_loader"]["args"]
+    assert arguments["split"] == [0.6, 0.2, 0.2]
+    assert arguments["stratify"]
+    assert arguments["balance"] == "sampler"
+    assert arguments["channels"] == 3
+    assert config["inspection"] == {"target": "NG", "max_escape": 0.0}
+    assert config["trainer"]["monitor"] == "max val_balanced_accuracy"
+    assert "RandomResizedCrop" not in json.dumps(arguments)  # a crop may lose the defect
+
+
+def test_own_parts_are_used_and_grey_images_stay_grey(tmp_path, propose):
+    for part, count in {"Training": 30, "valid": 10, "test": 5}.items():
+        for name in ("a", "b"):
+            folder = tmp_path / "set" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((28, 30, 3), 40 + number, np.uint8)  # grey, stored as colour
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    config = propose(tmp_path / "set")
+    arguments = config["data_loader"]["args"]
+    assert arguments["channels"] == 1
+    assert not {"split", "balance", "validation_split"} & set(arguments)
+    assert config["arch"] == {"type": "CifarResNet", "args": {"depth": 20}}
+    assert arguments["image_size"] == 28
+    assert "inspection" not in config
+
+
+def test_more_images_get_fewer_epochs():
+    plans = [
+        proposal._network(proposal.Survey({"a": count, "b": count}, [], 200, True), 2 * count)
+        for count in (30, 200, 1000, 30_000)
+    ]
+    sides, epochs = ([plan[n] for plan in plans] for n in (1, 2))
+    assert sides == [96, 96, 64, 64]
+    assert epochs == sorted(epochs, reverse=True)
+    assert (epochs[0], epochs[-1]) == (100, 10)
+
+
+@pytest.mark.parametrize("builder", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
+def test_weights_tell_their_network(tmp_path, builder):
+    import torch
+    from torchvision import models
+
+    state = models.get_model(builder, num_classes=7).state_dict()
+    backbone = {name: value for name, value in state.items() if not name.startswith("classifier")}
+    torch.save({"state_dict": backbone}, tmp_path / "w.pth")
+    assert proposal.builder_of(str(tmp_path / "w.pth")) == builder
+    torch.save({"a.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(script.UserError, match="belongs to none of resnet18"):
+        proposal.builder_of(str(tmp_path / "w.pth"))
+
+
+def test_command_writes_the_file_once_and_trains(tmp_path, propose, capsys, monkeypatch):
+    save_images(tmp_path / "parts", {"NG": 10, "OK": 20}, size=(32, 32))
+    command = ["--data", str(tmp_path / "parts"), "--epochs", "1"]
+    command += ["-s", f"trainer.save_dir={tmp_path / 'saved'}", "trainer.tensorboard=false"]
+    assert script.main(command) == 0
+    file = tmp_path / "configs" / "parts.json"
+    text = file.read_text("utf-8")
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert "// for 30 images, 18 of them for training" in text
+    assert "validation of epoch 1" in printed
+    assert len(runs(tmp_path)) == 1
+    file.write_text(text.replace("Nesterov", "nesterov") + "// mine\n", "utf-8")
+    assert script.main(command) == 0
+    assert file.read_text("utf-8").endswith("// mine\n")
+    assert "parts.json is there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "there is no folder"),
+        (["--data", "one"], "one folder with images for each class"),
+        (["--data", "two", "--target", "ng"], '"ng" is not one of the classes NG, OK'),
+        (["--data", "two", "-c", "x.json"], "leave out -c and -r"),
+        (["--target", "NG", "-c", "x.json"], "--target and --weights belong to --data"),
+        (["--data", "two", "--weights", "lost.pth"], "there is no file lost.pth"),
+    ],
+)
+def test_mistakes_are_said(tmp_path, propose, capsys, monkeypatch, arguments, message):
+    save_images(tmp_path / "one", {"NG": 2})
+    save_images(tmp_path / "two", {"NG": 2, "OK": 2})
+    monkeypatch.chdir(tmp_path)
+    assert script.main(arguments) == 2
+    assert message in capsys.readouterr().err
