@@ -104,7 +104,7 @@ def _other(kind: str, state: dict) -> Any:
         return {key: state[key] for key in keys}
     if kind == "nested":
         value: list = []
-        for _ in range(500):
+        for _ in range(150):
             value = [value]
         return state | {"trainer": value}
     return {
