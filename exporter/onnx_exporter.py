@@ -163,7 +163,7 @@ def quiet() -> Iterator[None]:
     level = logging.root.level
     sys.stdout.flush()
     stdout = os.dup(1)
-    with open(os.devnull, "w") as devnull, warnings.catch_warnings():
+    with open(os.devnull, "wb") as devnull, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.root.setLevel(logging.ERROR)
         os.dup2(devnull.fileno(), 1)

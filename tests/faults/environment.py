@@ -29,7 +29,7 @@ from tests.faults.lab import (
     merged,
     write_config,
 )
-from tests.faults.server import Job, run
+from tests.faults.server import Job, open_streams, run
 
 START = ["train.py", "-c", "config.json"]
 WORKERS = merged(DIGITS, {"data_loader": {"args": {"num_workers": 2}}})
@@ -275,17 +275,19 @@ def no_reader(lab: Lab, random: Random) -> None:
 
 def _cut_off(kind: str, streams: tuple[int, ...]) -> None:
     for number in streams:
-        name = "stdout" if number == 1 else "stderr"
-        if kind == "closed":
-            os.close(number)
-            setattr(sys, name, None)  # as Python starts then
-            setattr(sys, f"__{name}__", None)
-        elif kind == "full":
+        if kind == "full":
             os.dup2(os.open("/dev/full", os.O_WRONLY), number)
-        else:
+        elif kind == "pipe":
             reader, writer = os.pipe()
             os.close(reader)
             os.dup2(writer, number)
+    open_streams()
+    if kind == "closed":
+        for number in streams:
+            os.close(number)
+            name = "stdout" if number == 1 else "stderr"
+            setattr(sys, name, None)  # as Python starts then
+            setattr(sys, f"__{name}__", None)
 
 
 TRIALS = {

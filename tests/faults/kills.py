@@ -68,8 +68,9 @@ def _killed(lab: Lab, random: Random, name: str, config: dict, command: list[str
     if within_epochs and not saves_within_epochs():
         counts["left out: no save_every"] += 1
     elif within_epochs:
-        every = SAVE_EVERY
-        name, config = f"{name}-save_every", merged(config, {"trainer": {"save_every": every}})
+        every = SAVE_EVERY * settings.get("grad_accum_steps", 1)
+        saving = {"trainer": {"save_every": SAVE_EVERY}}
+        name, config = f"{name}-save_every", merged(config, saving)
     reference = lab.reference(name, config, command)
     work = lab.fresh()
     write_config(work, config)
@@ -79,7 +80,7 @@ def _killed(lab: Lab, random: Random, name: str, config: dict, command: list[str
         ended = _run_and_kill(work, _resuming(command, run_path, random), reference, random, steps)
         counts["runs"] += 1
         if ended.code == 128 + signal.SIGKILL:
-            counts["kills within epochs" if every == SAVE_EVERY else "kills"] += 1
+            counts["kills" if "save_every" not in name else "kills, saved within epochs"] += 1
         else:
             check(ended, allowed=(0,))
     while find_run(work, config["name"]) is None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tests.faults.server import Ended, isolated, run
 
 T = TypeVar("T")
-LEN_EPOCH, EPOCHS, SAVE_EVERY = 8, 3, 3  # batches, epochs, batches
+LEN_EPOCH, EPOCHS, SAVE_EVERY = 8, 3, 3  # batches, epochs, steps
 DIGITS = {
     "name": "Digits",
     "seed": 5,

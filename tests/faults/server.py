@@ -164,6 +164,8 @@ class Job:
                 os.killpg(self.pid, signal.SIGKILL)
             self.runs_for(LIMIT)
         code = os.waitstatus_to_exitcode(self.status)
+        if not self.file.exists():  # ended before it had begun
+            self.file.touch()
         output = self.file.read_text(encoding="utf-8", errors="backslashreplace")
         return Ended(code if code >= 0 else 128 - code, output, self.seconds, hung)
 
@@ -203,6 +205,14 @@ def isolated(function: Callable, *arguments: Any) -> Any:
     return answer
 
 
+def open_streams() -> None:
+    """Open stdout and stderr as Python does at its start."""
+    settings = {"encoding": "utf-8", "buffering": 1, "closefd": False}
+    sys.stdout = open(1, "w", **settings)  # noqa: SIM115
+    sys.stderr = open(2, "w", errors="backslashreplace", **settings)  # noqa: SIM115
+    sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+
+
 def _run(folder: Path, command: list[str], file: Path, prepare: Iterable[Callable]) -> NoReturn:
     code: object = 1
     try:
@@ -216,10 +226,7 @@ def _run(folder: Path, command: list[str], file: Path, prepare: Iterable[Callabl
         for stream in (1, 2):
             os.dup2(descriptor, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        settings = {"encoding": "utf-8", "buffering": 1, "closefd": False}
-        sys.stdout = open(1, "w", **settings)  # noqa: SIM115
-        sys.stderr = open(2, "w", errors="backslashreplace", **settings)  # noqa: SIM115
-        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
+        open_streams()
         import torch
 
         torch.set_num_threads(1)

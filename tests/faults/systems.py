@@ -34,7 +34,7 @@ UNIX = {  # what Windows lacks
     signal: ["SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGKILL", "SIGCHLD", "SIGALRM",
              "SIGPIPE", "pthread_sigmask", "sigwait", "setitimer", "alarm"],
 }  # fmt: skip
-MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty")
+MODULES = ("resource", "pwd", "grp", "termios", "tty", "pty")
 NAMES = "parts 型 é ß"  # cp932 has no é, cp1252 no 型
 
 
