@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from base.samples import Batch, Samples, finished
-from utils.errors import RunError
+from utils.errors import RunError, first_line
 
 CAUSES = {  # of the end of a worker, by the number of its signal
     9: "the system ends processes when the memory is full",
@@ -40,9 +40,9 @@ class WorkerLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        with _kept_handler():
-            batches = super().__iter__()
         try:
+            with _kept_handler():
+                batches = super().__iter__()
             yield from batches
         except Exception as error:
             name, text = type(error).__name__, str(error).strip()
@@ -68,6 +68,8 @@ class WorkerLoader(DataLoader):
                     f"({reason}: {cause}); for fewer workers "
                     f"-s data_loader.args.num_workers={self.num_workers // 2}"
                 ) from error
+        if "DataLoader worker" in str(error):
+            raise RunError(f"data_loader: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -145,6 +145,8 @@ def read_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
             np.savez_compressed(file, images=images, target=target)
     try:
         with np.load(path, allow_pickle=False) as digits:
+            if damaged := digits.zip.testzip():  # numpy may read too few bytes to notice
+                raise ValueError(f"{damaged} has another checksum")
             return digits["images"], digits["target"]
     except Exception as error:  # of eight types, depending on where the damage is
         reason = first_line(error)

@@ -245,7 +245,8 @@ class Trainer(BaseTrainer):
     def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; while one is awaited, all that was trained is in the state."""
         while True:
-            self.is_whole = self.step % self.grad_accum_steps == 0
+            # at step 0 the state is the last epoch's, and would be taken for all of this one
+            self.is_whole = self.step > 0 and self.step % self.grad_accum_steps == 0
             batch = next(batches, None)
             self.is_whole = False
             if batch is None:

@@ -85,6 +85,7 @@ def trained(run):
     ("changes", "kept"),
     [
         ({"data_loader.args.broken": 5}, BATCHES + 5),
+        ({"data_loader.args.broken": 0}, BATCHES),  # nothing of the epoch is trained
         ({"trainer.error_at": "validation 2"}, 2 * BATCHES),
         ({"trainer.error_at": "step 20"}, BATCHES),  # in a step: nothing can be saved
         ({"trainer.error_at": "step 20", "trainer.save_every": 4}, 17),
