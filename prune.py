@@ -25,7 +25,7 @@ def main(config, arguments):
         config,
         arguments.device,
         new_head=False,
-        pruner=config.init_obj("pruner"),
+        pruner=config.init_obj("pruner", dotted=config.trust),
         exporter=functools.partial(export_checkpoint, config, arguments.device),
     )
     trainer.check() if arguments.check else trainer.train()

@@ -1,6 +1,8 @@
 """How important a channel is: torch-pruning's criteria by name, or your own class in pruner/."""
 
+import dataclasses
 import inspect
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from utils.config.lookup import Source
@@ -23,8 +25,9 @@ SOURCE = Source(
 USABLE = "MagnitudeImportance, TaylorImportance, BNScaleImportance, FPGMImportance, LAMPImportance"
 
 
-def build_importance(spec: str | dict) -> "Importance":
-    """The criterion "Name" or {"type": "Name", "args": {...}}, which rates the channels of a group.
+def build_importance(spec: str | dict, dotted: Container[str] = ()) -> "Importance":
+    """The criterion "Name" or {"type": "Name", "args": {...}}, which rates the channels of a group;
+    one from elsewhere if its dotted path is in `dotted`.
 
     Raises UserError for an unknown name, a criterion that does not work, and unknown arguments.
     """
@@ -34,7 +37,7 @@ def build_importance(spec: str | dict) -> "Importance":
     if name in REFUSED:
         raise UserError(f"{PATH}: {name} does not work: {REFUSED[name]}. Use one of {USABLE}")
     try:
-        cls = SOURCE.find(name)
+        cls = dataclasses.replace(SOURCE, dotted=dotted).find(name)
     except LookupError as error:
         raise UserError(f"{PATH}: {error.args[0]}") from None
     accepted = inspect.signature(cls).parameters

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class MagnitudePruner(BasePruner):
         min_channels: every layer keeps as many channels
         ignored_layers: layers that keep all outputs, by name or regular expression
         ratios: share that single layers lose, by name or regular expression
+        dotted: paths beyond this project and torch-pruning that `importance` may name
     """
 
     library = "BasePruner"  # torch-pruning's class, whose regularizer is used
@@ -70,6 +71,7 @@ class MagnitudePruner(BasePruner):
         min_channels: PositiveInt = 1,
         ignored_layers: list[str] | None = None,
         ratios: dict[str, Share] | None = None,
+        dotted: Container[str] = (),
     ):
         target = target or {}
         aims = [("channel_sparsity", channel_sparsity)] if channel_sparsity is not None else []
@@ -91,7 +93,7 @@ class MagnitudePruner(BasePruner):
         self.round_to, self.min_channels = round_to, min_channels
         self.max_channel_sparsity = max_channel_sparsity
         self.ignored_layers, self.ratios = ignored_layers or [], ratios or {}
-        self.importance = build_importance(importance)
+        self.importance = build_importance(importance, dotted)
         self.needs_gradients = needs_gradients(self.importance)
         self.options: dict[str, float] = {}  # further arguments of torch-pruning's class
         self._widths: dict[str, int] = {}  # of each group, before the first cut

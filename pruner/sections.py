@@ -5,7 +5,11 @@ from typing_extensions import TypedDict  # pydantic accepts typing's only from P
 from utils.config.hints import OpenShare, PositiveFloat, PositiveInt
 from utils.config.lookup import Source
 
-SECTIONS = {"pruner": Source("pruner.base_pruner.BasePruner", ("pruner",), functions=False)}
+SECTIONS = {
+    "pruner": Source(
+        "pruner.base_pruner.BasePruner", ("pruner",), given=("dotted",), functions=False
+    )
+}
 EXTENDS = {"trainer": {"folders": ("pruner",), "given": ("pruner", "exporter")}}
 
 

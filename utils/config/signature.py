@@ -26,7 +26,9 @@ def get_signature(target: Callable) -> Signature:
     may supply itself.
     """
     if inspect.isclass(target):
-        return _merge(_constructors(target))
+        calls = _constructors(target)
+        # object's own constructor says that it takes anything, and takes nothing
+        return Signature({}, False) if calls == [object.__new__] else _merge(calls)
     signature, built = _merge([target]), get_hints(target).get("return")
     if not signature.open or not inspect.isclass(built) or built.__module__.startswith("torch.nn."):
         return signature
