@@ -78,7 +78,7 @@ def build_trainer(config, device, new_head=True, **supplied):
         "trainer",
         model=model,
         criterion=criterion,
-        metrics=config.init_obj("metrics", num_classes=class_count(data_loader)),
+        metrics=config.init_obj("metrics", **class_count(data_loader)),
         optimizer=build_optimizer(config, engine, model, task=task),
         lr_scheduler=build_schedule(config),
         config=config,
@@ -90,7 +90,7 @@ def build_trainer(config, device, new_head=True, **supplied):
         task=task,
         optimizers=build_optimizers(config, engine, task),
         schedules=build_schedules(config),
-        num_classes=class_count(data_loader),
+        **class_count(data_loader),
         **supplied,
     )
 

@@ -137,8 +137,7 @@ class Evaluator:
         turns = cycle(sizes or [self.loader.batch_size])
         chunks = list(iter(lambda: list(islice(positions, next(turns))), []))
         batches = batches_of(self.loader, chunks, self.loader.num_workers)
-        count = class_count(self.loader)
-        metrics = self.engine.to_device(self.config.init_obj("metrics", num_classes=count))
+        metrics = self.engine.to_device(self.config.init_obj("metrics", **class_count(self.loader)))
         model = self.engine.prepare(network)
         with model.register_forward_hook(keep_outputs):
             batches = progress(batches, self.split)

@@ -50,9 +50,7 @@ class Test:
         criterion = config.init_obj("loss")
         self.task = build_task(config, self.engine, unwrap(self.model), criterion, self.loader)
         restore_task(self.task, self.trained, config, self.engine)
-        self.metrics = self.engine.to_device(
-            config.init_obj("metrics", num_classes=class_count(self.loader))
-        )
+        self.metrics = self.engine.to_device(config.init_obj("metrics", **class_count(self.loader)))
         target, classes = config.option("inspection", "target"), self.loader.classes
         if target is not None and classes is not None:
             class_number(target, classes)

@@ -96,9 +96,9 @@ def build_loader(config: ConfigParser, section: str, subset: str) -> BaseDataLoa
     return loader.for_subset(wanted, own_data=True)
 
 
-def class_count(data_loader: BaseDataLoader) -> int | None:
-    """How many classes the data has; None if it does not say."""
-    return len(data_loader.classes) if data_loader.classes else None
+def class_count(data_loader: BaseDataLoader) -> dict[str, int]:
+    """`num_classes`, if the data says how many it has."""
+    return {"num_classes": len(data_loader.classes)} if data_loader.classes else {}
 
 
 def class_weights(data_loader: BaseDataLoader) -> dict[str, Tensor]:

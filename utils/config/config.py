@@ -252,7 +252,6 @@ class ConfigParser:
         accepted = {*get_signature(target).parameters}
         if signature.open:  # builders that take anything (timm.create_model) all know this name
             accepted |= {*source.given, "num_classes"}
-        supplied = {k: v for k, v in supplied.items() if v is not None or k not in source.offered}
         return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:
