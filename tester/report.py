@@ -186,7 +186,10 @@ def inspection_lines(inspection: dict) -> list[str]:
             f"    missed {target}  {missed}",
             f"    false {target}   {false}",
         ]
-    return [*lines, f'  ("at most" with {inspection.get("confidence", CONFIDENCE):.3g} confidence)']
+    return [
+        *lines,
+        f'  ("at most" with {100 * inspection.get("confidence", CONFIDENCE):.3g}% confidence)',
+    ]
 
 
 def speed_line(speed: dict) -> str:

@@ -28,9 +28,11 @@ class Answers:
     def add(self, step: Step) -> None:
         """Keep a batch's answers; nothing of other tasks."""
         if is_classification(step, self._task):
-            target = self._target or 0
-            probability = step.output.detach().float().softmax(1)[:, target]
-            kept = step.target, step.output.argmax(1), probability
+            likeliest = step.output.argmax(1)
+            probability = torch.zeros_like(likeliest)
+            if self._target is not None:
+                probability = step.output.detach().float().softmax(1)[:, self._target]
+            kept = step.target, likeliest, probability
             self._kept.append(torch.stack([part.double() for part in kept]))
 
     def confusion(self) -> Tensor:

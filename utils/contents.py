@@ -24,6 +24,7 @@ def _dense(value: object) -> object:
 
 
 OPEN = ConfigDict(extra="allow")
+Object = dict[str, Any]
 Weights = dict[str, Annotated[Any, AfterValidator(_dense)]]
 
 
@@ -44,8 +45,8 @@ class Origin(TypedDict, total=False):
     digest: str | None
     data: str | None
     seed: int | None
-    versions: dict[str, Any] | None
-    made_from: dict[str, Any] | None
+    versions: Object | None
+    made_from: Object | None
     checkpoint: str
 
 
@@ -66,13 +67,13 @@ class Structure(TypedDict):
 
     __pydantic_config__ = OPEN
     shapes: dict[str, Annotated[list[list[NonNegativeInt]], Len(2, 2)]]  # built and now
-    attributes: dict[str, dict[str, Any]]
+    attributes: dict[str, Object]
 
 
 class Optimizer(TypedDict):
     __pydantic_config__ = OPEN
-    state: dict[int, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
+    state: dict[int, Object]
+    param_groups: list[Object]
 
 
 class Monitor(TypedDict):
@@ -87,7 +88,7 @@ class Meters(TypedDict):
     __pydantic_config__ = OPEN
     count: NonNegativeInt
     sums: dict[str, float]
-    objects: dict[str, dict[str, Any]]
+    objects: dict[str, Object]
 
 
 class Trainer(TypedDict):
@@ -100,35 +101,35 @@ class Trainer(TypedDict):
     generators: NotRequired[list[Any]]
     meters: NotRequired[Meters | None]
     running_statistics: NotRequired[Weights]
-    pruning: NotRequired[dict[str, Any]]
+    pruning: NotRequired[Object]
     history: NotRequired[list[dict[str, float | str]]]
 
 
 class Kept(TypedDict):
-    parts: dict[str, Any]
-    values: dict[str, Any]
+    parts: Object
+    values: Object
 
 
-TYPES: dict[str, Any] = {
+TYPES: Object = {
     "arch": str,
     "epoch": NonNegativeInt,
     "state_dict": Weights,
     "optimizer": Optimizer,
-    "config": dict[str, Any] | None,
-    "lr_scheduler": dict[str, Any] | None,
+    "config": Object | None,
+    "lr_scheduler": Object | None,
     "scaler": dict[str, float] | None,
     "ema": Average | None,
     "trainer": Trainer,
     "kept": Kept,
-    "rng": dict[str, Any],
+    "rng": Object,
     "structure": Structure | None,
     "classes": list[str] | None,
     "input": Input | None,
     "inspection": Inspection | None,
-    "decided": dict[str, Any] | None,
-    "versions": dict[str, Any] | None,
+    "decided": Object | None,
+    "versions": Object | None,
     "origin": Origin | None,
-    "sessions": list[dict[str, Any]],
+    "sessions": list[Object],
 }
 
 
@@ -139,7 +140,7 @@ PLAIN = ("classes", "config", "input", "inspection", "origin", "sessions", "stru
 _adapter = functools.cache(TypeAdapter)  # making one takes longer than using it
 
 
-def find_fault(contents: dict, types: dict[str, Any]) -> str | None:
+def find_fault(contents: dict, types: Object) -> str | None:
     """What is wrong with the first value of another type than `types` says, with its place."""
     for key in sorted(contents.keys() & types.keys()):
         try:
