@@ -97,6 +97,7 @@ def trainer_of(name: str, data_dir: Path, save_dir: Path, steps: int) -> Any:
     trainer = build(settings)
     trainer.len_epoch, trainer.log_interval = steps, max(1, steps // 10)
     trainer._stream = batches_of(name)
+    trainer._settle_statistics = lambda epoch: None  # belongs to an epoch's end, not to its steps
     return trainer
 
 
