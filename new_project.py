@@ -19,7 +19,7 @@ from pathlib import Path
 from utils.config import config_file
 from utils.errors import UserError
 from utils.files import safe_name, shell_command
-from utils.screen import open_screen
+from utils.screen import leave_screen, open_screen
 
 TEMPLATE = Path(__file__).resolve().parent
 LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     readme = README.format(name=dest.resolve().name, train=command)
     (dest / "README.md").write_text(readme, encoding="utf-8")
     print(f"{dest} is ready:\n  {shell_command('cd', dest)} && {command}")
+    leave_screen()
     return 0
 
 

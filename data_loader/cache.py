@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data_loader.files import DataFolder, File, class_name
 from data_loader.images import BadImage, DeepImage, Range, common_range, examine
 from data_loader.index import Index, Record
+from data_loader.near_copies import thumbnail
 from utils.engine.launch import cores
 from utils.errors import UserError
 from utils.files import atomic_write, printable
@@ -181,7 +182,7 @@ def _decode(
         sums = [(counts @ np.arange(256) ** power).tolist() for power in (1, 2)]
         pixel_range = pixel_range if values else None
         row = *record[:4], None, values, pixel_range, digest.hexdigest(), list(image.shape), sums
-        return Record(*row), image
+        return Record(*row, thumbnail(pixels)), image
 
     with ThreadPoolExecutor(cores()) as threads:
         results = threads.map(complete, numbers)

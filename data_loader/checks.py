@@ -1,13 +1,16 @@
-"""The report on image folders before training: counts, imbalance, bad files, copies."""
+"""The report on image files before training: counts, imbalance, bad files, copies."""
 
 import collections
+import itertools
 from collections.abc import Sequence
 
 from data_loader.cache import Contents
+from data_loader.near_copies import near_copies
 from utils.files import printable
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
+SHOWN = 5  # near copies of two subsets
 LINES = 20  # at most so many lines about copies
 
 
@@ -15,8 +18,8 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     """The report on the images of "train", "val", "test": counts, imbalance, bad files, copies."""
     lines = []
     for subset, contents in subsets.items():
-        totals = collections.Counter(file.label for file in contents.files)
-        counts = {name: totals[name] for name in classes}
+        totals = collections.Counter(n for file in contents.files for n in file.numbers)
+        counts = {name: totals[number] for number, name in enumerate(classes)}
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(f"{subset}: {len(contents.files)} images ({listing})")
         if missing := [name for name, count in counts.items() if count == 0]:
@@ -33,7 +36,12 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     # The subsets may be parts of one folder: say everything once.
     lines += dict.fromkeys(note for contents in subsets.values() for note in contents.notes)
     bad = dict.fromkeys(line for contents in subsets.values() for line in contents.bad)
-    return [*lines, *(f"left out: {line}" for line in bad), *_copies(subsets)]
+    return [
+        *lines,
+        *(f"left out: {line}" for line in bad),
+        *_copies(subsets),
+        *_near_copies(subsets),
+    ]
 
 
 def _ranges(subset: str, contents: Contents) -> list[str]:
@@ -74,4 +82,19 @@ def _copies(subsets: dict[str, Contents]) -> list[str]:
         lines[LINES:] = [f"and {len(lines) - LINES} more images in several subsets or classes"]
     if harmless:
         lines.append(f"{harmless} images are copies of another of the same subset and class")
+    return lines
+
+
+def _near_copies(subsets: dict[str, Contents]) -> list[str]:
+    """A line per two subsets with images that are near copies of each other."""
+    lines = []
+    for (one, some), (other, others) in itertools.combinations(subsets.items(), 2):
+        if pairs := near_copies(others, some):
+            shown = [f"{printable(a.path)} of {printable(b.path)}" for a, b in pairs[:SHOWN]]
+            count = "1 image looks" if len(pairs) == 1 else f"{len(pairs)} images look"
+            copies = "a copy" if len(pairs) == 1 else "copies"
+            lines.append(
+                f"{other}: {count} like {copies} of {one}'s, turned, mirrored, resized or "
+                f"compressed anew: {', '.join([*shown, *['...'] * (len(pairs) > SHOWN)])}"
+            )
     return lines

@@ -32,14 +32,22 @@ JUNK = {"$recycle.bin", "recycler", "system volume information", "lost+found", "
 
 class File(NamedTuple):
     """An image file: its path as the system needs it (`printable` shows it), its path from the data
-    set's folder with /, the name and the number of its class, and what is known of it.
+    set's folder with /, the name and the number of its class, and what is known of it. Where an
+    image may have several classes, the number is a list of 0 and 1, one for each class.
     """
 
     path: str
     name: str
     label: str
-    target: int
+    target: int | list[int]
     record: Record = Record(-1, -1, "", "")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its classes."""
+        if isinstance(self.target, int):
+            return [self.target]
+        return [number for number, is_there in enumerate(self.target) if is_there]
 
 
 def find_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
@@ -127,6 +135,8 @@ class DataFolder:
             lot is in one part
     """
 
+    is_multi_label = False  # whether an image may have several classes
+
     def __init__(
         self,
         folder: Path,
@@ -136,8 +146,7 @@ class DataFolder:
         stratify: bool = False,
         group: str | None = None,
     ):
-        self.folder, self.split, self.seed = folder, split, seed
-        self.stratify = stratify or group is not None
+        self.folder, self.split, self.seed, self._stratify = folder, split, seed, stratify
         try:
             self.group = None if group is None else re.compile(group)
         except re.error as error:
@@ -190,16 +199,24 @@ class DataFolder:
             raise UserError(f"{place} {text}")
         if missing and subset == "train":
             raise UserError(f"{place} must have all of data_loader.args.classes; {lacks}")
-        start = len(os.path.join(place, "")) - (0 if self.split else len(place.name) + 1)
         numbers = {name: number for number, name in enumerate(known)}
-        files = [
-            File(path, name, label, numbers[label])
+        files = []
+        for path, name, labels in self.members(subset):
+            if self.split is None or self._part_of(name) == subset:
+                target = [int(label in labels) for label in known]
+                target = target if self.is_multi_label else numbers[labels[0]]
+                files.append(File(path, name, "|".join(labels), target))
+        return files, notes
+
+    def members(self, subset: str) -> list[tuple[str, str, list[str]]]:
+        """The images in the folder of a subset: path, path from the data set's folder, classes."""
+        (images, _), place = self.find(subset), self.place(subset)
+        start = len(os.path.join(place, "")) - (0 if self.split else len(place.name) + 1)
+        return [
+            (path, path[start:].replace(os.sep, "/"), [label])
             for label, paths in images.items()
             for path in paths
-            for name in [path[start:].replace(os.sep, "/")]
-            if self.split is None or self._part_of(name) == subset
         ]
-        return files, notes
 
     def place(self, subset: str) -> Path:
         """The folder of a subset. Raises UserError if there is none."""
@@ -237,6 +254,11 @@ class DataFolder:
         self._found[place] = images, notes
         return images, notes
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether files belong to lots, which are not divided."""
+        return self.group is not None
+
     def group_of(self, name: str) -> str:
         """The lot of a file, by its name; the name if the pattern does not occur in it."""
         found = self.group and self.group.search(name.rpartition("/")[2])
@@ -245,20 +267,19 @@ class DataFolder:
     @functools.cached_property
     def _parts(self) -> dict[str, int]:
         """The part of each file by name. Those of files that were there before stay."""
-        (images, _), start = self.find("train"), len(os.path.join(self.folder, ""))
         files = [
             (name, label, self.group_of(name))
-            for label, paths in images.items()
-            for name in (path[start:].replace(os.sep, "/") for path in paths)
+            for _, name, labels in self.members("train")
+            for label in labels or [""]
         ]
-        pattern = self.group and self.group.pattern
+        pattern = self.group.pattern if self.group else self.is_grouped or None
         memory = Memory(self.folder, [self.seed, list(self.split), pattern])
         parts = share_out(files, self.split, self.seed, memory.parts)
         memory.keep(parts)
         return parts
 
     def _part_of(self, name: str) -> str:
-        if self.stratify:
+        if self._stratify or self.is_grouped:
             return SUBSETS[self._parts[name]]
         # From the name alone: with its rank among all files, a new file would move others.
         place = derive_seed(self.seed, "part", name) / 2**63

@@ -12,6 +12,7 @@ from data_loader.checks import check_images
 from data_loader.datasets import Balanced
 from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
+from data_loader.label_table import LabelTable
 from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
@@ -71,6 +72,9 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             when files are added
         stratify: with `split`: divide each class by the shares, and keep the part of each file in
             the folder data_dir.cache, so that it stays when files are added
+        labels: CSV or TSV file in data_dir with a row per image, which counts in place of folders'
+            names: its header names the columns path and label, subset ("train", "val", "test") and
+            group if there are any. The classes of an image that has several: "crack|dent"
         group: regular expression that finds the name of a lot, camera or patient in a file's name;
             with `split` all files of a lot are in one part, with `validation_split`, too
         transforms: "imagenet", "inspection", "none" (resize only), or lists for "train" and "eval"
@@ -93,6 +97,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         split: tuple[Share, Share, Share] | None = None,
         stratify: bool = False,
         group: str | None = None,
+        labels: str | None = None,
         transforms: Literal["imagenet", "inspection", "none"]
         | dict[Literal["train", "eval"], list[Any]] = "none",
         on_bad_file: Literal["skip", "stop"] = "skip",
@@ -111,15 +116,22 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         super().__init__(image_size=image_size, **kwargs)
         # shared with the other subsets' loaders
         seed = self.settings["seed"]
-        self.folder = DataFolder(Path(data_dir), split, classes, seed, stratify, group)
+        settings = split, classes, seed, stratify, group
+        self.folder = (
+            LabelTable(Path(data_dir), labels, *settings)
+            if labels
+            else DataFolder(Path(data_dir), *settings)
+        )
         self.store = ImageStore(self.folder, cache, pixel_range)
 
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
         contents = self._read(subset)
         self._stop_at_bad_files([contents])
+        if self.folder.is_multi_label and self.balance:
+            raise UserError("data_loader.args.balance: only for images of one class each")
         balanced = augment and self.balance == "sampler"
         samples = ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
-        if self.folder.group:
+        if self.folder.is_grouped:
             samples.groups = [self.folder.group_of(file.name) for file in contents.files]
         return samples
 
@@ -186,7 +198,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
 
 
 class ImageFiles(BaseDataset):
-    """Samples (float32 (C, H, W), class number) of image files, normalised.
+    """Samples (float32 (C, H, W), class number) of image files, normalised. Where an image may have
+    several classes, its target is int64 (classes,) of 0 and 1.
 
     Args:
         contents: the files
@@ -205,13 +218,13 @@ class ImageFiles(BaseDataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         images, targets = self.collate([self.transform(index)])
-        return images[0], int(targets[0])
+        return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
-    def transform(self, index: int) -> tuple[Tensor, int]:
+    def transform(self, index: int) -> tuple[Tensor, int | list[int]]:
         return self.pipeline.transform(self.contents.image(index)), self.targets[index]
 
-    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    def collate(self, samples: list[tuple[Tensor, int | list[int]]]) -> tuple[Tensor, Tensor]:
         images, targets = zip(*samples, strict=True)
         return self.pipeline.collate(images), torch.tensor(targets)

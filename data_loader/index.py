@@ -12,7 +12,7 @@ import PIL
 from data_loader.images import Range
 from utils.files import write_text
 
-VERSION = 3  # of how images are read and what is kept of them; a change makes old files stale
+VERSION = 4  # of how images are read and what is kept of them; a change makes old files stale
 
 
 CHECKSUM = ', "checksum": "'
@@ -32,6 +32,7 @@ class Record(NamedTuple):
         digest: equal for equal pixels; "" if nothing is known yet
         shape: (channels, height, width) as read
         sums: of each channel's values, and of their squares
+        thumbnail: for comparing it with others, see `data_loader.near_copies`
     """
 
     size: int
@@ -44,6 +45,7 @@ class Record(NamedTuple):
     digest: str = ""
     shape: list[int] | None = None
     sums: list[list[int]] | None = None
+    thumbnail: str = ""
 
     def is_complete(self, pixel_range: Range) -> bool:
         """Whether the file need not be read, where values are scaled from `pixel_range`."""

@@ -5,7 +5,7 @@ from tester.trained import Test, build_eval_loader
 from trainer.decisions import (
     CONFIDENCE,
     choose_threshold,
-    may_escape,
+    escapes_allowed,
     rate_in_words,
     rates,
     samples_needed,
@@ -33,7 +33,7 @@ def find_threshold(test: Test) -> dict | None:
     probability, is_target = predictions.for_class(target)
     if not is_target.any():
         raise UserError(f'inspection.target: none of the validation samples is "{target}"')
-    count, allowed = int(is_target.sum()), may_escape(int(is_target.sum()), wanted)
+    count, allowed = int(is_target.sum()), escapes_allowed(int(is_target.sum()), wanted)
     if allowed < 0:
         bound = wanted["max_escape_bound"]
         test.config.get_logger("test").warning(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from base.base_task import Step
-from trainer.decisions import class_number, decided
+from trainer.decisions import class_number, counts, decided
 
 KEPT = 200  # mistakes
 
@@ -118,6 +118,23 @@ class Predictions:
         rows = zip(*(column.tolist() for column in (precision, recall, f1, support)), strict=True)
         scores = (dict(zip(keys, row, strict=True)) for row in rows)
         return dict(zip(self.classes, scores, strict=True))
+
+    def per_group(self, groups: Sequence[str]) -> dict[str, dict[str, int]]:
+        """{"n", "wrong"} of each group, with an inspection also its `counts`; the worst first.
+
+        Args:
+            groups: of each sample
+        """
+        names, numbers = np.unique(np.asarray(groups, str), return_inverse=True)
+        wrong, rows = self.predicted != self.targets, {}
+        for number, name in enumerate(names.tolist()):
+            own = numbers == number
+            rows[name] = {"n": int(own.sum()), "wrong": int(wrong[own].sum())}
+            if self._inspection is not None:
+                target = class_number(self._inspection["target"], self.classes)
+                called, is_target = self.predicted[own] == target, self.targets[own] == target
+                rows[name] |= counts(called, is_target)
+        return dict(sorted(rows.items(), key=lambda row: -row[1]["wrong"] / row[1]["n"]))
 
     def suspects(self) -> list[int]:
         """Positions of samples whose label is probably wrong, the most suspicious first.

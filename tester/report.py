@@ -25,6 +25,7 @@ from utils.errors import explained
 from utils.files import named, numbered, write_text
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
+SHOWN_GROUPS = 20  # the worst, in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
 LARGEST_SAMPLE = 960  # pixels of a task's image
 AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 1
@@ -77,6 +78,8 @@ def report_test(
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
         report["per_class"] = predictions.per_class()
+        if groups := test.groups():
+            report["per_group"] = predictions.per_group(groups)
         images = {p: to_pil_image(x, test.loader.input) for p, x in predictions.images.items()}
         classes = np.array(predictions.classes)
         true, predicted = classes[predictions.targets], classes[predictions.predicted]
@@ -128,6 +131,7 @@ def _classes_page(
         "mistakes": mistakes,
         "mistake_count": int((predictions.targets != predictions.predicted).sum()),
         "suspects": suspects,
+        "shown_groups": SHOWN_GROUPS,
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
         "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
         "confusion": confusion_chart(predictions.confusion(), predictions.classes),

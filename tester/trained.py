@@ -100,6 +100,12 @@ class Test:
             checkpoint.amend(self.config.resume, self.trained, decided=decided)
         self.task.decided = decided
 
+    def groups(self) -> list[str]:
+        """The lot, camera or patient of each sample; none if each has its own."""
+        groups = getattr(self.loader.samples, "groups", None)
+        own = [str(groups[index]) for index in self.loader.dataset.indices] if groups else []
+        return own if len(set(own)) < len(own) else []
+
     def measure_speed(self) -> dict | None:
         """How fast the network answers, if it can measure that itself."""
         measure = getattr(self.model, "measure_speed", None)

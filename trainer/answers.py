@@ -6,7 +6,7 @@ from torch import Tensor
 
 from base import BaseTask
 from base.base_task import Step
-from trainer.decisions import choose_threshold, may_escape, rates
+from trainer.decisions import choose_threshold, escapes_allowed, rates
 from utils.engine import distributed
 
 MOST_ROWS = 20  # of a table on the screen
@@ -50,7 +50,7 @@ class Answers:
         is_target, probability = target == self._target, probability.astype(np.float32)
         if not is_target.any():
             return {}
-        allowed = max(0, may_escape(int(is_target.sum()), settings))
+        allowed = max(0, escapes_allowed(int(is_target.sum()), settings))
         called = probability >= choose_threshold(probability, is_target, allowed)
         costs = rates(called, is_target)
         return {name: costs[name] for name in ("escape", "overkill") if costs[name] is not None}

@@ -51,7 +51,7 @@ def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape:
     return float(middle if below.max() < middle <= caught else caught)
 
 
-def may_escape(count: int, settings: dict) -> int:
+def escapes_allowed(count: int, settings: dict) -> int:
     """How many of `count` target samples the section "inspection" allows to be missed.
 
     With "max_escape_bound" as many as leave the bound at most that; -1 if `count` is too few.
@@ -71,15 +71,23 @@ def rates(
     this leaves possible}; likewise "overkill", "false", "others", "overkill_bound". Shares are None
     if there are no samples.
     """
-    names = ("escape", "missed", "targets"), ("overkill", "false", "others")
-    result: dict[str, float | int | None] = {}
-    for (rate, count, of), wrong in zip(
-        names, (~called[is_target], called[~is_target]), strict=True
-    ):
-        number, total = int(wrong.sum()), len(wrong)
+    found, result = counts(called, is_target), {}
+    for rate, count, of in ("escape", "missed", "targets"), ("overkill", "false", "others"):
+        number, total = found[count], found[of]
         result |= {rate: number / total if total else None, count: number, of: total}
         result[f"{rate}_bound"] = upper_bound(number, total, confidence) if total else None
     return result
+
+
+def counts(called: np.ndarray, is_target: np.ndarray) -> dict[str, int]:
+    """{"missed", "targets"}: target samples not `called` target, and all of them; {"false",
+    "others"}: other samples called target, and all of these.
+    """
+    missed, false = ~called[is_target], called[~is_target]
+    return {
+        "missed": int(missed.sum()), "targets": len(missed),
+        "false": int(false.sum()), "others": len(false),
+    }  # fmt: skip
 
 
 def rate_in_words(count: int, of: int, bound: float | None) -> str:

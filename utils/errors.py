@@ -59,7 +59,8 @@ def explained_by(checkpoint: Path | None) -> Iterator[None]:
     except Exception as error:
         if checkpoint is None or is_out_of_memory(error):
             raise
-        raise CheckpointError(f"{checkpoint} does not fit: {in_words(error)}") from error
+        problem = f"{checkpoint} does not fit, or the code that goes on with it fails"
+        raise CheckpointError(f"{problem}: {in_words(error)}") from error
 
 
 def in_words(error: Exception) -> str:

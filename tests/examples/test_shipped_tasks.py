@@ -13,7 +13,8 @@ from sklearn import metrics as sklearn_metrics
 from torch import nn
 
 import test as test_script
-from tests.conftest import assert_same, build, last_checkpoint
+import train as train_script
+from tests.conftest import ROOT, assert_same, build, last_checkpoint
 from trainer.regression import RegressionTask
 from trainer.segmentation import SegmentationTask
 from trainer.tasks import SupervisedTask
@@ -39,6 +40,14 @@ def config_of(digits, sections):
     if "data_dir" not in sections["data_loader"]["args"]:
         config["data_loader"]["args"].pop("data_dir", None)
     return config
+
+
+@pytest.mark.parametrize("name", ["two_digits_multilabel", "diabetes_mlp", "digits_gan"])
+def test_a_shipped_config_that_needs_no_files_is_sound(name, data_dir, tmp_path):
+    settings = [f"trainer.save_dir={tmp_path}"]
+    settings += [] if name == "diabetes_mlp" else [f"data_loader.args.data_dir={data_dir}"]
+    file = ROOT / "configs" / f"{name}.json"
+    assert train_script.main(["-c", str(file), "--check", "-s", *settings]) == 0
 
 
 def train_resume_test(config, train, resume, split="test"):

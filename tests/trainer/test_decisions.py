@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from trainer.decisions import (
     choose_threshold,
     decided,
-    may_escape,
+    escapes_allowed,
     rates,
     samples_needed,
     upper_bound,
@@ -65,12 +65,12 @@ def test_samples_needed_for_a_bound():
 
 
 def test_how_many_may_escape():
-    assert may_escape(100, {"max_escape": 0.05}) == 5
-    assert may_escape(100, {"max_escape": 0.29}) == 29  # not 28 by rounding
-    assert may_escape(100, {}) == 0
-    assert may_escape(298, {"max_escape_bound": 0.01}) == -1
-    assert may_escape(299, {"max_escape_bound": 0.01}) == 0
-    count = may_escape(1000, {"max_escape_bound": 0.05, "confidence": 0.9})
+    assert escapes_allowed(100, {"max_escape": 0.05}) == 5
+    assert escapes_allowed(100, {"max_escape": 0.29}) == 29  # not 28 by rounding
+    assert escapes_allowed(100, {}) == 0
+    assert escapes_allowed(298, {"max_escape_bound": 0.01}) == -1
+    assert escapes_allowed(299, {"max_escape_bound": 0.01}) == 0
+    count = escapes_allowed(1000, {"max_escape_bound": 0.05, "confidence": 0.9})
     assert upper_bound(count, 1000, 0.9) <= 0.05 < upper_bound(count + 1, 1000, 0.9)
 
 
@@ -103,7 +103,7 @@ def test_stated_bound_holds_in_simulated_factories(targets, share):
         probability = np.concatenate([seen, others])
         is_target = np.arange(len(probability)) < targets
         threshold = choose_threshold(
-            probability, is_target, may_escape(targets, {"max_escape": share})
+            probability, is_target, escapes_allowed(targets, {"max_escape": share})
         )
         bound = rates(probability >= threshold, is_target)["escape_bound"]
         held += (pool < threshold).mean() <= bound

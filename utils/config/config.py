@@ -250,8 +250,10 @@ class ConfigParser:
         if "seed" in source.offered:
             supplied = {"seed": self.get("seed", 0), **supplied}
         accepted = {*get_signature(target).parameters}
-        if signature.open:  # builders that take anything (timm.create_model) all know this name
-            accepted |= {*source.given, "num_classes"}
+        if signature.open:
+            accepted |= {*source.given}
+        if signature.open and "in_channels" in source.offered:
+            accepted |= {"num_classes"}  # builders of networks (timm.create_model) all know it
         return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:

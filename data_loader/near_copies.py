@@ -1,0 +1,125 @@
+"""Images that are near copies of others: turned, mirrored, resized or compressed anew."""
+
+import base64
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from data_loader.cache import Contents
+    from data_loader.files import File
+
+SIDE = 12  # pixels of a thumbnail
+CONTRAST = 2.0  # of a thumbnail's 256 grey values, below which it tells nothing
+# Pictures of mean 0 and length 1 are compared, so that their distance is at most 2.
+NEAR = 0.2  # two thumbnails, beyond which nothing else is compared
+FINE, COARSE = 64, 8  # pixels; of a pair so near, the structures between these sizes are compared
+# Copies are nearer there than this part of what lies between any two images: photos of parts in the
+# same fixture resemble each other.
+PART, SAMPLE = 0.65, 50
+LOOKED_AT = 200  # pairs, of which images are read
+BLOCK = 1000  # thumbnails that are compared with all others at once
+MOST = 200_000_000  # pairs of thumbnails, as more would take too long
+
+
+def thumbnail(pixels: np.ndarray) -> str:
+    """An image, uint8 (height, width, channels), small and grey, as text; "" without contrast."""
+    values = _grey(pixels, SIDE)
+    if values.std() < CONTRAST:
+        return ""
+    return base64.b64encode((values * (127 / abs(values).max())).round().astype(np.int8)).decode()
+
+
+def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "File"]]:
+    """The images of `some` that are near copies of one of `others`, each with the nearest one.
+
+    Equal images are left out.
+    """
+    first, second = _thumbnails(some), _thumbnails(others)
+    if not 0 < len(first) * len(second) <= MOST:
+        return []
+    pairs = sorted(_candidates(np.stack([*first.values()]), np.stack([*second.values()])))
+    rows, columns = [*first], [*second]
+    pairs = [(rows[row], columns[column]) for _, row, column in pairs[:LOOKED_AT]]
+    if not pairs:
+        return []
+    sample = columns[:: 1 + len(columns) // SAMPLE]
+    theirs = np.stack([_fine(others, column) for column in sample])
+    typical = np.median(_turned_distances(_fine(some, pairs[0][0]), theirs))
+    found = []
+    for row, column in pairs:
+        one, other = some.files[row], others.files[column]
+        distance = _turned_distances(_fine(some, row), _fine(others, column)[None])[0]
+        if distance < PART * typical and one.record.digest != other.record.digest:
+            found.append((one, other))
+    return found
+
+
+def _thumbnails(contents: "Contents") -> dict[int, np.ndarray]:
+    """Those of images with contrast, by the images' places."""
+    pictures = {}
+    for place, file in enumerate(contents.files):
+        if file.record.thumbnail:
+            values = np.frombuffer(base64.b64decode(file.record.thumbnail), np.int8)
+            pictures[place] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
+    return pictures
+
+
+def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[float, int, int]]:
+    """Each of the first pictures that is near one of the second: distance, place, place there."""
+    signs, others = _signatures(first), _signatures(second)
+    for start in range(0, len(first), BLOCK):
+        near = _distances(signs[start : start + BLOCK], others) < NEAR
+        for row in np.flatnonzero(near.any(1)):
+            columns = np.flatnonzero(near[row])
+            distances = _turned_distances(first[start + row], second[columns])
+            if distances.min() < NEAR:
+                yield float(distances.min()), start + int(row), int(columns[distances.argmin()])
+
+
+def _signatures(pictures: np.ndarray) -> np.ndarray:
+    """Of pictures (N, side, side) what remains if they are turned and mirrored, (N, numbers).
+
+    The distance of two is at most that of the pictures themselves, turned in any way. Mirroring
+    only changes signs of the cosine transform, turning exchanges its rows and columns.
+    """
+    from scipy.fft import dctn  # takes a while to import
+
+    sizes = np.abs(dctn(pictures, axes=(1, 2), norm="ortho"))
+    exchanged = sizes.swapaxes(1, 2)
+    parts = np.triu(np.maximum(sizes, exchanged)), np.triu(np.minimum(sizes, exchanged), 1)
+    return np.concatenate([part.reshape(len(pictures), -1) for part in parts], 1)
+
+
+def _turned_distances(picture: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """From a picture (side, side), turned and mirrored as fits best, to others (N, side, side)."""
+    turned = [np.rot90(picture, quarter) for quarter in range(4)]
+    turned += [image[:, ::-1] for image in turned]
+    return _distances(np.stack(turned).reshape(8, -1), others.reshape(len(others), -1)).min(0)
+
+
+def _distances(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Between vectors of length 1: (N, D) and (M, D) give (N, M)."""
+    return np.sqrt(np.maximum(0, 2 - 2 * ones @ others.T))
+
+
+def _fine(contents: "Contents", place: int) -> np.ndarray:
+    """The structures of an image that a thumbnail does not show."""
+    pixels = contents.image(place).permute(1, 2, 0).numpy()
+    values = _grey(pixels, FINE)
+    coarse = Image.fromarray(_grey(pixels, COARSE)).resize((FINE, FINE), Image.Resampling.BICUBIC)
+    return _normalised(values - np.asarray(coarse))
+
+
+def _grey(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The image reduced to side x side grey values, less their mean."""
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).convert("L")
+    values = np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32)
+    return values - values.mean()
+
+
+def _normalised(picture: np.ndarray) -> np.ndarray:
+    picture = picture - picture.mean()
+    return picture / max(np.linalg.norm(picture), 1e-6)
