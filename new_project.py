@@ -3,8 +3,8 @@
 Copies the template into a new folder, without git, caches, virtual environments, data and what
 runs left behind; also without whatever else is large and holds no Python code. With --from RUN the
 project starts from a finished run: its configuration becomes config.json, and its best weights come
-along. With --without VERB ... the project does not have those verbs: no file, section or
-requirement of theirs is left.
+along. With --data FOLDER config.json is one for the images in that folder. With --without VERB ...
+the project does not have those verbs: no file, section or requirement of theirs is left.
 """
 
 import argparse
@@ -47,6 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--from", dest="run", metavar="RUN", type=Path, help="a run or checkpoint to start from")
     add("--trust", action="store_true",
         help="with --from: take along what its config names beyond the template")  # fmt: skip
+    add("--data", metavar="FOLDER", help="images, or a table of them, to write config.json for")
+    add("--target", metavar="CLASS", help="with --data: the class that must not be missed")
+    add("--weights", metavar="FILE",
+        help="with --data: trained weights to start from, or torchvision's DEFAULT")  # fmt: skip
     add("--without", metavar="VERB", nargs="+", default=[], choices=sorted(optional_verbs()),
         help=f"leave out: {', '.join(sorted(optional_verbs()))}")  # fmt: skip
     arguments = parser.parse_args(argv)
@@ -55,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         check_folders(folders)
         # before anything is written
         found = find_run(arguments.run, arguments.trust) if arguments.run else None
+        proposed = propose(arguments, _name(dest))
         copy_template(dest, arguments.without)
+        if proposed:
+            (dest / "config.json").write_text(proposed, encoding="utf-8")
         weights = copy_run(*found, dest, sections_of(folders)) if found else None
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -67,6 +74,22 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{dest} is ready:\n  {shell_command('cd', dest)} && {command}")
     leave_screen()
     return 0
+
+
+def propose(arguments: argparse.Namespace, name: str) -> str | None:
+    """The configuration for --data. Raises UserError if there are no images in it."""
+    if arguments.data is None:
+        if arguments.target or arguments.weights:
+            raise UserError("--target and --weights belong to --data FOLDER")
+        return None
+    if arguments.run:
+        raise UserError("--data and --from give a configuration each: choose one")
+    from trainer.proposal import configuration
+
+    data, weights = Path(arguments.data).resolve(), arguments.weights
+    if weights and weights != "DEFAULT":
+        weights = str(Path(weights).resolve())
+    return configuration(data, arguments.target, weights, name, "docs/config.schema.json")
 
 
 def folder_of(verb: str) -> str:

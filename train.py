@@ -4,7 +4,7 @@
 -r PATH            resume a run, in its own folders, as if it had never stopped
   -r                 resume the newest run; with -c FILE the newest of that configuration's name
 -r PATH -c FILE    start a new run from another run's weights
---data FOLDER      write a configuration for a folder of images, and train by it
+--data FOLDER      write a configuration for a folder of images, or a table, and train by it
 """
 
 import sys
@@ -27,7 +27,8 @@ def add_arguments(parser):
     add("--profile", type=int, metavar="N",
         help="train N batches, show where the time went, and stop")  # fmt: skip
     add("--data", metavar="FOLDER",
-        help="write configs/<FOLDER>.json for the images in it, and train by that")  # fmt: skip
+        help="write configs/<FOLDER>.json for the images in it, and train by that; a CSV or TSV "
+             "file with the columns path and label, too")  # fmt: skip
     add("--target", metavar="CLASS",
         help="with --data: the class that must not be missed")  # fmt: skip
     add("--weights", metavar="FILE",

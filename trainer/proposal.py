@@ -1,4 +1,5 @@
-"""A configuration for a folder of images, by their number, size and colours: train.py --data."""
+"""A configuration for a folder or a table of images, by their number, size and colours, for the
+option --data of train.py and new_project.py."""
 
 import json
 import math
@@ -9,12 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_loader.files import DataFolder
+from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
+from data_loader.label_table import LabelTable
 from trainer.decisions import class_number
+from utils.config import config_file
 from utils.errors import UserError
 from utils.files import ROOT, safe_name, write_text
 
+TABLES = (".csv", ".tsv")
 LOOKED_AT = 200  # images whose size and colours are looked at
 SPLIT = [0.6, 0.2, 0.2]
 VALIDATION = 0.2
@@ -31,56 +35,112 @@ BUILDERS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_larg
 
 
 class Survey(NamedTuple):
-    """What a folder of images holds: images for training by class, its parts, the median of the
-    shorter sides in pixels, whether all are grey."""
+    """What is known of images: how many there are for training by class, the parts that they are in
+    (none if they are to be split), the median of the shorter sides in pixels, whether all are grey,
+    whether an image may have several classes."""
 
     counts: dict[str, int]
     parts: list[str]
     side: int
     is_grey: bool
+    is_multi_label: bool = False
 
 
-def propose(folder: Path, target: str | None, weights: str | None) -> Path:
-    """Write configs/<folder>.json for the images in `folder`; returns its path.
-
-    A file that is there already is used as it is.
+def propose(data: Path, target: str | None, weights: str | None) -> Path:
+    """Write configs/<folder>.json for images; returns its path. A file that is there already for
+    the same images is used as it is.
 
     Args:
-        folder: contains folders train, val and test, or the classes' folders
+        data: a folder that contains folders train, val and test, or the classes' folders; or a CSV
+            or TSV file with the columns path and label
         target: the class that must not be missed
         weights: file of a trained network, or "DEFAULT"
 
-    Raises UserError if there are no classes with images.
+    Raises UserError if there are no classes with images, or if the file is for something else.
     """
-    path = ROOT / "configs" / f"{safe_name(folder.resolve().name) or 'images'}.json"
+    path = ROOT / "configs" / f"{_name(data)}.json"
     shown = path.relative_to(ROOT)
     if path.exists():
+        _check_same(path, data, target, weights)
         print(f"{shown} is there already, and used as it is")
         return path
-    found = survey(folder)
-    if target is not None:
-        class_number(target, list(found.counts))
-    text = configuration(folder, found, target, weights)
+    text = configuration(data, target, weights)
     path.parent.mkdir(exist_ok=True)
     write_text(path, text)
     print(f"written: {shown}\n\n{text}")
     return path
 
 
-def survey(folder: Path) -> Survey:
-    """Look at a folder. Raises UserError if it holds no classes with images."""
-    data = DataFolder(folder, None, None, seed=0)
-    parts = [part for part in ("train", "val", "test") if part in data.subsets]
-    if "train" not in parts:
-        data, parts = DataFolder(folder, SPLIT, None, seed=0), []
-    images, _ = data.find("train")
-    counts = {name: len(paths) for name, paths in images.items() if paths}
-    if len(counts) < 2:
+def configuration(
+    data: Path,
+    target: str | None,
+    weights: str | None,
+    name: str | None = None,
+    schema: str = "../docs/config.schema.json",
+) -> str:
+    """The text of a configuration for images, with comments; see `propose`."""
+    found = survey(data)
+    if target is not None and found.is_multi_label:
+        raise UserError("--target: an inspection needs images of one class each")
+    if target is not None:
+        class_number(target, list(found.counts))
+    return _text(data, found, target, weights, name or _name(data), schema)
+
+
+def _folder(data: Path) -> Path:
+    """The folder that holds the images."""
+    return data.parent if data.suffix.lower() in TABLES else data
+
+
+def _name(data: Path) -> str:
+    return safe_name(_folder(data).resolve().name) or "images"
+
+
+def _check_same(path: Path, data: Path, target: str | None, weights: str | None) -> None:
+    """Raises UserError if a configuration that is there already is not for this."""
+    config, _ = config_file.read_layers(path)
+
+    def get(section: str, *keys: str) -> object:
+        value = config.get(section)
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    stored, shown = get("data_loader", "args", "data_dir"), path.relative_to(ROOT)
+    differences = []
+    if isinstance(stored, str) and Path(stored).resolve() != _folder(data).resolve():
+        differences.append(f"the images in {stored}")
+    for option, given, known in (
+        ("--target", target, get("inspection", "target")),
+        ("--weights", weights, get("arch", "weights")),
+    ):
+        if given is not None and given != known:
+            differences.append(f"{option} {known}" if known else f"no {option}")
+    if differences:
         raise UserError(
-            f"--data: {folder} should contain one folder with images for each class, or train, val "
-            f"and test with these; found: {', '.join(counts) or 'none'}"
+            f"{shown} is there already, for {' and '.join(differences)}: rename or delete it, or "
+            f"train by it with -c {shown}"
         )
-    paths = [path for paths in images.values() for path in paths]
+
+
+def survey(data: Path) -> Survey:
+    """Look at images. Raises UserError if they do not have two classes."""
+    if data.suffix.lower() in TABLES:
+        found: DataFolder = LabelTable(data.parent, data.name, None, None, seed=0)
+        is_split = any(row.subset for row in found.rows)
+        parts = [part for part in SUBSETS if is_split and part in found.subsets]
+        wanted = "should name two classes or more"
+    else:
+        found = DataFolder(data, None, None, seed=0)
+        parts = [part for part in SUBSETS if part in found.subsets]
+        if "train" not in parts:
+            found, parts = DataFolder(data, SPLIT, None, seed=0), []
+        wanted = "should contain a folder of images for each class, or train, val, test with those"
+    images, _ = found.find("train")
+    counts = {name: len(images[name]) for name in sorted(images) if images[name]}
+    if len(counts) < 2:
+        raise UserError(f"--data: {data} {wanted}; found: {', '.join(counts) or 'none'}")
+    paths = sorted({path for paths in images.values() for path in paths})
     sides, grey = [], []
     for path in random.Random(0).sample(paths, min(LOOKED_AT, len(paths))):
         try:
@@ -90,8 +150,8 @@ def survey(folder: Path) -> Survey:
         except (UserError, OSError, ValueError):
             continue  # the check before the training names it
     if not sides:
-        raise UserError(f"--data: none of the images in {folder} can be read")
-    return Survey(counts, parts, round(np.median(sides)), all(grey))
+        raise UserError(f"--data: none of the images in {data} can be read")
+    return Survey(counts, parts, round(np.median(sides)), all(grey), found.is_multi_label)
 
 
 def _is_grey(image: np.ndarray) -> bool:
@@ -99,8 +159,9 @@ def _is_grey(image: np.ndarray) -> bool:
     return max(abs(red - green).mean(), abs(green - blue).mean()) < 1
 
 
-def configuration(folder: Path, found: Survey, target: str | None, weights: str | None) -> str:
-    """The configuration, with comments."""
+def _text(
+    data: Path, found: Survey, target: str | None, weights: str | None, name: str, schema: str
+) -> str:
     count = sum(found.counts.values())
     trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
     network, side, epochs = _network(found, trained)
@@ -108,8 +169,11 @@ def configuration(folder: Path, found: Survey, target: str | None, weights: str 
         network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
         side, epochs = 224, 20
     batch = 32 if trained >= 500 else 16
-    is_uneven = max(found.counts.values()) >= RARE * min(found.counts.values())
-    arguments = {"data_dir": str(folder), "image_size": side, "batch_size": batch}
+    several = found.is_multi_label
+    is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
+    arguments = {"data_dir": str(_folder(data)), "image_size": side, "batch_size": batch}
+    if _folder(data) != data:
+        arguments["labels"] = data.name
     arguments |= {"channels": 1 if found.is_grey and weights is None else 3}
     if not found.parts:
         arguments |= {"split": SPLIT, "stratify": True}
@@ -126,16 +190,23 @@ def configuration(folder: Path, found: Survey, target: str | None, weights: str 
     if weights:
         optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
     smoothing = {} if target else {"label_smoothing": 0.1}
+    loss: dict | str = {"type": "cross_entropy", "args": smoothing}
+    metrics: list = ["accuracy", "recall", "balanced_accuracy"]
     monitor = "max val_balanced_accuracy" if is_uneven or target else "max val_accuracy"
+    if several:
+        loss, monitor = "binary_cross_entropy_with_logits", "max val_mAP"
+        labels = {"num_labels": len(found.counts)}
+        metrics = [{"type": "MultilabelAveragePrecision", "name": "mAP", "args": labels}]
     lines = {
-        "name": safe_name(folder.resolve().name) or "images",
+        "name": name,
         "seed": 123,
         "n_gpu": 1,
         "arch": network,
         "data_loader": {"type": "ImageFolderDataLoader", "args": arguments},
         "optimizer": optimizer,
-        "loss": {"type": "cross_entropy", "args": smoothing},
-        "metrics": ["accuracy", "recall", "balanced_accuracy"],
+        "task": "MultiLabelTask" if several else None,
+        "loss": loss,
+        "metrics": metrics,
         "lr_scheduler": schedule,
         "inspection": {"target": target, "max_escape": 0.0} if target else None,
         "trainer": {"epochs": epochs, "save_dir": "saved/", "keep_last": 2, "monitor": monitor},
@@ -147,7 +218,7 @@ def configuration(folder: Path, found: Survey, target: str | None, weights: str 
         "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are about "
         "five minutes on two cores",
     }
-    return _with_comments(lines, comments)
+    return _with_comments(lines, comments, schema)
 
 
 def _network(found: Survey, trained: float) -> tuple[dict, int, int]:
@@ -196,7 +267,7 @@ def builder_of(weights: str) -> str:
     raise UserError(f"--weights: {weights} belongs to none of {', '.join(BUILDERS)}")
 
 
-def _with_comments(sections: dict, comments: dict[str, str]) -> str:
+def _with_comments(sections: dict, comments: dict[str, str], schema: str) -> str:
     """JSON, a section in a line if that is short, below its comment."""
     parts = []
     for name, value in sections.items():
@@ -206,8 +277,7 @@ def _with_comments(sections: dict, comments: dict[str, str]) -> str:
                 text = _indented(value, 1)
             comment = f"  // {comments[name]}\n" if name in comments else ""
             parts.append(f"{comment}  {json.dumps(name)}: {text}")
-    schema = '  "$schema": "../docs/config.schema.json",'
-    return "\n".join(["{", schema, ",\n".join(parts), "}", ""])
+    return "\n".join(["{", f'  "$schema": {json.dumps(schema)},', ",\n".join(parts), "}", ""])
 
 
 def _indented(value: object, depth: int) -> str:

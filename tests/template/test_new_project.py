@@ -51,6 +51,23 @@ def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
     assert len(list((dest / "saved" / "models" / "ライン1 NG-OK").iterdir())) == 1
 
 
+def test_project_for_a_folder_of_images_trains(tmp_path, monkeypatch, capsys):
+    save_images(tmp_path / "parts", {"NG": 6, "OK": 14}, size=(32, 32))
+    monkeypatch.chdir(tmp_path)
+    assert new_project.main(["Line", "--data", "parts", "--target", "NG"]) == 0
+    assert "python train.py -c config.json" in capsys.readouterr().out
+    config = config_file.read_layers(tmp_path / "Line" / "config.json")[0]
+    assert (config["name"], config["inspection"]["target"]) == ("Line", "NG")
+    assert config["data_loader"]["args"]["data_dir"] == str(tmp_path / "parts")
+    assert (tmp_path / "Line" / config["$schema"]).exists()
+    done = python(tmp_path / "Line", "train.py", "-c", "config.json", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert new_project.main(["Other", "--data", "parts", "--target", "ng"]) == 2
+    assert not (tmp_path / "Other").exists()
+    assert new_project.main(["Other", "--target", "NG"]) == 2
+    assert "--target and --weights belong to --data FOLDER" in capsys.readouterr().err
+
+
 def test_what_is_no_source_code_stays_behind(tmp_path):
     first, second = tmp_path / "First", tmp_path / "Second"
     new_project.copy_template(first)

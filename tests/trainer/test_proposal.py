@@ -59,6 +59,55 @@ def test_own_parts_are_used_and_grey_images_stay_grey(tmp_path, propose):
     assert "inspection" not in config
 
 
+def test_a_table_is_split_unless_it_says_the_subsets(tmp_path, propose):
+    save_images(tmp_path / "parts", {"NG": 6, "OK": 12})
+    names = [
+        f"{name}/{n}.png,{name}" for name, count in (("NG", 6), ("OK", 12)) for n in range(count)
+    ]
+    table = tmp_path / "parts" / "labels.csv"
+    table.write_text("\n".join(["path,label", *names]), "utf-8")
+    arguments = propose(table, target="NG")["data_loader"]["args"]
+    assert arguments["data_dir"] == str(tmp_path / "parts")
+    assert arguments["labels"] == "labels.csv"
+    assert arguments["split"] == [0.6, 0.2, 0.2]
+    (tmp_path / "configs" / "parts.json").unlink()
+    subsets = ["subset", *["train", "val"] * 9]
+    rows = zip(["path,label", *names], subsets, strict=True)
+    table.write_text("\n".join(",".join(row) for row in rows), "utf-8")
+    assert "split" not in propose(table)["data_loader"]["args"]
+
+
+def test_several_labels_get_the_task_for_them(tmp_path, propose, capsys, train):
+    save_images(tmp_path / "parts", {"all": 20}, size=(32, 32))
+    labels = ["crack", "dent", "crack|dent", ""] * 5
+    rows = [f"all/{number}.png,{label}" for number, label in enumerate(labels)]
+    table = tmp_path / "parts" / "labels.csv"
+    table.write_text("\n".join(["path,label", *rows]), "utf-8")
+    config = propose(table)
+    assert config["task"] == "MultiLabelTask"
+    assert train(config, "--epochs", 1)
+    assert script.main(["--data", str(table), "--target", "crack"]) == 2
+    assert "no --target" in capsys.readouterr().err
+    (tmp_path / "configs" / "parts.json").unlink()
+    assert script.main(["--data", str(table), "--target", "crack"]) == 2
+    assert "images of one class each" in capsys.readouterr().err
+
+
+def test_a_configuration_for_other_images_or_another_target_is_not_used(tmp_path, propose, capsys):
+    for place in ("one", "two"):
+        save_images(tmp_path / place / "parts", {"NG": 5, "OK": 5})
+    propose(tmp_path / "one" / "parts", target="NG")
+    for arguments, said in {
+        (str(tmp_path / "two" / "parts"),): f"for the images in {tmp_path / 'one' / 'parts'}",
+        (str(tmp_path / "one" / "parts"), "--target", "OK"): "for --target NG",
+        (str(tmp_path / "one" / "parts"), "--weights", "DEFAULT"): "for no --weights",
+    }.items():
+        assert script.main(["--data", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "train by it with -c configs/parts.json" in error
+
+
 def test_more_images_get_fewer_epochs():
     plans = [
         proposal._network(proposal.Survey({"a": count, "b": count}, [], 200, True), 2 * count)
@@ -106,7 +155,7 @@ def test_command_writes_the_file_once_and_trains(tmp_path, propose, capsys, monk
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "there is no folder"),
-        (["--data", "one"], "one folder with images for each class"),
+        (["--data", "one"], "a folder of images for each class"),
         (["--data", "two", "--target", "ng"], '"ng" is not one of the classes NG, OK'),
         (["--data", "two", "-c", "x.json"], "leave out -c and -r"),
         (["--target", "NG", "-c", "x.json"], "--target and --weights belong to --data"),
