@@ -66,6 +66,8 @@ def threshold_chart(predictions: Predictions, inspection: dict) -> str:
     axes.hist(probability[~is_target], bins, alpha=0.7, color=BLUE, label=f"not {target}")
     axes.hist(probability[is_target], bins, alpha=0.7, color=RED, label=target)
     axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.4g}")
+    if (sure := inspection.get("sure_threshold", threshold)) > threshold:
+        axes.axvspan(threshold, sure, color="grey", alpha=0.2, label="unsure")
     axes.set_yscale("symlog", linthresh=10)
     axes.set(xlabel=f"probability of {target}", ylabel="samples")
     axes.legend()

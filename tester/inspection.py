@@ -1,22 +1,32 @@
 """Product inspection: the threshold of the class that must not be missed, and what it costs."""
 
+import numpy as np
+import torch
+
 from tester.predictions import Predictions
 from tester.trained import Test, build_eval_loader
 from trainer.decisions import (
     CONFIDENCE,
+    calibrated,
+    calibration_error,
+    choose_sure,
     choose_threshold,
     escapes_allowed,
+    find_temperature,
     rate_in_words,
     rates,
     samples_needed,
+    with_unsure,
 )
 from utils import checkpoint
 from utils.errors import UserError
 
 
 def find_threshold(test: Test) -> dict | None:
-    """The config's section "inspection" with "threshold", and the `rates` on the validation data
-    that it was chosen on, as "validation"; None without the section.
+    """The config's section "inspection" with "threshold", the "temperature" that calibrates the
+    probabilities, and the `rates` on the validation data that these were chosen on, as
+    "validation"; None without the section. With max_overkill also "sure_threshold", from which on
+    nobody need look at a sample.
 
     Taken from the checkpoint if it has one for this section. Otherwise chosen on the validation
     data, never on the tested data, and stored in the checkpoint. Raises UserError if there is no
@@ -42,39 +52,73 @@ def find_threshold(test: Test) -> dict | None:
             f"{samples_needed(bound, wanted.get('confidence', CONFIDENCE))}, none of them missed"
         )
     threshold = choose_threshold(probability, is_target, max(0, allowed))
-    costs = rates(probability >= threshold, is_target, wanted.get("confidence", CONFIDENCE))
-    wanted |= {"threshold": threshold, "validation": costs}
+    wanted["threshold"] = threshold
+    if (most := wanted.get("max_overkill")) is not None:
+        false_allowed = int(most * (~is_target).sum() + 1e-9)
+        wanted["sure_threshold"] = choose_sure(probability, is_target, threshold, false_allowed)
+    wanted["validation"] = _costs(wanted, probability, is_target)
+    wanted["temperature"] = find_temperature(predictions.probabilities, predictions.targets)
     checkpoint.amend(test.config.resume, test.trained, inspection=wanted)
     return wanted
 
 
 def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:
     """`inspection` with the `rates` of the tested samples, at its threshold and if the likeliest
-    class decides; None without one.
+    class decides, and the expected "calibration_error" of their probabilities; None without one.
     """
     if inspection is None:
         return None
-    target = inspection["target"]
-    probability, is_target = predictions.for_class(target)
-    likeliest = predictions.probabilities.argmax(1) == predictions.classes.index(target)
-    rules = {"at_threshold": probability >= inspection["threshold"], "at_likeliest": likeliest}
+    probability, is_target = predictions.for_class(inspection["target"])
+    target = predictions.classes.index(inspection["target"])
+    likeliest = predictions.probabilities.argmax(1) == target
+    found = inspection | {
+        "at_threshold": _costs(inspection, probability, is_target),
+        "at_likeliest": rates(likeliest, is_target, inspection.get("confidence", CONFIDENCE)),
+    }
+    if (temperature := inspection.get("temperature")) is not None:  # unknown of old ones
+        own = torch.from_numpy(predictions.probabilities)
+        found["calibration_error"] = {
+            "calibrated": calibration_error(
+                calibrated(own, temperature).numpy(), predictions.targets
+            ),
+            "before": calibration_error(predictions.probabilities, predictions.targets),
+        }
+    return found
+
+
+def _costs(inspection: dict, probability: np.ndarray, is_target: np.ndarray) -> dict:
+    threshold, sure = inspection["threshold"], inspection.get("sure_threshold")
     confidence = inspection.get("confidence", CONFIDENCE)
-    return inspection | {name: rates(rule, is_target, confidence) for name, rule in rules.items()}
+    if sure is None:
+        return rates(probability >= threshold, is_target, confidence)
+    return with_unsure(probability, is_target, threshold, sure, confidence)
 
 
-def costs_in_words(inspection: dict) -> dict[str, tuple[str, str]]:
-    """Rule -> what is missed, what is falsely called the target, each with its bound."""
-    at = f"p({inspection['target']}) >= {inspection['threshold']:.4g}"
+def costs_in_words(inspection: dict) -> dict[str, dict[str, str]]:
+    """Rule -> what is missed, what is falsely called the target, how many are unsure if a person
+    looks at some, each with its bound.
+    """
+    target = inspection["target"]
+    at = f"p({target}) >= {inspection['threshold']:.4g}"
+    if "sure_threshold" in inspection:
+        at += f", sure from {inspection['sure_threshold']:.4g}"
     rules = {
         at: inspection["at_threshold"],
         "the likeliest class": inspection["at_likeliest"],
         f"{at}, on the validation data": inspection.get("validation"),  # unknown of old ones
     }
-    return {
-        rule: (
-            rate_in_words(costs["missed"], costs["targets"], costs["escape_bound"]),
-            rate_in_words(costs["false"], costs["others"], costs["overkill_bound"]),
-        )
-        for rule, costs in rules.items()
-        if costs
-    }
+    words: dict[str, dict[str, str]] = {}
+    for rule, costs in rules.items():
+        if costs:
+            words[rule] = {
+                f"missed {target}": _in_words(costs, "missed", "targets", "escape"),
+                f"false {target}": _in_words(costs, "false", "others", "overkill"),
+            }
+            if "unsure" in costs:
+                costs = costs | {"n": costs["targets"] + costs["others"]}
+                words[rule]["unsure"] = _in_words(costs, "unsure", "n", "unsure")
+    return words
+
+
+def _in_words(costs: dict, count: str, of: str, rate: str) -> str:
+    return rate_in_words(costs[count], costs[of], costs[f"{rate}_bound"])

@@ -19,7 +19,13 @@ from logger.logger import setup_logging
 from model.heads import main_output
 from tester.charts import overlay
 from tester.heatmap import heat_maps
-from tester.predictions import class_names, is_image, probability_cells, probability_columns
+from tester.predictions import (
+    class_names,
+    decisions,
+    is_image,
+    probability_cells,
+    probability_columns,
+)
 from tester.report import test_folder
 from tester.trained import build_engine
 from trainer.build import build_trained_network, trained_state
@@ -77,17 +83,20 @@ def predict_images(
         probability = probabilities(model, data)
         classes = classes or class_names(len(probability), state.get("classes"))
         order = probability.argsort(descending=True)
-        decision = [decide(probability, classes, inspection)] if inspection else []
+        decision, confidence = decide(probability, classes, inspection)
         likeliest = ", ".join(f"{classes[n]} {probability[n]:.4f}" for n in order[:LIKELIEST])
         logger.info(f"{name}: {likeliest}" + "".join(f" -> {label}" for label in decision))
-        rows.append([name, classes[order[0]], *decision, *probability_cells(probability.tolist())])
+        cells = probability_cells(probability.tolist())
+        rows.append([name, classes[order[0]], *decision, *cells, *confidence])
         if heatmap:
             heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
             with named(path := folder / "heatmaps" / overlay_name):
                 image.save(path, quality=95)
-    table, decision = folder / "predictions.csv", ["decision"] if inspection else []
-    write_csv(table, ["picture", "predicted", *decision, *probability_columns(classes)], rows)
+    decision = ["decision"] if inspection else []
+    confidence = ["confidence"] if inspection and "temperature" in inspection else []
+    header = ["picture", "predicted", *decision, *probability_columns(classes), *confidence]
+    write_csv(table := folder / "predictions.csv", header, rows)
     logger.info("check passed" if check and not unreadable else f"written: {table}")
     if unreadable:
         count = f"{len(unreadable)} of {len(files)}"
@@ -146,7 +155,17 @@ def probabilities(model: nn.Module, data: Tensor) -> Tensor:
     return output[0].float().softmax(0).cpu()
 
 
-def decide(probability: Tensor, classes: list[str], inspection: dict) -> str:
-    """The class by the stored threshold: the target if it is reached, else the likeliest other."""
+def decide(
+    probability: Tensor, classes: list[str], inspection: dict | None
+) -> tuple[list[str], list[str]]:
+    """What the cells decision and confidence hold, each if there is any.
+
+    The decision is the target class from the stored threshold on, else the likeliest other one; or
+    "unsure" if a person is to look.
+    """
+    if inspection is None:
+        return [], []
     number = class_number(inspection["target"], classes)
-    return classes[int(decided(probability[None], number, inspection["threshold"]))]
+    predicted = decided(probability[None], number, inspection["threshold"]).numpy()
+    columns = decisions(probability[None].numpy(), predicted, classes, inspection)
+    return columns.get("decision", [classes[int(predicted[0])]]), columns.get("confidence", [])

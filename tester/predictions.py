@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from base.base_task import Step
-from trainer.decisions import class_number, counts, decided
+from trainer.decisions import calibrated, class_number, counts, decided
 
 KEPT = 200  # mistakes
+UNSURE = "unsure"  # the decision to ask a person
 
 
 class Predictions:
@@ -102,6 +103,12 @@ class Predictions:
         number = class_number(name, self.classes)
         return self.probabilities[:, number], self.targets == number
 
+    def decisions(self) -> dict[str, list[str]]:
+        """Further columns of a table, with an inspection: "confidence", how often such an answer is
+        right by the validation data, and "decision", which may be to ask a person.
+        """
+        return decisions(self.probabilities, self.predicted, self.classes, self._inspection)
+
     def confusion(self) -> np.ndarray:
         """How many samples of class i were predicted as class j: (classes, classes)."""
         count = len(self.classes)
@@ -152,6 +159,32 @@ class Predictions:
         unlikely = (labelled < 1 / len(count)) & (likeliest != targets)
         positions = np.flatnonzero(unlikely & (probabilities.max(1) >= average[likeliest]))
         return positions[np.argsort(labelled[positions], kind="stable")].tolist()
+
+
+def decisions(
+    probabilities: np.ndarray, predicted: np.ndarray, classes: list[str], inspection: dict | None
+) -> dict[str, list[str]]:
+    """See `Predictions.decisions`.
+
+    Args:
+        probabilities: (N, classes)
+        predicted: numbers of the classes that are decided on (N,)
+        classes: their names
+        inspection: from `tester.inspection.find_threshold`
+    """
+    columns: dict[str, list[str]] = {}
+    if inspection and "temperature" in inspection:
+        own = calibrated(torch.from_numpy(probabilities), inspection["temperature"]).numpy()
+        columns["confidence"] = probability_cells(own[np.arange(len(own)), predicted])
+    if inspection and "sure_threshold" in inspection:
+        number = class_number(inspection["target"], classes)
+        sure = probabilities[:, number] >= inspection["sure_threshold"]
+        unsure = (predicted == number) & ~sure
+        labels = np.array(classes)[predicted]
+        columns["decision"] = [
+            UNSURE if u else name for u, name in zip(unsure, labels, strict=True)
+        ]
+    return columns
 
 
 def is_classification(target: Tensor, output: Tensor) -> bool:

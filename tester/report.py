@@ -85,7 +85,11 @@ def report_test(
         true, predicted = classes[predictions.targets], classes[predictions.predicted]
         columns = zip(names, true, predicted, predictions.probabilities, strict=True)
         header = ["sample", "true", "predicted", *probability_columns(predictions.classes)]
-        write_csv(table, header, ([*row, *probability_cells(ps)] for *row, ps in columns))
+        rows = [[*row, *probability_cells(values)] for *row, values in columns]
+        for name, cells in predictions.decisions().items():
+            header.append(name)
+            rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
+        write_csv(table, header, rows)
         stems = (f"{true[p]}_to_{predicted[p]}_{Path(names[p]).stem}" for p in images)
         wrong_images = dict(zip(file_names(stems, ".jpg"), images.values(), strict=True))
         wrong = write_images(folder / f"wrong_images{suffix}", wrong_images) if images else None
@@ -183,17 +187,18 @@ def shown_positions(predictions: Predictions) -> tuple[list[int], list[int]]:
 
 def inspection_lines(inspection: dict) -> list[str]:
     """The rates from `tester.inspection.inspect`, in words."""
-    target, lines = inspection["target"], []
-    for rule, (missed, false) in costs_in_words(inspection).items():
-        lines += [
-            f"  by {rule}:",
-            f"    missed {target}  {missed}",
-            f"    false {target}   {false}",
-        ]
-    return [
-        *lines,
-        f'  ("at most" with {100 * inspection.get("confidence", CONFIDENCE):.3g}% confidence)',
-    ]
+    lines, confidence = [], 100 * inspection.get("confidence", CONFIDENCE)
+    for rule, costs in costs_in_words(inspection).items():
+        width = max(map(len, costs))
+        lines.append(f"  by {rule}:")
+        lines += [f"    {name:<{width}}  {cost}" for name, cost in costs.items()]
+    lines.append(f'  ("at most" with {confidence:.3g}% confidence)')
+    if error := inspection.get("calibration_error"):
+        lines.append(
+            f"  a confidence is off by {error['calibrated']:.2%} on average; the probabilities are "
+            f"by {error['before']:.2%}"
+        )
+    return lines
 
 
 def speed_line(speed: dict) -> str:

@@ -8,12 +8,17 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils.errors import UserError
 
 CONFIDENCE = 0.95
 SMALLEST = 1e-7  # a probability, as float32 tells it from 0 and 1
+SMALLEST_NORMAL = 1e-38  # a number that float32 has with all digits
+# A few samples that are all right would ask for none at all.
+LOG_TEMPERATURES = -1.5, 3.0
+BINS = 15
 
 
 def upper_bound(count: int, of: int, confidence: float = CONFIDENCE) -> float:
@@ -44,11 +49,30 @@ def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape:
     """
     caught = np.sort(probability[is_target])[may_escape]
     below = probability[probability < caught]
-    if len(below) == 0:
-        return float(caught)
-    odds = [math.log(p / (1 - p)) for p in np.clip((caught, below.max()), SMALLEST, 1 - SMALLEST)]
+    return _between(below.max(), caught) if len(below) else float(caught)
+
+
+def _between(below: float, above: float) -> float:
+    """The middle of two probabilities by log-odds; `above` if float32 has none."""
+    odds = [math.log(p / (1 - p)) for p in np.clip((below, above), SMALLEST, 1 - SMALLEST)]
     middle = np.float32(1 / (1 + math.exp(-sum(odds) / 2)))  # as probabilities are compared
-    return float(middle if below.max() < middle <= caught else caught)
+    return float(middle if below < middle <= above else above)
+
+
+def choose_sure(
+    probability: np.ndarray, is_target: np.ndarray, threshold: float, false_allowed: int
+) -> float:
+    """The probability from which on a sample is of the target class without anybody looking at it.
+
+    At least `threshold`; no more than `false_allowed` samples of other classes are beyond. It lies
+    in the middle, by log-odds, between the likeliest of those that are not and the next sample.
+    """
+    others = np.sort(probability[~is_target])[::-1]
+    if len(others) <= false_allowed or others[false_allowed] < threshold:
+        return threshold
+    below = others[false_allowed]
+    beyond = probability[probability > below]
+    return _between(below, beyond.min()) if len(beyond) else float(np.nextafter(below, 2))
 
 
 def escapes_allowed(count: int, settings: dict) -> int:
@@ -88,6 +112,62 @@ def counts(called: np.ndarray, is_target: np.ndarray) -> dict[str, int]:
         "missed": int(missed.sum()), "targets": len(missed),
         "false": int(false.sum()), "others": len(false),
     }  # fmt: skip
+
+
+def with_unsure(
+    probability: np.ndarray,
+    is_target: np.ndarray,
+    threshold: float,
+    sure_threshold: float,
+    confidence: float = CONFIDENCE,
+) -> dict[str, float | int | None]:
+    """The `rates` if a person decides on the samples from `threshold` up to `sure_threshold`, and
+    {"unsure": how many these are, "unsure_share", "unsure_bound"}.
+    """
+    # missed are those below the first, false those from the second on
+    called = np.where(is_target, probability >= threshold, probability >= sure_threshold)
+    unsure = int(((probability >= threshold) & (probability < sure_threshold)).sum())
+    share, bound = unsure / len(called), upper_bound(unsure, len(called), confidence)
+    found = rates(called, is_target, confidence)
+    return found | {"unsure": unsure, "unsure_share": share, "unsure_bound": bound}
+
+
+def find_temperature(probability: np.ndarray, target: np.ndarray) -> float:
+    """What to divide a classifier's outputs by, so that its probabilities tell how often it is
+    right: temperature scaling, Guo et al., arXiv:1706.04599.
+
+    Args:
+        probability: (N, classes)
+        target: class numbers (N,)
+    """
+    from scipy.optimize import minimize_scalar  # takes a while to import
+
+    output, labels = torch.from_numpy(probability).double(), torch.from_numpy(target)
+    output = output.clamp(min=SMALLEST_NORMAL).log()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(output / math.exp(log_temperature), labels))
+
+    return math.exp(minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded").x)
+
+
+def calibrated(probability: Tensor, temperature: float) -> Tensor:
+    """The probabilities (N, classes) of outputs that are divided by `temperature`."""
+    return (probability.clamp(min=SMALLEST_NORMAL).log() / temperature).softmax(-1)
+
+
+def calibration_error(probability: np.ndarray, target: np.ndarray) -> float:
+    """How far the likeliest class's probability is from the share of right answers, on average over
+    15 bins of equal width: expected calibration error, Guo et al., arXiv:1706.04599.
+
+    Args:
+        probability: (N, classes)
+        target: class numbers (N,)
+    """
+    confidence, right = probability.max(1), probability.argmax(1) == target
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (confidence, right)]
+    return float(np.abs(sums[0] - sums[1]).sum() / len(target))
 
 
 def rate_in_words(count: int, of: int, bound: float | None) -> str:

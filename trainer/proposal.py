@@ -25,8 +25,8 @@ VALIDATION = 0.2
 SMALL = 40  # pixels of the shorter side, up to which a network for small images is taken
 SIDES = 96, 64  # pixels, for others; the larger one if there is time for EPOCHS[0] epochs
 EPOCHS = 40, 100  # at least, if there is time, and at most
-# Passes of an image of 64 x 64 pixels through a ResNet-18: about five minutes on two cores.
-BUDGET = 50_000
+# Passes of an image of 64 x 64 pixels through a ResNet-18: five to eight minutes on two cores.
+BUDGET = 30_000
 RARE = 3  # times as many images as another class: that one is drawn more often
 # networks that weights from elsewhere may belong to, the likelier first
 BUILDERS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet34",
@@ -215,8 +215,8 @@ def _text(
         "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "
         f"sides have {found.side} pixels",
         "data_loader": f"classes: {', '.join(f'{k} {v}' for k, v in found.counts.items())}",
-        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are about "
-        "five minutes on two cores",
+        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are five to "
+        "eight minutes on two cores",
     }
     return _with_comments(lines, comments, schema)
 

@@ -7,7 +7,7 @@ import functools
 from typing import Annotated, Any, NotRequired
 
 import torch
-from annotated_types import Len
+from annotated_types import Gt, Len
 from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from torch import Tensor
@@ -54,6 +54,8 @@ class Inspection(TypedDict):
     __pydantic_config__ = OPEN
     target: str
     threshold: float
+    sure_threshold: NotRequired[float]
+    temperature: NotRequired[Annotated[float, Gt(0)]]
 
 
 class Average(TypedDict):

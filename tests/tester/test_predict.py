@@ -122,12 +122,23 @@ def test_stored_threshold_decides(run, images, capsys):
         decisions = {row["decision"] for row in table(run)}
         assert decisions == {"8"} if threshold == 0 else "8" not in decisions
     chosen = {"target": "NG", "threshold": 0.2}
-    assert decide(torch.tensor([0.8, 0.2]), ["OK", "NG"], chosen) == "NG"
-    assert decide(torch.tensor([0.81, 0.19]), ["OK", "NG"], chosen) == "OK"
-    assert (
-        decide(torch.tensor([0.1, 0.3, 0.6]), ["a", "b", "NG"], {"target": "NG", "threshold": 0.7})
-        == "b"
-    )
+    for probability, label in (([0.8, 0.2], "NG"), ([0.81, 0.19], "OK")):
+        assert decide(torch.tensor(probability), ["OK", "NG"], chosen) == ([label], [])
+    higher, names = chosen | {"threshold": 0.7}, ["a", "b", "NG"]
+    assert decide(torch.tensor([0.1, 0.3, 0.6]), names, higher) == (["b"], [])
+
+
+def test_a_person_is_asked_between_two_thresholds(run, images):
+    inspection = {"target": "8", "threshold": 0.0, "sure_threshold": 1.1, "temperature": 2.0}
+    state = checkpoint.load(run / checkpoint.BEST)
+    checkpoint.save(state | {"inspection": inspection}, run / checkpoint.BEST)
+    assert script.main(["-r", str(run), "--images", str(images)]) == 0
+    rows = table(run)
+    assert {row["decision"] for row in rows} == {"unsure"}
+    for row in rows:
+        outputs = np.log([float(row[f"p({digit})"]) for digit in range(10)])
+        softer = np.exp(outputs / 2) / np.exp(outputs / 2).sum()
+        assert float(row["confidence"]) == pytest.approx(softer[8], rel=1e-4)
 
 
 def test_loaders_own_preparation_with_the_checkpoints_normalization(

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torchmetrics.classification import MulticlassCalibrationError
 
 import test as script
 from base.base_task import Step
@@ -87,10 +88,11 @@ def test_page_tables_and_wrong_images(tested):
 
     with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["sample", "true", "predicted", *(f"p({name})" for name in NAMES)]
+    columns = ["sample", "true", "predicted", *(f"p({name})" for name in NAMES)]
+    assert header == [*columns, "confidence"]
     assert [int(row[1]) for row in rows] == target.tolist()
     assert [int(row[2]) for row in rows] == predicted.tolist()
-    assert np.allclose(np.array([row[3:] for row in rows], dtype=float), probability, atol=1e-5)
+    assert np.allclose(np.array([row[3:13] for row in rows], dtype=float), probability, atol=1e-5)
     assert [row[0] for row in rows] == [str(n) for n in range(359)]
 
     wrong = (predicted != target).nonzero().flatten()
@@ -178,6 +180,56 @@ def test_threshold_is_chosen_on_validation_data_and_stored(tested):
     again = checkpoint.load(file)
     assert again["inspection"]["target"] == "3"
     assert_same(again | {"inspection": None}, state | {"inspection": None})
+
+
+def test_a_person_looks_at_what_is_between_two_thresholds(tested):
+    run = tested("-s", "inspection={target: '8', max_escape: 0, max_overkill: 0.02}")
+    probability, _, target = network_outputs(run, "val")
+    probability, is_target = probability[:, 8].numpy(), (target == 8).numpy()
+    stored = checkpoint.load(run / checkpoint.BEST)["inspection"]
+    low, high = stored["threshold"], stored["sure_threshold"]
+    assert low <= probability[is_target].min()
+    assert low < high  # else this network is too good to ask anybody
+    assert (probability[~is_target] >= high).sum() == int(0.02 * (~is_target).sum())
+    result = json.loads((run / "test" / "result.json").read_text())["inspection"]
+    probability, _, target = network_outputs(run)
+    with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    decisions = np.array([row["decision"] for row in rows])
+    p, is_target = probability[:, 8].numpy(), (target == 8).numpy()
+    assert ((decisions == "unsure") == ((p >= low) & (p < high))).all()
+    assert ((decisions == "8") == (p >= high)).all()
+    for data, found in ((stored["validation"], None), (result["at_threshold"], decisions)):
+        if found is not None:
+            assert data["unsure"] == (found == "unsure").sum()
+            assert data["missed"] == (is_target & ~np.isin(found, ["8", "unsure"])).sum()
+            assert data["false"] == (~is_target & (found == "8")).sum()
+            interval = binomtest(data["unsure"], len(found)).proportion_ci(0.9, "exact")
+            assert data["unsure_bound"] == pytest.approx(interval.high)
+    assert result["at_threshold"]["unsure_share"] < 0.9
+    assert "a person decides" in (run / "test" / "report.html").read_text(encoding="utf-8")
+
+
+def test_confidence_is_calibrated_on_the_validation_data(tested):
+    run = tested("-s", "inspection={target: '8'}")
+    temperature = checkpoint.load(run / checkpoint.BEST)["inspection"]["temperature"]
+    probability, _, target = network_outputs(run, "val")
+
+    def loss(value):
+        return torch.nn.functional.cross_entropy(probability.log() / value, target)
+
+    assert loss(temperature) <= min(map(loss, np.geomspace(0.25, 20, 200))) + 1e-6
+    probability, _, target = network_outputs(run)
+    result = json.loads((run / "test" / "result.json").read_text())["inspection"]
+    error = MulticlassCalibrationError(10, n_bins=15, norm="l1")
+    softened = (probability.log() / temperature).softmax(1)
+    for name, values in (("before", probability), ("calibrated", softened)):
+        expected = float(error(values, target))
+        assert result["calibration_error"][name] == pytest.approx(expected, abs=1e-4)
+    with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = softened[range(len(rows)), [int(row["predicted"]) for row in rows]]
+    assert np.allclose([float(row["confidence"]) for row in rows], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from trainer.decisions import (
+    choose_sure,
     choose_threshold,
     decided,
     escapes_allowed,
@@ -48,6 +49,19 @@ def test_threshold_between_separate_classes_and_without_others():
     assert only == pytest.approx(0.9)
     certain = np.array([1.0, 0.0], np.float32)
     assert 0 < choose_threshold(certain, np.array([True, False]), 0) <= 1
+
+
+@pytest.mark.parametrize("allowed", [0, 3, 20, 200])
+def test_sure_threshold_lets_so_many_others_pass_as_targets(allowed):
+    probability, is_target = draw(np.random.default_rng(0), 53, 200)
+    threshold = choose_threshold(probability, is_target, 0)
+    sure = choose_sure(probability, is_target, threshold, allowed)
+    false = (probability[~is_target] >= sure).sum()
+    assert sure >= threshold
+    assert false <= allowed
+    assert sure == threshold or false == allowed  # a lower one would let more pass
+    ties = np.full(50, 0.5, np.float32)
+    assert choose_sure(ties, np.arange(50) < 10, 0.5, 0) > 0.5
 
 
 @pytest.mark.parametrize(("count", "of"), [(0, 5), (1, 5), (5, 5), (3, 100), (0, 299)])

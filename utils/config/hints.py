@@ -53,13 +53,15 @@ class InspectionSettings(TypedDict):
     """The section "inspection": the class not to be missed, and the share of it that may be.
 
     max_escape is a share of the validation samples; max_escape_bound asks for the share that they
-    leave possible, with this confidence (0.95).
+    leave possible, with this confidence (0.95). With max_overkill, the share of other samples that
+    may be called so by mistake, a person looks at those in between.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
     target: str
     max_escape: NotRequired[Share]
     max_escape_bound: NotRequired[OpenShare]
+    max_overkill: NotRequired[Share]
     confidence: NotRequired[OpenShare]
 
 
