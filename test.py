@@ -30,6 +30,7 @@ def main(config, arguments):
     # imported lazily: --help must not load torch
     from tester.heatmap import explain
     from tester.inspection import find_threshold, inspect
+    from tester.novelty import find_novelty
     from tester.predict import predict_images
     from tester.report import report_test
     from tester.trained import Test
@@ -48,14 +49,17 @@ def main(config, arguments):
         test.check()
         return
     threshold = find_threshold(test)
+    novelty = find_novelty(test, threshold)
     test.decide()
     start_time = time.perf_counter()
-    predictions, samples, metrics = test.predict(test.loader, test.metrics, inspection=threshold)
+    predictions, samples, metrics = test.predict(
+        test.loader, test.metrics, inspection=threshold, novelty=novelty
+    )
     seconds = time.perf_counter() - start_time
     inspection = inspect(predictions, threshold)
     maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))
     speed = test.measure_speed()
-    report_test(test, predictions, samples, metrics, seconds, inspection, maps, speed)
+    report_test(test, predictions, samples, metrics, seconds, inspection, novelty, maps, speed)
 
 
 if __name__ == "__main__":

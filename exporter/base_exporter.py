@@ -18,15 +18,21 @@ class BaseExporter(ABC):
         preprocess: the file takes decoded images, uint8 (N, H, W, C), of the network's input size,
             and normalizes them itself
         softmax: the file gives probabilities instead of logits
+        distance: the file has a second output "distance": how unlike the training data each sample
+            is, 1 is the limit. A test with the section "inspection" must have found that before
         max_accuracy_drop: maximum accuracy drop of int8 against fp32; 0.01 is one percentage point
     """
 
     suffix: str
 
     def __init__(
-        self, preprocess: bool = False, softmax: bool = False, max_accuracy_drop: float = 0.01
+        self,
+        preprocess: bool = False,
+        softmax: bool = False,
+        distance: bool = False,
+        max_accuracy_drop: float = 0.01,
     ):
-        self.preprocess, self.softmax = preprocess, softmax
+        self.preprocess, self.softmax, self.distance = preprocess, softmax, distance
         self.max_accuracy_drop = max_accuracy_drop
 
     @abstractmethod

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from exporter.latency import interleaved, spread
 from exporter.signature import flatten, leaves, rebuild
+from tester.novelty import Distance, before_head
 from tester.predictions import is_image
 from utils.engine.engine import Call, Tensors, map_tensors
 from utils.errors import UserError
 
 # the network in a file: its outputs for a batch of its inputs, by name
 Runner = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+DISTANCE = "distance"  # the output
 PREPROCESS = "exporter.args.preprocess"
 
 
@@ -31,15 +33,23 @@ class Deployed(nn.Module):
         input_spec: a checkpoint's "input": shape, mean, std, range
         preprocess: take uint8 (N, H, W, C) and normalize it
         softmax: give probabilities; the network gives one tensor (N, classes)
+        measure: of the distance from the training data, which is then a further output
 
     Raises UserError if `preprocess` is set and the input is not an image, or mean and std are
     unknown.
     """
 
     def __init__(
-        self, network: nn.Module, call: Call, input_spec: dict, preprocess: bool, softmax: bool
+        self,
+        network: nn.Module,
+        call: Call,
+        input_spec: dict,
+        preprocess: bool,
+        softmax: bool,
+        measure: Distance | None = None,
     ):
         super().__init__()
+        self.measure = measure
         self.network, self.call = network, call
         self.preprocess, self.softmax = preprocess, softmax
         if preprocess:
@@ -55,9 +65,17 @@ class Deployed(nn.Module):
             inputs = ((inputs[0].permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std,)
         rest = iter(inputs)
         args, kwargs = map_tensors(self.call, lambda _: next(rest))
-        outputs = [tensor for _, tensor in leaves(self.network(*args, **kwargs))]
+        distances = []
+        if self.measure is None:
+            output = self.network(*args, **kwargs)
+        else:
+            with before_head(self.network) as features:
+                output = self.network(*args, **kwargs)
+            distances = [self.measure(features[-1])]
+        outputs = [tensor for _, tensor in leaves(output)]
         if self.softmax:
-            return outputs[0].softmax(1)
+            outputs = [outputs[0].softmax(1)]
+        outputs += distances
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
@@ -81,6 +99,8 @@ class ExportedNetwork(nn.Module):
         self.name, self.load, self.signature = name, load, state["signature"]
         self.input_spec, self.classes = state["input"], state["classes"]
         self.preprocess, self.softmax = state["preprocessed"], state["softmax"]
+        self.has_distance = "limit" in (state.get("novelty") or {})
+        self.distances: list[Tensor] = []  # of the last batch, if the file has them
         self.first: dict[str, np.ndarray] = {}  # the inputs of the first batch
         self._run: Runner | None = None
 
@@ -91,6 +111,7 @@ class ExportedNetwork(nn.Module):
         device = next(tensor.device for _, tensor in leaves((args, kwargs)))
         outputs = self.opened(device)(inputs).items()
         tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs}
+        self.distances = [tensors[DISTANCE]] if self.has_distance else []
         output = rebuild(self.signature["result"], tensors)
         count = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
         if self.classes is not None and count not in (1, len(self.classes)):

@@ -18,6 +18,7 @@ from exporter.proof import SIZES, prove
 from exporter.signature import build_signature, find_shapes, leaves
 from logger.files import aligned, threads_in_words
 from model.summary import count
+from tester.novelty import Distance
 from utils.checkpoint import origin_beside, output_dir
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError, explained
@@ -105,6 +106,7 @@ class Export:
         samples = [self.exported.raw(*call) for call in self.evaluator.training_calls(CALIBRATION)]
         self.exporter.quantize(self.written[0], samples, self._unproven(path))
         state = self.evaluator.state | {"signature": self.exported.signature}
+        state["novelty"] = self.report["metadata"]["novelty"]
         network = self.exporter.network(self._unproven(path), state, self.evaluator.threads)
         quantized, accuracy = self.evaluator(network, SIZES), self.evaluation.accuracy
         drop, allowed = accuracy - quantized.accuracy, self.exporter.max_accuracy_drop
@@ -191,9 +193,19 @@ def export_network(
     if exporter.softmax and not (isinstance(output, Tensor) and output.ndim > 1):
         raise UserError("exporter.args.softmax: the output is not (N, classes)")
     settings = evaluator.state["input"], exporter.preprocess, exporter.softmax
-    deployed = Deployed(network, longest, *settings)
+    novelty, measure = evaluator.state.get("novelty"), None
+    if exporter.distance:
+        if not novelty or "means" not in novelty:
+            raise UserError(
+                "exporter.args.distance: the checkpoint has none; test it first, with a section "
+                '"inspection"'
+            )
+        measure = Distance(novelty)
+    deployed = Deployed(network, longest, *settings, measure)
     signature = build_signature(network, longest, output)
-    state = evaluator.state | {"signature": signature}
+    plain = ("appearance", "labels", *(("limit", "rank", "samples") if measure else ()))
+    kept = {name: novelty[name] for name in plain if name in novelty} if novelty else None
+    state = evaluator.state | {"signature": signature, "novelty": kept}
     is_per_class = isinstance(output, Tensor) and output.shape[1:] == (len(state["classes"] or ()),)
     state["classes"] = state["classes"] if is_per_class else None  # an embedding has none
     exported = exporter.network(path, state, evaluator.threads)
@@ -201,9 +213,9 @@ def export_network(
     signature["shapes"] = find_shapes(inputs, [len(chunk) for chunk in chunks])
     signature["dtypes"] = {name: str(array.dtype) for name, array in inputs[0].items()}
     metadata = describe(exporter, evaluator) | size | {"signature": signature, "origin": origin}
-    metadata["classes"] = state["classes"]
-    kept = evaluator.state.get("kept", {}).values()
-    metadata["task_state"] = [k for part in kept for k in part if k.startswith("task.")]
+    metadata |= {"classes": state["classes"], "novelty": kept}
+    parts = evaluator.state.get("kept", {}).values()
+    metadata["task_state"] = [k for part in parts for k in part if k.startswith("task.")]
     example = {name: torch.from_numpy(part) for name, part in exported.raw(*longest).items()}
     exporter.export(deployed, example, path, metadata)
     return exported, metadata

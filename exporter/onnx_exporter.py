@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from exporter import onnx_file
 from exporter.base_exporter import BaseExporter
-from exporter.deployed import Deployed, Runner
+from exporter.deployed import DISTANCE, Deployed, Runner
 from exporter.int8 import quantize_static
 from exporter.signature import BATCH, output_names
 from model.summary import plain_attention
@@ -127,7 +127,7 @@ def to_onnx(
         name: {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
         for name, shape in signature["shapes"].items()
     }
-    outputs = output_names(signature["result"])
+    outputs = output_names(signature["result"]) + [DISTANCE] * (model.measure is not None)
     shapes = {"dynamic_axes": axes | {name: {0: BATCH} for name in outputs}}
     if not legacy:
         shapes = {"dynamic_shapes": (tuple(axes.values()),)}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from base.base_task import Step
 from data_loader.files import find_files
 from data_loader.images import read_image
 from logger.charts import to_pil_image
@@ -19,7 +20,9 @@ from logger.logger import setup_logging
 from model.heads import main_output
 from tester.charts import overlay
 from tester.heatmap import heat_maps
+from tester.novelty import compare, watched
 from tester.predictions import (
+    Predictions,
     class_names,
     decisions,
     is_image,
@@ -32,6 +35,7 @@ from trainer.build import build_trained_network, trained_state
 from trainer.decisions import class_number, decided
 from trainer.multi_label import MultiLabelTask
 from utils.config.config import ConfigParser
+from utils.engine.engine import unwrap
 from utils.errors import RunError, UserError
 from utils.files import named, printable
 
@@ -71,6 +75,9 @@ def predict_images(
     folder = Path(temporary.name) if temporary else test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
     rows, unreadable, classes, inspection = [], [], [], state.get("inspection")
+    novelty = state.get("novelty")
+    seen = Predictions(state.get("classes"), inspection=inspection)  # in place of labels: 0
+    distances: list[Tensor] = []
     names = [printable(str(file)) for file in files]
     overlay_names = file_names((Path(name).stem for name in names), ".jpg")
     for file, name, overlay_name in zip(files, names, overlay_names, strict=True):
@@ -80,14 +87,20 @@ def predict_images(
             logger.warning(f"{error}")
             unreadable.append(name)
             continue
-        probability = probabilities(model, data)
+        with watched(unwrap(model), novelty) as found:
+            output = class_outputs(model, data)
+        probability = output[0].float().softmax(0).cpu()
+        distances += found[-1:]
+        if novelty:
+            seen.add(Step(None, output, torch.zeros(1, dtype=torch.long), 1, data))
+        distance = probability_cells(found[-1].tolist()) if found else []
         classes = classes or class_names(len(probability), state.get("classes"))
         order = probability.argsort(descending=True)
         decision, confidence = decide(probability, classes, inspection)
         likeliest = ", ".join(f"{classes[n]} {probability[n]:.4f}" for n in order[:LIKELIEST])
         logger.info(f"{name}: {likeliest}" + "".join(f" -> {label}" for label in decision))
         cells = probability_cells(probability.tolist())
-        rows.append([name, classes[order[0]], *decision, *cells, *confidence])
+        rows.append([name, classes[order[0]], *decision, *cells, *confidence, *distance])
         if heatmap:
             heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
@@ -96,7 +109,11 @@ def predict_images(
     decision = ["decision"] if inspection else []
     confidence = ["confidence"] if inspection and "temperature" in inspection else []
     header = ["picture", "predicted", *decision, *probability_columns(classes), *confidence]
+    header += ["distance"] if distances else []
     write_csv(table := folder / "predictions.csv", header, rows)
+    if novelty and rows:
+        seen.add_distances(distances)
+        compare(seen, novelty, "images")
     logger.info("check passed" if check and not unreadable else f"written: {table}")
     if unreadable:
         count = f"{len(unreadable)} of {len(files)}"
@@ -144,15 +161,15 @@ def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
 
 
 @torch.no_grad()
-def probabilities(model: nn.Module, data: Tensor) -> Tensor:
-    """The probability of each class for one image (1, C, H, W), on the CPU.
+def class_outputs(model: nn.Module, data: Tensor) -> Tensor:
+    """The output (1, classes) for one image (1, C, H, W).
 
     Raises UserError if the model is not a classifier.
     """
     output = main_output(model(data))
     if output.ndim != 2 or output.shape[1] < 2:
         raise UserError("--images: the network is not a classifier: its output is not (N, classes)")
-    return output[0].float().softmax(0).cpu()
+    return output
 
 
 def decide(

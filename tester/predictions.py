@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from base.base_task import Step
+from tester.appearance import appearance
 from trainer.decisions import calibrated, class_number, counts, decided
 
 KEPT = 200  # mistakes
@@ -30,13 +31,18 @@ class Predictions:
         predicted: the numbers of the classes decided on (N,)
         mistakes: positions of the 200 most confident wrong predictions, the most confident first
         images: what the network saw of these, if it was images: position -> (1 or 3, H, W)
+        distances: how unlike the training data each is, see `tester.novelty` (N,); or None
+        appearance: of images, with an inspection, see `tester.appearance` (N, 5); or None
     """
+
+    distances: np.ndarray | None = None
 
     def __init__(self, *names: list[str] | None, inspection: dict | None = None):
         self._names, self._inspection = names, inspection
         self._targets: list[Tensor] = []
         self._probabilities: list[Tensor] = []
         self._mistakes: list[tuple[float, int, Tensor | None]] = []
+        self._appearance: list[Tensor] = []
         self._count = 0
         self.is_classification = True
 
@@ -56,6 +62,8 @@ class Predictions:
         wrong = (predicted != target).nonzero().flatten()
         images = [None] * len(wrong)
         if isinstance(data, Tensor) and is_image(data.shape[1:]):
+            if self._inspection is not None:
+                self._appearance.append(appearance(data.detach()))
             images = [image.clone() for image in data.detach()[wrong].cpu()]
         columns = (-confidence[wrong]).tolist(), (wrong + self._count).tolist(), images
         mistakes = [*self._mistakes, *zip(*columns, strict=True)]
@@ -63,6 +71,15 @@ class Predictions:
         self._targets.append(target)
         self._probabilities.append(probability)
         self._count += len(target)
+
+    def add_distances(self, batches: list[Tensor]) -> None:
+        """Add the distances of all samples; left out if they are not one for each."""
+        if self._targets and sum(map(len, batches)) == self._count:
+            self.distances = torch.cat(batches).cpu().numpy()
+
+    @functools.cached_property
+    def appearance(self) -> np.ndarray | None:
+        return torch.cat(self._appearance).numpy() if self._appearance else None
 
     @functools.cached_property
     def targets(self) -> np.ndarray:
@@ -105,9 +122,12 @@ class Predictions:
 
     def decisions(self) -> dict[str, list[str]]:
         """Further columns of a table, with an inspection: "confidence", how often such an answer is
-        right by the validation data, and "decision", which may be to ask a person.
+        right by the validation data, and "decision", which may be to ask a person; and "distance".
         """
-        return decisions(self.probabilities, self.predicted, self.classes, self._inspection)
+        columns = decisions(self.probabilities, self.predicted, self.classes, self._inspection)
+        if self.distances is not None:
+            columns["distance"] = probability_cells(self.distances)
+        return columns
 
     def confusion(self) -> np.ndarray:
         """How many samples of class i were predicted as class j: (classes, classes)."""
@@ -142,6 +162,11 @@ class Predictions:
                 called, is_target = self.predicted[own] == target, self.targets[own] == target
                 rows[name] |= counts(called, is_target)
         return dict(sorted(rows.items(), key=lambda row: -row[1]["wrong"] / row[1]["n"]))
+
+    def unlike(self) -> list[int]:
+        """Positions of the samples beyond the limit of distance, the farthest first."""
+        order = np.argsort(-self.distances, kind="stable")
+        return order[self.distances[order] > 1].tolist()
 
     def suspects(self) -> list[int]:
         """Positions of samples whose label is probably wrong, the most suspicious first.

@@ -16,6 +16,7 @@ from logger.files import file_names, threads_in_words, write_csv
 from logger.page import write_html
 from tester.charts import confusion_chart, overlay, scatter_chart, threshold_chart
 from tester.inspection import costs_in_words
+from tester.novelty import Novelty, compare
 from tester.predictions import Predictions, probability_cells, probability_columns
 from tester.samples import Samples
 from tester.trained import Test
@@ -25,6 +26,7 @@ from utils.errors import explained
 from utils.files import named, numbered, write_text
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
+SHOWN_UNLIKE = 10  # samples beyond the limit
 SHOWN_GROUPS = 20  # the worst, in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
 LARGEST_SAMPLE = 960  # pixels of a task's image
@@ -38,6 +40,7 @@ def report_test(
     metrics: dict[str, float],
     seconds: float,
     inspection: dict | None,
+    novelty: Novelty | None,
     maps: dict[int, Tensor],
     speed: dict | None,
 ) -> None:
@@ -49,6 +52,7 @@ def report_test(
         metrics: the loss and the metrics
         seconds: duration of the pass over the samples
         inspection: from `tester.inspection.inspect`
+        novelty: from `tester.novelty.find_novelty`
         maps: heat maps (H, W) by position
         speed: from `Test.measure_speed`
     """
@@ -77,6 +81,8 @@ def report_test(
         if inspection:
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
+        if novelty:
+            report["novelty"] = compare(predictions, novelty, "samples")
         report["per_class"] = predictions.per_class()
         if groups := test.groups():
             report["per_group"] = predictions.per_group(groups)
@@ -136,6 +142,7 @@ def _classes_page(
         "mistake_count": int((predictions.targets != predictions.predicted).sum()),
         "suspects": suspects,
         "shown_groups": SHOWN_GROUPS,
+        "unlike": [] if predictions.distances is None else predictions.unlike()[:SHOWN_UNLIKE],
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
         "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
         "confusion": confusion_chart(predictions.confusion(), predictions.classes),

@@ -5,6 +5,7 @@ import math
 from base import BaseDataLoader, BaseTask
 from base.base_task import Step
 from logger.logger import setup_logging
+from tester.novelty import Novelty, watched
 from tester.predictions import Predictions
 from tester.samples import Samples
 from trainer.agreement import check_agreement
@@ -67,9 +68,11 @@ class Test:
         metrics: dict[str, Metric],
         title: str | None = None,
         inspection: dict | None = None,
+        novelty: Novelty | None = None,
     ) -> tuple[Predictions, Samples, dict[str, float]]:
         """What a classifier predicts for a loader's samples, by the threshold of `inspection` if
-        there is one, what the task says of them, and the loss and `metrics` over them."""
+        there is one, and how unlike the training data they are by `novelty`; what the task says of
+        them, and the loss and `metrics` over them."""
         names = self.trained["classes"], loader.classes
         predictions = Predictions(*names, inspection=inspection)
         predictions.is_classification = self.task.classifies
@@ -80,7 +83,9 @@ class Test:
             samples.add(step)
 
         batches = progress(loader, title)
-        values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
+        with watched(unwrap(self.model), novelty) as distances:
+            values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
+        predictions.add_distances(distances)
         if not math.isfinite(values["loss"]):
             self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
         return predictions, samples, values

@@ -58,6 +58,21 @@ class Inspection(TypedDict):
     temperature: NotRequired[Annotated[float, Gt(0)]]
 
 
+class Novelty(TypedDict):
+    """See `tester.novelty`."""
+
+    __pydantic_config__ = OPEN
+    means: NotRequired[Annotated[Any, AfterValidator(_dense)]]
+    directions: NotRequired[Annotated[Any, AfterValidator(_dense)]]
+    scales: NotRequired[Annotated[Any, AfterValidator(_dense)]]
+    rest: NotRequired[Annotated[float, Gt(0)]]
+    limit: NotRequired[Annotated[float, Gt(0)]]
+    rank: NotRequired[PositiveInt]
+    samples: NotRequired[PositiveInt]
+    appearance: NotRequired[list[Annotated[list[float], Len(5, 5)]]]
+    labels: NotRequired[list[str]]
+
+
 class Average(TypedDict):
     __pydantic_config__ = OPEN
     n_averaged: int
@@ -128,6 +143,7 @@ TYPES: Object = {
     "classes": list[str] | None,
     "input": Input | None,
     "inspection": Inspection | None,
+    "novelty": Novelty | None,
     "decided": Object | None,
     "versions": Object | None,
     "origin": Origin | None,

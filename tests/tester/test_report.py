@@ -89,7 +89,7 @@ def test_page_tables_and_wrong_images(tested):
     with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     columns = ["sample", "true", "predicted", *(f"p({name})" for name in NAMES)]
-    assert header == [*columns, "confidence"]
+    assert header == [*columns, "confidence", "distance"]
     assert [int(row[1]) for row in rows] == target.tolist()
     assert [int(row[2]) for row in rows] == predicted.tolist()
     assert np.allclose(np.array([row[3:13] for row in rows], dtype=float), probability, atol=1e-5)
