@@ -5,6 +5,8 @@
 -r PATH -c FILE            the same network, with the data, loss and metrics of another
                            configuration
 -r PATH --images FILE ...  predict these images, or those in these folders
+--arch NAME --weights FILE --images FILE ...
+                           ask a network of torchvision, without any configuration
 """
 
 import sys
@@ -19,17 +21,35 @@ def add_arguments(parser):
     add("--split", choices=["test", "val", "train"], default="test", help="the samples to test on")
     add("--images", nargs="+", metavar="PATH",
         help="predict these images, or those in these folders")  # fmt: skip
+    add("--arch", metavar="NAME", help="with --images: ask this network of torchvision")
+    add("--weights", metavar="FILE", default="DEFAULT",
+        help="with --arch: its weights, a file or torchvision's (default: DEFAULT)")  # fmt: skip
     add("--heatmap", action="store_true",
         help="with --images: show where the network saw the class")  # fmt: skip
+    add("--lang", choices=["en", "ja"],
+        help="language of the report (default: the system's)")  # fmt: skip
     add("--threads", type=int, default=1, metavar="N",
         help="threads that run an exported file; 0 for all (default: 1)")  # fmt: skip
 
 
-@command(__doc__, add_arguments=add_arguments, trains=False)
+def prepare(arguments):
+    """Answer a question that needs no configuration."""
+    if arguments.arch is None:
+        return False
+    if arguments.resume or arguments.config or not arguments.images:
+        raise UserError("--arch: pass --images, too, and neither -r nor -c")
+    from tester.question import ask
+
+    ask(arguments.arch, arguments.weights, arguments.images, arguments.device)
+    return True
+
+
+@command(__doc__, add_arguments=add_arguments, prepare=prepare, trains=False)
 def main(config, arguments):
     # imported lazily: --help must not load torch
     from tester.heatmap import explain
     from tester.inspection import find_threshold, inspect
+    from tester.language import system_language
     from tester.novelty import find_novelty
     from tester.predict import predict_images
     from tester.report import report_test
@@ -59,7 +79,8 @@ def main(config, arguments):
     inspection = inspect(predictions, threshold)
     maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))
     speed = test.measure_speed()
-    report_test(test, predictions, samples, metrics, seconds, inspection, novelty, maps, speed)
+    found = inspection, novelty, maps, speed, arguments.lang or system_language()
+    report_test(test, predictions, samples, metrics, seconds, *found)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,25 @@
 """Charts and overlays of the test report."""
 
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from logger.charts import BLUE, RED, new_figure, svg_uri
+from tester.language import Translate
 from tester.predictions import Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes seconds to import
 
 MOST_POINTS = 2000  # of a chart whose points are drawn one by one
 MOST_NUMBERED = 20  # classes whose confusion matrix has space for numbers
+MOST_CURVES = 12  # in one chart, before they hide each other
+NOT_CURVES = ("epoch", "step", "seconds", "samples_per_second")
 MOST_NAMED = 40  # class names along an axis before they overlap
 
 
@@ -23,7 +34,7 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     return Image.fromarray((grey * (1 - strength) + color * strength).round().astype(np.uint8))
 
 
-def confusion_chart(confusion: np.ndarray, classes: list[str]) -> str:
+def confusion_chart(confusion: np.ndarray, classes: list[str], t: Translate) -> str:
     """The confusion matrix (rows: true, columns: predicted), colored by the share of the row."""
     side = min(9.0, max(3.0, 1.2 + 0.42 * len(classes)))
     figure = new_figure(side, side)
@@ -39,7 +50,7 @@ def confusion_chart(confusion: np.ndarray, classes: list[str]) -> str:
     names = [name if len(name) <= 18 else f"{name[:17]}…" for name in classes[::step]]
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
-    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set(xlabel=t("predicted class"), ylabel=t("true class"))
     return svg_uri(figure)
 
 
@@ -56,19 +67,73 @@ def scatter_chart(columns: dict[str, list], x: str, y: str) -> str:
     return svg_uri(figure)
 
 
-def threshold_chart(predictions: Predictions, inspection: dict) -> str:
-    """Histograms of the target class's probability: for its samples, and for the others."""
-    target, threshold = inspection["target"], inspection["threshold"]
-    probability, is_target = predictions.for_class(target)
+def threshold_chart(predictions: Predictions, inspection: dict, name: str, t: Translate) -> str:
+    """Histograms of the target class's probability: for its samples, and for the others. `name` is
+    what the class is called in the page.
+    """
+    threshold = inspection["threshold"]
+    probability, is_target = predictions.for_class(inspection["target"])
     figure = new_figure(5.4, 2.8)
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 41)
-    axes.hist(probability[~is_target], bins, alpha=0.7, color=BLUE, label=f"not {target}")
-    axes.hist(probability[is_target], bins, alpha=0.7, color=RED, label=target)
-    axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.4g}")
+    others = t("not {target}", target=name)
+    axes.hist(probability[~is_target], bins, alpha=0.7, color=BLUE, label=others)
+    axes.hist(probability[is_target], bins, alpha=0.7, color=RED, label=name)
+    label = t("threshold {value}", value=f"{threshold:.4g}")
+    axes.axvline(threshold, color="black", linestyle="--", label=label)
     if (sure := inspection.get("sure_threshold", threshold)) > threshold:
-        axes.axvspan(threshold, sure, color="grey", alpha=0.2, label="unsure")
+        axes.axvspan(threshold, sure, color="grey", alpha=0.2, label=t("unsure"))
     axes.set_yscale("symlog", linthresh=10)
-    axes.set(xlabel=f"probability of {target}", ylabel="samples")
+    axes.set(xlabel=t("probability of {target}", target=name), ylabel=t("samples"))
     axes.legend()
     return svg_uri(figure)
+
+
+def curves_figure(
+    rows: list[dict[str, float]], classes: list[str], epoch: int, t: Translate
+) -> "Figure":
+    """What each epoch logged: a chart for each metric, for the classes of a metric, for the rates.
+
+    Args:
+        rows: of metrics.csv
+        classes: as the logged names have them: recall_NG
+        epoch: is marked
+    """
+    charts: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name not in NOT_CURVES:
+            charts.setdefault(_chart_of(name, classes), []).append(name)
+    columns = 2 if len(charts) > 1 else 1
+    lines = math.ceil(len(charts) / columns)
+    figure = new_figure(4.6 * columns, 2.4 * lines)
+    for number, (title, names) in enumerate(charts.items(), 1):
+        axes = figure.add_subplot(lines, columns, number)
+        validated = [name for name in names if name.startswith("val_")]
+        if len(names) > 2 and validated:  # of each class
+            names = validated
+        for name in names[:MOST_CURVES]:
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4, marker=marker)
+        axes.axvline(epoch, color="grey", linestyle="--", linewidth=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(t("epoch"), fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _chart_of(name: str, classes: list[str]) -> str:
+    """The chart that a logged name belongs to: val_recall_NG to that of recall by class."""
+    if name.startswith("lr"):
+        return "lr"
+    name = name.removeprefix("val_")
+    label = next((label for label in classes if name.endswith(f"_{label}")), None)
+    return name if label is None else name.removesuffix(f"_{label}")
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a figure as a picture, for slides."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font has no Japanese
+        figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from tester.language import ENGLISH, Translate
 from tester.predictions import Predictions
 from tester.trained import Test, build_eval_loader
 from trainer.decisions import (
@@ -13,7 +14,6 @@ from trainer.decisions import (
     choose_threshold,
     escapes_allowed,
     find_temperature,
-    rate_in_words,
     rates,
     samples_needed,
     with_unsure,
@@ -94,31 +94,45 @@ def _costs(inspection: dict, probability: np.ndarray, is_target: np.ndarray) -> 
     return with_unsure(probability, is_target, threshold, sure, confidence)
 
 
-def costs_in_words(inspection: dict) -> dict[str, dict[str, str]]:
+def costs_in_words(
+    inspection: dict, t: Translate = ENGLISH, name: str | None = None
+) -> dict[str, dict[str, str]]:
     """Rule -> what is missed, what is falsely called the target, how many are unsure if a person
-    looks at some, each with its bound.
+    looks at some, each with its bound. `name` is what the target is called, if not by its own.
     """
-    target = inspection["target"]
-    at = f"p({target}) >= {inspection['threshold']:.4g}"
+    name = name or inspection["target"]
+    at = f"p({name}) >= {inspection['threshold']:.4g}"
     if "sure_threshold" in inspection:
-        at += f", sure from {inspection['sure_threshold']:.4g}"
+        at += t(", sure from {value}", value=f"{inspection['sure_threshold']:.4g}")
     rules = {
         at: inspection["at_threshold"],
-        "the likeliest class": inspection["at_likeliest"],
-        f"{at}, on the validation data": inspection.get("validation"),  # unknown of old ones
+        t("the likeliest class"): inspection["at_likeliest"],
+        # unknown of old ones
+        t("{rule}, on the validation data", rule=at): inspection.get("validation"),
     }
     words: dict[str, dict[str, str]] = {}
     for rule, costs in rules.items():
         if costs:
             words[rule] = {
-                f"missed {target}": _in_words(costs, "missed", "targets", "escape"),
-                f"false {target}": _in_words(costs, "false", "others", "overkill"),
+                t("missed {target}", target=name): _in_words(
+                    costs, "missed", "targets", "escape", t
+                ),
+                t("false {target}", target=name): _in_words(
+                    costs, "false", "others", "overkill", t
+                ),
             }
             if "unsure" in costs:
                 costs = costs | {"n": costs["targets"] + costs["others"]}
-                words[rule]["unsure"] = _in_words(costs, "unsure", "n", "unsure")
+                words[rule][t("unsure")] = _in_words(costs, "unsure", "n", "unsure", t)
     return words
 
 
-def _in_words(costs: dict, count: str, of: str, rate: str) -> str:
-    return rate_in_words(costs[count], costs[of], costs[f"{rate}_bound"])
+def _in_words(costs: dict, count: str, of: str, rate: str, t: Translate) -> str:
+    """A rate with what it rests on: "0 of 5 (0.00%), at most 45.07%"."""
+    if costs[of] == 0:
+        return t("no samples")
+    share, bound = f"{costs[count] / costs[of]:.2%}", f"{costs[f'{rate}_bound']:.2%}"
+    return t(
+        "{count} of {n} ({share}), at most {bound}",
+        count=costs[count], n=costs[of], share=share, bound=bound,
+    )  # fmt: skip

@@ -11,17 +11,26 @@ from PIL import Image
 from torch import Tensor
 
 from base import BaseTask
-from logger.charts import encode, image_uri, to_pil_image
+from logger.charts import encode, image_uri, svg_uri, to_pil_image
 from logger.files import file_names, threads_in_words, write_csv
+from logger.metrics_csv import MetricsFile
 from logger.page import write_html
-from tester.charts import confusion_chart, overlay, scatter_chart, threshold_chart
+from tester.charts import (
+    confusion_chart,
+    curves_figure,
+    overlay,
+    scatter_chart,
+    threshold_chart,
+    write_png,
+)
 from tester.inspection import costs_in_words
+from tester.language import Language, Translate, translator
 from tester.novelty import Novelty, compare
 from tester.predictions import Predictions, probability_cells, probability_columns
 from tester.samples import Samples
 from tester.trained import Test
 from trainer.decisions import CONFIDENCE
-from utils.checkpoint import origin_beside, output_dir
+from utils.checkpoint import log_dir_for, origin_beside, output_dir
 from utils.errors import explained
 from utils.files import named, numbered, write_text
 
@@ -43,6 +52,7 @@ def report_test(
     novelty: Novelty | None,
     maps: dict[int, Tensor],
     speed: dict | None,
+    language: Language = "en",
 ) -> None:
     """Log a test's result as a table, and write it into the checkpoint's `test_folder`.
 
@@ -55,6 +65,7 @@ def report_test(
         novelty: from `tester.novelty.find_novelty`
         maps: heat maps (H, W) by position
         speed: from `Test.measure_speed`
+        language: of the page
     """
     checkpoint, config, count = test.config.resume, test.config.config, len(test.loader.dataset)
     suffix = "" if test.split == "test" else f"_{test.split}"
@@ -77,6 +88,7 @@ def report_test(
         for name in (f"result{suffix}.json", f"predictions{suffix}.csv", f"report{suffix}.html")
     )
     written, template, values = [result], "", {}
+    t, display = translator(language), config.get("report", {}).get("names", {})
     if predictions.is_classification:
         if inspection:
             report["inspection"] = inspection
@@ -101,7 +113,9 @@ def report_test(
         wrong = write_images(folder / f"wrong_images{suffix}", wrong_images) if images else None
         written += [table, page, *([wrong] if wrong else [])]
         heatmap = config.get("heatmap", {}).get("method", "LayerCAM")
-        template, values = "report.html", _classes_page(predictions, images, maps, inspection)
+        page_settings = t, [display.get(name, name) for name in predictions.classes]
+        template = "report.html"
+        values = _classes_page(predictions, images, maps, inspection, *page_settings)
         values |= {"wrong": wrong and wrong.name, "heat_method": heatmap if maps else None}
     elif samples.columns or samples.images:
         with explained(f"task: {type(test.task).__name__}.tables does not fit its columns"):
@@ -112,9 +126,14 @@ def report_test(
         template, values = "samples.html", _samples_page(test.task, samples, names)
         values |= {"tables": report["tables"]}
     if template:
+        curves = _curves(checkpoint, test.trained, folder, t)
         write_html(
             page,
             Path(__file__).with_name(template),
+            language,
+            t=t,
+            display=lambda name: display.get(name, name),
+            curves=curves,
             name=config["name"],
             run=checkpoint.parent.name,
             report=report,
@@ -133,10 +152,20 @@ def _classes_page(
     images: dict[int, Image.Image],
     maps: dict[int, Tensor],
     inspection: dict | None,
+    t: Translate,
+    names: list[str],
 ) -> dict[str, object]:
-    """What report.html shows of a classifier's predictions."""
+    """What report.html shows of a classifier's predictions; `names` are the classes', as shown."""
     mistakes, suspects = shown_positions(predictions)
+    pairs: dict[tuple[int, int], list[int]] = {}
+    for position in mistakes:
+        pair = int(predictions.targets[position]), int(predictions.predicted[position])
+        pairs.setdefault(pair, []).append(position)
+    target = inspection and names[predictions.classes.index(inspection["target"])]
     return {
+        "classes": names,
+        "target": target,
+        "pairs": dict(sorted(pairs.items(), key=lambda pair: -len(pair[1]))),
         "predictions": predictions,
         "mistakes": mistakes,
         "mistake_count": int((predictions.targets != predictions.predicted).sum()),
@@ -145,12 +174,24 @@ def _classes_page(
         "unlike": [] if predictions.distances is None else predictions.unlike()[:SHOWN_UNLIKE],
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
         "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
-        "confusion": confusion_chart(predictions.confusion(), predictions.classes),
+        "confusion": confusion_chart(predictions.confusion(), names, t),
         "inspection": inspection,
-        "costs": inspection and costs_in_words(inspection),
+        "costs": inspection and costs_in_words(inspection, t, target),
         "confidence": inspection and inspection.get("confidence", CONFIDENCE),
-        "threshold_chart": inspection and threshold_chart(predictions, inspection),
+        "threshold_chart": inspection and threshold_chart(predictions, inspection, target, t),
     }
+
+
+def _curves(checkpoint: Path, trained: dict, folder: Path, t: Translate) -> str | None:
+    """The curves of the run's training, which also become curves.png; None if there are none."""
+    file = log_dir_for(output_dir(checkpoint)) / "metrics.csv"
+    rows = MetricsFile(file, enabled=False).read() if file.exists() else []
+    if len(rows) < 2:
+        return None
+    figure = curves_figure(rows, trained.get("classes") or [], trained["epoch"], t)
+    with named(folder / "curves.png"):
+        write_png(figure, folder / "curves.png")
+    return svg_uri(figure)
 
 
 def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[str, object]:

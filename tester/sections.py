@@ -14,4 +14,11 @@ class HeatMap(TypedDict):
     layer: NotRequired[str | None]
 
 
-PLAIN = {"heatmap": HeatMap}
+class Report(TypedDict):
+    """The section "report": what classes are called in the page, {"NG": "scratched"}."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    names: NotRequired[dict[str, str]]
+
+
+PLAIN = {"heatmap": HeatMap, "report": Report}

@@ -170,11 +170,6 @@ def calibration_error(probability: np.ndarray, target: np.ndarray) -> float:
     return float(np.abs(sums[0] - sums[1]).sum() / len(target))
 
 
-def rate_in_words(count: int, of: int, bound: float | None) -> str:
-    """A rate with what it rests on: "0 of 5 (0.00%), at most 45.07%"."""
-    return "no samples" if of == 0 else f"{count} of {of} ({count / of:.2%}), at most {bound:.2%}"
-
-
 def decided(probability: Tensor, target: int, threshold: float) -> Tensor:
     """Class numbers (N,) of probabilities (N, classes): the target's where that reaches the
     threshold, else the likeliest other one.

@@ -36,7 +36,7 @@ def command(
     description: str,
     options: Iterable[CustomArgs] = (),
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
-    prepare: Callable[[argparse.Namespace], None] = lambda arguments: None,
+    prepare: Callable[[argparse.Namespace], bool | None] = lambda arguments: None,
     **traits: object,
 ) -> Callable[[Main], Command]:
     """Makes of `main(config, arguments)` a command: `main(argv=None)` returns the exit code.
@@ -48,7 +48,7 @@ def command(
         description: the text of --help
         options: flags that set keys of the config
         add_arguments: adds the script's own arguments to the parser
-        prepare: called before the configuration is read
+        prepare: called before the configuration is read; the command ends if it returns True
         traits: see `Script`
     """
     script = Script(**traits)
@@ -63,12 +63,13 @@ def command(
 
             @_fast_imports()
             def read(trial_dir: str | None = None) -> ConfigParser:
-                prepare(arguments)
                 return resolve(arguments, options, script, trial_dir)
 
             try:
                 if arguments.info:
                     print(describe_resumed(arguments, script))
+                    return 0
+                if prepare(arguments):
                     return 0
                 if script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)

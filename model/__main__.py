@@ -1,0 +1,64 @@
+"""List the networks that a configuration can name:  python -m model [WORD ...]
+
+With words, those whose names contain one of them. Multiply-adds are those of one sample of the
+usual size: 3 x 224 x 224 for networks of torchvision.
+"""
+
+import argparse
+import inspect
+import sys
+import warnings
+
+import torch
+
+from logger.files import aligned
+from model.summary import count
+from utils.config.sections import SOURCES
+from utils.errors import UserError
+from utils.screen import leave_screen, open_screen
+
+HEADER = ["arch", "parameters", "multiply-adds", "from"]
+SIZES = ((3, 224, 224), (3, 299, 299), (1, 28, 28), (3, 32, 32))  # the first that fits
+CLASSES = 1000
+
+
+def main(argv: list[str] | None = None) -> int:
+    open_screen()
+    parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    words = [word.lower() for word in parser.parse_args(argv).words]
+    source, rows = SOURCES["arch"], [HEADER]
+    names = dict.fromkeys(source.own_names(), "model/")
+    names |= dict.fromkeys(source.library_names("torchvision.models"), "torchvision")
+    for name, origin in names.items():
+        if not words or any(word in name.lower() for word in words):
+            rows.append([name, *_measured(source.find(name)), origin])
+    if len(rows) == 1:
+        print(f"python -m model: no network has {' or '.join(words)} in its name", file=sys.stderr)
+        return 2
+    print("\n".join(aligned(rows)))
+    leave_screen()
+    return 0
+
+
+def _measured(builder: object) -> list[str]:
+    """Parameters and multiply-adds of a network as it is built without arguments, in words."""
+    accepted = inspect.signature(builder).parameters
+    for shape in SIZES:
+        wanted = {"in_channels": shape[0], "image_size": shape[1], "input_size": list(shape[1:])}
+        wanted |= {"num_classes": CLASSES if shape[1] >= 224 else 10, "init_weights": False}
+        arguments = {name: value for name, value in wanted.items() if name in accepted}
+        try:
+            with warnings.catch_warnings(), torch.device("meta"):  # nothing is computed
+                warnings.simplefilter("ignore")
+                size, _ = count(builder(**arguments), torch.empty(2, *shape))
+        except (UserError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            continue
+        side = f" at {'x'.join(map(str, shape))}" if shape != SIZES[0] else ""
+        return [f"{size['parameters'] / 1e6:,.2f} M", f"{size['macs'] / 1e9:.3f} G{side}"]
+    return ["–", "–"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
