@@ -11,7 +11,6 @@ import warnings
 
 import torch
 
-from logger.files import aligned
 from model.summary import count
 from utils.config.sections import SOURCES
 from utils.errors import UserError
@@ -37,7 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     if len(rows) == 1:
         print(f"python -m model: no network has {' or '.join(words)} in its name", file=sys.stderr)
         return 2
-    print("\n".join(aligned(rows)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *cells]))
     leave_screen()
     return 0
 
