@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data_loader.images import read_image
 from utils.errors import UserError
 
 Size = tuple[int, int]
@@ -42,6 +43,125 @@ def inspection(size: Size) -> dict[str, list[Transform]]:
 
 RESIZING_ONLY = {"train": [], "eval": []}
 PRESETS = {"imagenet": imagenet, "inspection": inspection, "none": lambda size: RESIZING_ONLY}
+
+
+class CropRegion(nn.Module):
+    """Cuts out a part of the image, where the product is.
+
+    Args:
+        region: [left, top, right, bottom] as shares of width and height, each from 0 to 1
+    """
+
+    def __init__(self, region: tuple[float, float, float, float]):
+        super().__init__()
+        self.region = _checked_region(region)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[(..., *_slices(self.region, image.shape[-2:]))]
+
+
+class KeepRegions(nn.Module):
+    """Blackens all but some parts of the image.
+
+    Args:
+        regions: [[left, top, right, bottom], ...] as shares of width and height, each from 0 to 1
+        mask: a grey image in place of regions; what is darker than half is blackened
+    """
+
+    def __init__(
+        self,
+        regions: list[tuple[float, float, float, float]] | None = None,
+        mask: str | None = None,
+    ):
+        super().__init__()
+        if (regions is None) == (mask is None):
+            raise UserError("transforms: KeepRegions takes regions or mask, one of the two")
+        self.regions = [_checked_region(region) for region in regions or []]
+        self.mask = None if mask is None else read_image(mask, channels=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.mask is not None:
+            return image * (_resized(self.mask, image) > 127)
+        kept = torch.zeros_like(image)
+        for region in self.regions:
+            place = (..., *_slices(region, image.shape[-2:]))
+            kept[place] = image[place]
+        return kept
+
+
+class SubtractReference(nn.Module):
+    """What differs from a reference image, the same for each: background, fixture, shading. Grey
+    128 means no difference.
+
+    Args:
+        reference: the file, taken like the images
+        gain: how strongly differences show
+    """
+
+    def __init__(self, reference: str, gain: float = 1.0):
+        super().__init__()
+        self.gain = gain
+        self.references = {channels: read_image(reference, channels) for channels in (1, 3)}
+
+    def forward(self, image: Tensor) -> Tensor:
+        reference = _resized(self.references[len(image)], image).float()
+        return (128 + self.gain * (image - reference)).round().clamp(0, 255).to(torch.uint8)
+
+
+class LocalContrast(nn.Module):
+    """Makes faint structures visible in dark and in bright places alike: contrast limited adaptive
+    histogram equalisation (CLAHE), Zuiderveld 1994, doi:10.1016/B978-0-12-336156-1.50061-6.
+
+    Args:
+        clip: how many times as frequent as on average a brightness may be before it is cut; the
+            larger, the more contrast, and noise
+        tiles: the image is divided into tiles x tiles parts, each equalised by itself
+    """
+
+    def __init__(self, clip: float = 2.0, tiles: int = 8):
+        super().__init__()
+        self.clip, self.tiles = clip, tiles
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        bottom, right = (-(-side // self.tiles) * self.tiles - side for side in (height, width))
+        padded = F.pad(image.float()[None], (0, right, 0, bottom), mode="reflect")[0].long()
+        rows, columns = (side // self.tiles for side in padded.shape[-2:])
+        tables = self._tables(padded, rows, columns)
+        below, above, part = zip(*(
+            self._between(side, size) for side, size in ((height, rows), (width, columns))
+        ), strict=True)  # fmt: skip
+        values = image.long()
+        channel = torch.arange(len(image))[:, None, None]
+
+        def look(vertical: Tensor, horizontal: Tensor) -> Tensor:
+            return tables[channel, vertical[:, None], horizontal[None], values]
+
+        down, across = part[0][:, None], part[1][None]
+        upper = look(below[0], below[1]) * (1 - across) + look(below[0], above[1]) * across
+        lower = look(above[0], below[1]) * (1 - across) + look(above[0], above[1]) * across
+        return (upper * (1 - down) + lower * down).round().clamp(0, 255).to(torch.uint8)
+
+    def _tables(self, image: Tensor, rows: int, columns: int) -> Tensor:
+        """What each tile makes of each brightness: (channels, tiles, tiles, 256)."""
+        size = rows * columns
+        parts = image.unfold(1, rows, rows).unfold(2, columns, columns).flatten(3)
+        counts = torch.zeros(*parts.shape[:3], 256).scatter_add_(3, parts, torch.ones(parts.shape))
+        most = max(1, int(self.clip * size / 256))
+        excess = (counts - most).clamp(min=0).sum(3, keepdim=True)
+        counts = counts.clamp(max=most) + (excess / 256).floor()
+        left_over = (excess % 256).long()  # spread evenly
+        step = (256 // left_over.clamp(min=1)).clamp(min=1)
+        place = torch.arange(256).expand_as(counts)
+        counts += ((place % step == 0) & (place // step < left_over)).float()
+        return (counts.cumsum(3) * (255 / size)).round().clamp(max=255)
+
+    def _between(self, side: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row (or column) the tiles before and after, and how near the second one is."""
+        place = torch.arange(side) / size - 0.5
+        first = place.floor()
+        last = self.tiles - 1
+        return first.clamp(0).long(), (first + 1).clamp(max=last).long(), place - first
 
 
 class Pipeline:
@@ -108,6 +228,32 @@ def side_to_read(transforms: dict[str, Sequence[Transform]], size: Size) -> int 
             return None
         sides.append(max(result))
     return READ_LARGER * max(sides)
+
+
+def _checked_region(region: Sequence[float]) -> Sequence[float]:
+    left, top, right, bottom = region
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise UserError(
+            f"transforms: the region {list(region)} should be [left, top, right, bottom], as "
+            "shares of width and height from 0 to 1"
+        )
+    return region
+
+
+def _slices(region: Sequence[float], shape: Sequence[int]) -> tuple[slice, slice]:
+    """A region's rows and columns in an image (height, width), at least one of each."""
+    places = []
+    for start, stop, side in zip(region[1::-1], region[:1:-1], shape, strict=True):
+        first = min(round(start * side), side - 1)
+        places.append(slice(first, max(round(stop * side), first + 1)))
+    return places[0], places[1]
+
+
+def _resized(image: Tensor, like: Tensor) -> Tensor:
+    if image.shape[-2:] == like.shape[-2:]:
+        return image
+    size = tuple(like.shape[-2:])
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def _flip(transform: nn.Module, image: Tensor) -> Tensor:

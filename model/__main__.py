@@ -8,16 +8,18 @@ import argparse
 import inspect
 import sys
 import warnings
+from collections.abc import Sequence
 
 import torch
 
+from logger.files import aligned
 from model.summary import count
 from utils.config.sections import SOURCES
 from utils.errors import UserError
 from utils.screen import leave_screen, open_screen
 
 HEADER = ["arch", "parameters", "multiply-adds", "from"]
-SIZES = ((3, 224, 224), (3, 299, 299), (1, 28, 28), (3, 32, 32))  # the first that fits
+SIZES = ((3, 224, 224), (3, 299, 299), (3, 32, 32), (1, 28, 28))  # the first that fits
 CLASSES = 1000
 
 
@@ -32,22 +34,20 @@ def main(argv: list[str] | None = None) -> int:
     names |= dict.fromkeys(source.library_names("torchvision.models"), "torchvision")
     for name, origin in names.items():
         if not words or any(word in name.lower() for word in words):
-            rows.append([name, *_measured(source.find(name)), origin])
+            sizes = SIZES if origin == "torchvision" else SIZES[::-1]
+            rows.append([name, *_measured(source.find(name), sizes), origin])
     if len(rows) == 1:
         print(f"python -m model: no network has {' or '.join(words)} in its name", file=sys.stderr)
         return 2
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        print("  ".join([name.ljust(widths[0]), *cells]))
+    print("\n".join(aligned(rows)))
     leave_screen()
     return 0
 
 
-def _measured(builder: object) -> list[str]:
+def _measured(builder: object, sizes: Sequence[tuple[int, int, int]]) -> list[str]:
     """Parameters and multiply-adds of a network as it is built without arguments, in words."""
     accepted = inspect.signature(builder).parameters
-    for shape in SIZES:
+    for shape in sizes:
         wanted = {"in_channels": shape[0], "image_size": shape[1], "input_size": list(shape[1:])}
         wanted |= {"num_classes": CLASSES if shape[1] >= 224 else 10, "init_weights": False}
         arguments = {name: value for name, value in wanted.items() if name in accepted}

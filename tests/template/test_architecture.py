@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 LAYERS = [
     {"utils"},
     {"base"},
-    {"data_loader", "model", "logger"},
+    {"logger"},
+    {"data_loader", "model"},
     {"trainer"},
     {"tester"},
     {"exporter"},
