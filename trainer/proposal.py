@@ -23,10 +23,11 @@ LOOKED_AT = 200  # images whose size and colours are looked at
 SPLIT = [0.6, 0.2, 0.2]
 VALIDATION = 0.2
 SMALL = 40  # pixels of the shorter side, up to which a network for small images is taken
-SIDES = 96, 64  # pixels, for others; the larger one if there is time for EPOCHS[0] epochs
-EPOCHS = 40, 100  # at least, if there is time, and at most
-# Passes of an image of 64 x 64 pixels through a ResNet-18: five to eight minutes on two cores.
-BUDGET = 30_000
+SIDE = 96  # pixels, for others
+FEW = 500  # images for training, up to which a ResNet-18 is taken: with few steps it learns more
+# Passes of an image through the network in five to eight minutes on two cores.
+BUDGETS = {"CifarResNet": 50_000, "resnet18": 13_000, "mobilenet_v3_small": 55_000}
+EPOCHS = 10, 100  # at least, and at most
 RARE = 3  # times as many images as another class: that one is drawn more often
 # networks that weights from elsewhere may belong to, the likelier first
 BUILDERS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet34",
@@ -223,15 +224,13 @@ def _text(
 
 def _network(found: Survey, trained: float) -> tuple[dict, int, int]:
     """The section "arch", the image size and the epochs for so many training images."""
+    side, cost = min(SIDE, 32 * math.ceil(found.side / 32)), 1.0
+    network: dict = {"type": "resnet18" if trained <= FEW else "mobilenet_v3_small"}
     if found.side <= SMALL:
         side = max(16, 4 * math.ceil(found.side / 4))
-        network, cost = {"type": "CifarResNet", "args": {"depth": 20}}, (side / 32) ** 2 * 0.6
-    else:
-        affordable = [s for s in SIDES if BUDGET / ((s / 64) ** 2 * trained) >= EPOCHS[0]]
-        side = min(next(iter(affordable), SIDES[-1]), 32 * math.ceil(found.side / 32))
-        network, cost = {"type": "resnet18"}, (side / 64) ** 2
-    epochs = round(BUDGET / (cost * trained))
-    return network, side, min(max(epochs, 10), EPOCHS[1])
+        network, cost = {"type": "CifarResNet", "args": {"depth": 20}}, (side / 32) ** 2
+    epochs = round(BUDGETS[network["type"]] / (cost * trained))
+    return network, side, min(max(epochs, EPOCHS[0]), EPOCHS[1])
 
 
 def _transforms(side: int, target: str | None, weights: str | None) -> dict | str:
@@ -246,7 +245,7 @@ def _transforms(side: int, target: str | None, weights: str | None) -> dict | st
         size = {"type": "Resize", "args": {"size": [side, side]}}
         flips = ["RandomHorizontalFlip", "RandomVerticalFlip"]
         return {"train": [size, move, *flips, light], "eval": []}
-    crop = {"type": "RandomResizedCrop", "args": {"size": side, "scale": [0.5, 1.0]}}
+    crop = {"type": "RandomResizedCrop", "args": {"size": side, "scale": [0.35, 1.0]}}
     return {"train": [crop, "RandomHorizontalFlip", light], "eval": []}
 
 

@@ -32,8 +32,8 @@ from tests.conftest import ROOT
 
 SCRIPTS = ("train.py", "test.py", "prune.py", "export.py", "new_project.py")
 DOCS = ROOT / "docs"
-JAPANESE = DOCS / "README.ja.md"
-PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - {JAPANESE})]
+JAPANESE = sorted(DOCS.glob("*.ja.md"))
+PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - {*JAPANESE})]
 FIRST = "saved/models/Digits_LeNet/1121_093042"  # how the pages call the first run
 
 pytestmark = pytest.mark.skipif(
@@ -248,9 +248,49 @@ def test_commands_are_known():
 
 def test_japanese_readme_shows_commands_that_were_run():
     tested = [words for page in PAGES for words in all_commands(page)]
-    for words in all_commands(JAPANESE):
-        assert words in tested
-    assert {language for language, _ in blocks(JAPANESE)} <= {"bash", "text"}
+    for page in JAPANESE:
+        for words in all_commands(page):
+            assert words in tested
+        assert {language for language, _ in blocks(page)} <= {"bash", "text"}
+
+
+# of README.md -> of docs/README.ja.md, which has more: what the pages of docs/ say
+SECTIONS = {
+    "Install and run": "インストールと実行",
+    "The tree": "フォルダ構造",
+    "Your own images": "自分の画像",
+    "Write your own": "自分のコード",
+    "Resume": "使い方",
+    "The four commands": "テスト・プルーニング・出力",
+    "I want to ...": "したいこと（説明は英語）",
+    "Licence": "ライセンス",
+}
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#{1,3} (.+)$", prose(page), re.MULTILINE)
+
+
+def links(page: Path) -> set[str]:
+    """The pages of docs/ that a page leads to."""
+    found = re.findall(r"\]\((?:docs/)?([\w.-]+\.md)", page.read_text(encoding="utf-8"))
+    return {name.replace(".ja.md", ".md") for name in found}
+
+
+def test_japanese_pages_keep_step():
+    """Each section, each page that is named and each command, also of beginners.md."""
+    english, japanese = ROOT / "README.md", DOCS / "README.ja.md"
+    assert set(headings(english)[1:]) == set(SECTIONS)
+    assert set(SECTIONS.values()) <= set(headings(japanese))
+    assert links(english) - {"README.md"} <= links(japanese)
+    for page in JAPANESE:
+        if page != japanese:
+            original = page.with_name(page.name.replace(".ja.md", ".md"))
+            assert len(headings(page)) == len(headings(original)), page
+            assert blocks(page) == blocks(original), page
+            assert links(page) == links(original), page
+            for code in set(inline_code(original)):
+                assert code in inline_code(page), f"{page}: {code}"
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +306,7 @@ def flags():
 
 
 def test_flags_in_the_text_exist(flags):
-    for page in [*PAGES, JAPANESE]:
+    for page in [*PAGES, *JAPANESE]:
         for code in inline_code(page):
             for script, rest in re.findall(r"(?:^| )(\w+\.py)((?: (?!\w+\.py)\S+)*)", code):
                 used = set(re.findall(r"(?:^| )(--?[a-z][\w-]*)", rest))
@@ -279,7 +319,7 @@ def slug(heading: str) -> str:
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, JAPANESE]:
+    for page in [*PAGES, *JAPANESE]:
         for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
             if target.startswith("http"):
                 continue
@@ -299,7 +339,7 @@ def test_readme_links_to_every_page():
 def test_named_files_exist():
     """Also in fenced text, which is how architecture.md shows the tree."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"saved", "data"}
-    for page in [*PAGES, JAPANESE]:
+    for page in [*PAGES, *JAPANESE]:
         text = " ".join(t for language, t in blocks(page) if language == "text") + prose(page)
         for path in re.findall(r"(?<![\w/.])(\w+/[\w/.]*\.(?:py|json|html|md|png|toml))\b", text):
             if path.split("/")[0] in folders:

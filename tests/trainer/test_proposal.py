@@ -113,10 +113,11 @@ def test_more_images_get_fewer_epochs():
         proposal._network(proposal.Survey({"a": count, "b": count}, [], 200, True), 2 * count)
         for count in (30, 200, 1000, 30_000)
     ]
-    sides, epochs = ([plan[n] for plan in plans] for n in (1, 2))
-    assert sides == [96, 96, 64, 64]
-    assert epochs == sorted(epochs, reverse=True)
-    assert (epochs[0], epochs[-1]) == (100, 10)
+    networks, sides, epochs = zip(*plans, strict=True)
+    names = [network["type"] for network in networks]
+    assert names == ["resnet18", "resnet18", "mobilenet_v3_small", "mobilenet_v3_small"]
+    assert set(sides) == {96}
+    assert epochs == (100, 32, 28, 10)
 
 
 @pytest.mark.parametrize("builder", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
