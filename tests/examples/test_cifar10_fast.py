@@ -28,6 +28,7 @@ def recipe(cifar, tmp_path):  # noqa: F811
     return config
 
 
+@pytest.mark.slow
 def test_recipe_learns_and_is_resumed_exactly(recipe, train, resume):
     whole = train(recipe)
     half = train(recipe, "-s", "lr_scheduler.args.total_steps=80", "trainer.epochs=4")

@@ -22,7 +22,16 @@ def laboratory(tmp_path_factory):
     return lab.Lab(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("kind", schedule.KINDS)
+LONG = ("configs", "prune", "export")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else [])
+        for kind in schedule.KINDS
+    ],
+)
 def test_short_run(laboratory, kind):
     result = schedule.attempt(laboratory, 1, kind, NUMBERS[kind])
     assert result.fault is None

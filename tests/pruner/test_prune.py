@@ -263,7 +263,9 @@ def test_last_good_step_is_kept(prune, pruning, capsys):
     assert "it is not kept" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("when", ["step", "epoch", "end"])
+@pytest.mark.parametrize(
+    "when", [*(pytest.param(when, marks=pytest.mark.slow) for when in ("step", "epoch")), "end"]
+)
 def test_onnx_files_compute_what_their_checkpoints_do(prune, pruning, when):
     import onnxruntime
 

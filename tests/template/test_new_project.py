@@ -135,6 +135,7 @@ def test_project_from_a_run_starts_with_its_config_and_weights(digits, train, tm
     assert last_checkpoint(new)["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_project_from_a_pruning_run_trains(old_run, tmp_path):
     run, arguments = old_run(ROOT / "tests" / "pruner" / "old_runs" / "prune")
     dest = tmp_path / "Next"
@@ -207,7 +208,11 @@ def names_of(verbs):
     return names
 
 
-@pytest.mark.parametrize("verbs", LEFT_OUT, ids=" ".join)
+@pytest.mark.parametrize(
+    "verbs",
+    [*(pytest.param(verbs, marks=pytest.mark.slow) for verbs in LEFT_OUT[:-1]), LEFT_OUT[-1]],
+    ids=" ".join,
+)
 def test_nothing_of_a_verb_is_left(verbs, tmp_path, data_dir):
     dest = tmp_path / "Small"
     assert new_project.main([str(dest), "--without", *verbs]) == 0

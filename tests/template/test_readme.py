@@ -193,6 +193,7 @@ def runs_in_tensorboard(folder: Path) -> list[str]:
         return json.load(answer)
 
 
+@pytest.mark.slow
 def test_everything_shown_runs(newcomer):
     folder, out = newcomer
     assert out.count("\n+ ") > 40

@@ -123,7 +123,9 @@ class Stopped(Trainer):
 """
 
 
-@pytest.mark.parametrize("at", [16, -2], ids=["training", "validation"])
+@pytest.mark.parametrize(
+    "at", [16, pytest.param(-2, marks=pytest.mark.slow)], ids=["training", "validation"]
+)
 def test_signal_to_one_process_stops_all_and_resumed_run_equals_unbroken_run(
     digits, train_in, own_code, at
 ):
@@ -143,7 +145,10 @@ def test_signal_to_one_process_stops_all_and_resumed_run_equals_unbroken_run(
     assert logged(half) == logged(whole)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), *(pytest.param(*n, marks=pytest.mark.slow) for n in [(1, 2), (2, 3)])],
+)
 def test_run_resumes_in_another_number_of_processes(
     plain, train, train_in, own_code, capfd, before, after
 ):

@@ -21,8 +21,10 @@ WAYS = [
     pytest.param(
         {"precision": precision, "channels_last": channels_last, "deterministic": channels_last},
         optimizer,
-        # a CPU's fp16 convolutions are slow
-        marks=[pytest.mark.slow] if precision == "fp16" else [],
+        # a CPU's convolutions of 16 bits are slow
+        marks=[pytest.mark.slow]
+        if precision == "fp16" or (precision == "bf16" and not channels_last)
+        else [],
         id=f"{precision}-{'channels_last' if channels_last else 'contiguous'}-{optimizer['type']}",
     )
     for precision, channels_last, optimizer in itertools.product(
