@@ -3,6 +3,7 @@
 This module is the `utils.checkpoint.FileFormat` of such files (exporter/formats.py).
 """
 
+import hashlib
 import json
 import logging
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from exporter.deployed import ExportedNetwork, Runner
 
 SUFFIX = ".onnx"
+DIGEST, NO_DIGEST = "digest", "no digest yet -- 0123456789abcde"  # as long as a digest
 
 
 class Signature(TypedDict):
@@ -54,7 +56,8 @@ def load(path: Path) -> dict:
     import onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        content = path.read_bytes()
+        model = onnx.load_from_string(content)
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except Exception as error:  # the type depends on protobuf's version
@@ -66,8 +69,13 @@ def load(path: Path) -> dict:
              "preprocessed": False, "config": None, "classes": None, "input": None,
              "signature": default_signature(model)}  # fmt: skip
     metadata = entries(model)
+    if not is_intact(content, metadata):
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the digest that it was written with"
+        )
     ours = {"config", "classes", "input"} <= metadata.keys()
-    for key in metadata if ours else metadata.keys() & {"inspection"}:
+    known = metadata.keys() if ours else metadata.keys() & {"inspection"}
+    for key in known - {DIGEST}:
         try:
             state[key] = json.loads(metadata[key])
         except (ValueError, RecursionError) as error:
@@ -95,11 +103,25 @@ def save(model: "ModelProto", path: Path, kept: dict[str, str], metadata: dict) 
     import onnx
 
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
-    onnx.helper.set_model_props(model, kept | texts)
+    onnx.helper.set_model_props(model, kept | texts | {DIGEST: json.dumps(NO_DIGEST)})
     for node in model.graph.node:  # torch puts stack traces there: paths of this machine
         node.ClearField("metadata_props")
+    content = model.SerializeToString()
     with atomic_write(path) as file:
-        onnx.save(model, file)
+        file.write(content.replace(NO_DIGEST.encode(), digest(content).encode()))
+
+
+def digest(content: bytes) -> str:
+    """Of a file's whole content, with NO_DIGEST in place of the digest."""
+    return hashlib.blake2b(content, digest_size=len(NO_DIGEST) // 2).hexdigest()
+
+
+def is_intact(content: bytes, metadata: dict[str, str]) -> bool:
+    """Whether a file is as it was written; also true of one that has no digest."""
+    if DIGEST not in metadata:
+        return "novelty" not in metadata  # files that have this have a digest, too
+    own = metadata[DIGEST].strip('"')
+    return digest(content.replace(own.encode(), NO_DIGEST.encode())) == own
 
 
 def amend(path: Path, **changes: object) -> None:

@@ -88,7 +88,7 @@ def report_test(
         for name in (f"result{suffix}.json", f"predictions{suffix}.csv", f"report{suffix}.html")
     )
     written, template, values = [result], "", {}
-    t, display = translator(language), config.get("report", {}).get("names", {})
+    t, display = translator(language), config.get("shown_names", {})
     if predictions.is_classification:
         if inspection:
             report["inspection"] = inspection

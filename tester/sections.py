@@ -14,11 +14,7 @@ class HeatMap(TypedDict):
     layer: NotRequired[str | None]
 
 
-class Report(TypedDict):
-    """The section "report": what classes are called in the page, {"NG": "scratched"}."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-    names: NotRequired[dict[str, str]]
-
-
-PLAIN = {"heatmap": HeatMap, "report": Report}
+PLAIN = {
+    "heatmap": HeatMap,
+    "shown_names": dict[str, str],  # what classes are called in the page: {"NG": "scratched"}
+}

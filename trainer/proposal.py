@@ -253,13 +253,18 @@ def builder_of(weights: str) -> str:
     """torchvision's network that a file of weights belongs to. Raises UserError."""
     if weights == "DEFAULT":
         return BUILDERS[0]
+    import torch
     from torchvision import models
 
     from model.weights import read_weights
 
     shapes = {name: value.shape for name, value in read_weights(Path(weights)).items()}
     for builder in BUILDERS:
-        own = models.get_model(builder).state_dict()
+        try:
+            with torch.device("meta"):  # only the shapes: initialising weights takes seconds
+                own = models.get_model(builder).state_dict()
+        except NotImplementedError:  # it computes with its weights
+            own = models.get_model(builder).state_dict()
         same = [name for name in own if name in shapes and own[name].shape == shapes[name]]
         if len(same) >= 0.9 * len(own):  # but for the head
             return builder

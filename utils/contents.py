@@ -59,7 +59,7 @@ class Inspection(TypedDict):
 
 
 class Novelty(TypedDict):
-    """See `tester.novelty`."""
+    """What is known of the validation samples, to find others that are unlike them."""
 
     __pydantic_config__ = OPEN
     means: NotRequired[Annotated[Any, AfterValidator(_dense)]]

@@ -188,7 +188,7 @@ def test_several_labels_from_training_to_report(digits, train, resume, own_code,
     assert [names.split(", ") for names in columns["true"]] == [
         [str(number) for number in np.flatnonzero(row)] for row in target
     ]
-    assert "the largest loss first" in page
+    assert "The largest loss first" in page
 
 
 def test_images_with_several_labels_are_not_predicted_as_one_class(digits, train, capsys, tmp_path):

@@ -186,7 +186,7 @@ def test_damaged_metadata_is_reported(exported, capsys, key, value):
     next(
         entry for entry in model.metadata_props if entry.key == key.partition(".")[0]
     ).value = value
-    onnx.save(model, exported / "model.onnx")
+    onnx_file.save(model, exported / "model.onnx", onnx_file.entries(model), {})
     error = error_of(capsys, "-r", exported / "model.onnx")
     assert f"its metadata is damaged: {key}: " in error
 
@@ -295,7 +295,7 @@ def test_threshold_is_kept_in_a_file_from_another_program(exported, foreign, con
     assert state["inspection"]["threshold"] == result["inspection"]["threshold"]
     assert state["config"] is state["classes"] is state["input"] is None
     entries = onnx_file.entries(onnx.load(foreign))
-    assert entries.keys() == {"names", "inspection"}
+    assert entries.keys() == {"names", "inspection", "digest"}
     assert entries["names"] == "{0: 'zero'}"
 
 

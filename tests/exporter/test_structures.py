@@ -385,7 +385,7 @@ def test_mistakes_are_reported(trained, capsys, own_code, tmp_path):
     assert "model.onnx takes left, right, but the task passes left" in error
     file = onnx.load(run / "model.onnx")
     next(e for e in file.metadata_props if e.key == "signature").value = '{"inputs": []}'
-    onnx.save(file, run / "model.onnx")
+    onnx_file.save(file, run / "model.onnx", onnx_file.entries(file), {})
     assert test_script.main(["-r", str(run / "model.onnx")]) == 2
     assert "its metadata is damaged: signature" in capsys.readouterr().err
 

@@ -264,11 +264,13 @@ def _write_config(path: Path, section: str, spec: object) -> None:
     if path.suffix == ".onnx":
         import onnx
 
+        from exporter import onnx_file
+
         model = onnx.load(path)
         for entry in model.metadata_props:
             if entry.key == "config":
                 entry.value = json.dumps(change(json.loads(entry.value)))
-        onnx.save(model, path)
+        onnx_file.save(model, path, onnx_file.entries(model), {})
         return
     import torch
 

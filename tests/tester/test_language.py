@@ -62,7 +62,7 @@ def test_language_is_that_of_the_locale(monkeypatch, variables, expected):
 def test_page_in_japanese_with_names_of_classes(digits, train, tmp_path):
     sections = {
         "inspection": {"target": "8", "max_overkill": 0.01},
-        "report": {"names": {"8": "八"}},
+        "shown_names": {"8": "八"},
     }
     run = train(digits({"trainer.epochs": 2, **sections}))
     assert script.main(["-r", str(run), "--lang", "ja"]) == 0

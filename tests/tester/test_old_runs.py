@@ -22,7 +22,7 @@ def test_old_run_is_tested_with_the_same_result(old_run):
     result, expected = (
         json.loads((folder / "result.json").read_text()) for folder in (run / "test", OLD_RUN)
     )
-    assert result.keys() == expected.keys() | {"origin"}
+    assert result.keys() == expected.keys() | {"origin", "novelty"}
     for name in ("loss", "accuracy"):
         assert result[name] == pytest.approx(expected[name], rel=1e-4)
     found, stored = result.pop("inspection"), expected.pop("inspection")
@@ -32,7 +32,7 @@ def test_old_run_is_tested_with_the_same_result(old_run):
     assert found == stored
     assert result["per_class"] == expected["per_class"]
     rows, old_rows = (read_rows(f / "predictions.csv") for f in (run / "test", OLD_RUN))
-    assert [row.keys() for row in rows] == [row.keys() for row in old_rows]
+    assert list(rows[0]) == [*old_rows[0], "distance"]
     for row, old in zip(rows, old_rows, strict=True):
         assert (row["true"], row["predicted"]) == (old["true"], old["predicted"])
         assert float(row["p(NG)"]) == pytest.approx(float(old["p(NG)"]), abs=1e-4)

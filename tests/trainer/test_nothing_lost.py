@@ -14,7 +14,7 @@ from tests.conftest import ROOT, SMALL_NETWORK, assert_same, last_checkpoint, ru
 from utils import checkpoint, lock
 
 BREAKER = """
-import os
+import os, signal
 from data_loader.data_loaders import DigitsDataLoader
 from trainer import Trainer
 
