@@ -25,8 +25,8 @@ VALIDATION = 0.2
 SMALL = 40  # pixels of the shorter side, up to which a network for small images is taken
 SIDE = 96  # pixels, for others
 FEW = 500  # images for training, up to which a ResNet-18 is taken: with few steps it learns more
-# Passes of an image through the network in five to eight minutes on two cores.
-BUDGETS = {"CifarResNet": 50_000, "resnet18": 13_000, "mobilenet_v3_small": 55_000}
+# Passes of an image through the network in six to nine minutes on two cores.
+BUDGETS = {"CifarResNet": 50_000, "resnet18": 13_000, "mobilenet_v3_small": 65_000}
 EPOCHS = 10, 100  # at least, and at most
 RARE = 3  # times as many images as another class: that one is drawn more often
 # networks that weights from elsewhere may belong to, the likelier first
@@ -216,8 +216,8 @@ def _text(
         "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "
         f"sides have {found.side} pixels",
         "data_loader": f"classes: {', '.join(f'{k} {v}' for k, v in found.counts.items())}",
-        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are five to "
-        "eight minutes on two cores",
+        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are six to "
+        "nine minutes on two cores",
     }
     return _with_comments(lines, comments, schema)
 

@@ -117,7 +117,7 @@ def test_more_images_get_fewer_epochs():
     names = [network["type"] for network in networks]
     assert names == ["resnet18", "resnet18", "mobilenet_v3_small", "mobilenet_v3_small"]
     assert set(sides) == {96}
-    assert epochs == (100, 32, 28, 10)
+    assert epochs == (100, 32, 32, 10)
 
 
 @pytest.mark.parametrize("builder", ["resnet18", "mobilenet_v2"])
