@@ -48,9 +48,8 @@ def prepare(arguments):
 def main(config, arguments):
     # imported lazily: --help must not load torch
     from tester.heatmap import explain
-    from tester.inspection import find_threshold, inspect
+    from tester.inspection import find_novelty, find_threshold, inspect
     from tester.language import system_language
-    from tester.novelty import find_novelty
     from tester.predict import predict_images
     from tester.report import report_test
     from tester.trained import Test

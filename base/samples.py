@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from base.parts import share_out
 from utils.engine import distributed
@@ -244,6 +244,18 @@ def count_samples(batch: Batch) -> int:
     sizes: list[int] = []
     map_tensors(batch, lambda tensor: sizes.append(len(tensor)))
     return sizes[0] if sizes else 0
+
+
+def spaced(length: int, count: int) -> list[int]:
+    """At most `count` positions in a sequence, evenly spaced."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
+
+
+def batches_of(loader: DataLoader, batches: list[list[int]], workers: int = 0) -> DataLoader:
+    """Batches of the samples at these positions, made as `loader` makes them."""
+    keys = [[(0, position, 0) for position in batch] for batch in batches]
+    options = {"num_workers": workers, "collate_fn": loader.collate_fn}
+    return DataLoader(loader.dataset, batch_sampler=keys, **options)
 
 
 def finished(batch: Batch) -> Batch:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from base.base_data_loader import BaseDataLoader
 from base.base_task import BaseTask, Step
+from base.samples import batches_of, spaced
 from exporter.signature import Place, leaves
 from tester.predictions import is_classification
 from tester.trained import build_engine, build_eval_loader
@@ -168,15 +168,3 @@ class Evaluator:
         loader = build_eval_loader(self.config, "train")
         positions = spaced(len(loader.dataset), CHECK_SAMPLES if self.check else count)
         return self.calls(loader, [[position] for position in positions])
-
-
-def spaced(length: int, count: int) -> list[int]:
-    """At most `count` positions in a sequence, evenly spaced."""
-    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
-
-
-def batches_of(loader: BaseDataLoader, batches: list[list[int]], workers: int = 0) -> DataLoader:
-    """Batches of the samples at these positions, made as `loader` makes them."""
-    keys = [[(0, position, 0) for position in batch] for batch in batches]
-    options = {"num_workers": workers, "collate_fn": loader.collate_fn}
-    return DataLoader(loader.dataset, batch_sampler=keys, **options)

@@ -1,9 +1,15 @@
-"""Product inspection: the threshold of the class that must not be missed, and what it costs."""
+"""Product inspection: the threshold of the class that must not be missed, its cost, and what the
+training data looks like.
+"""
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from base.samples import batches_of, spaced
+from tester.appearance import KEPT
 from tester.language import ENGLISH, Translate
+from tester.novelty import Novelty, before_head, fit, pooled, with_limit
 from tester.predictions import Predictions
 from tester.trained import Test, build_eval_loader
 from trainer.decisions import (
@@ -18,8 +24,12 @@ from trainer.decisions import (
     samples_needed,
     with_unsure,
 )
+from trainer.evaluate import evaluate
 from utils import checkpoint
+from utils.engine.engine import unwrap
 from utils.errors import UserError
+
+SAMPLES = 2000  # of the training data, evenly spaced, for the measure of distance
 
 
 def find_threshold(test: Test) -> dict | None:
@@ -60,6 +70,51 @@ def find_threshold(test: Test) -> dict | None:
     wanted["temperature"] = find_temperature(predictions.probabilities, predictions.targets)
     checkpoint.amend(test.config.resume, test.trained, inspection=wanted)
     return wanted
+
+
+def find_novelty(test: Test, inspection: dict | None) -> Novelty | None:
+    """What is known of the tested network's data: the checkpoint's, or found on training and
+    validation samples and stored there. None without `inspection`, for anything but a classifier,
+    and for an exported file that has none.
+    """
+    stored, network = test.trained.get("novelty"), unwrap(test.model)
+    wanted = inspection is not None and test.task.classifies
+    if stored is not None or not wanted or getattr(network, "is_exported", False):
+        return stored
+    novelty = _measure(test, network)
+    loader = build_eval_loader(test.config, "val")
+    predictions, *_ = test.predict(loader, {}, "validation", inspection, novelty)
+    distances = predictions.distances
+    novelty = with_limit(novelty, distances) if distances is not None else None
+    if predictions.appearance is not None:
+        kept = spaced(len(loader.dataset), KEPT)
+        labels = np.array(predictions.classes)[predictions.predicted]
+        rows = predictions.appearance[kept].round(5).tolist()
+        novelty = (novelty or {}) | {"appearance": rows, "labels": labels[kept].tolist()}
+    if novelty:
+        checkpoint.amend(test.config.resume, test.trained, novelty=novelty)
+    return novelty
+
+
+def _measure(test: Test, network: nn.Module) -> Novelty | None:
+    """The measure of distance, without a limit; None if there is no training data."""
+    try:
+        training = build_eval_loader(test.config, "train")
+        positions = spaced(len(training.dataset), SAMPLES)
+        size = training.batch_size
+        chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
+        batches = list(batches_of(training, chunks))
+    except UserError as error:
+        test.config.get_logger("test").info(f"without training data there is no distance: {error}")
+        return None
+    targets: list[Tensor] = []
+    with before_head(network) as found:
+        settings = test.task, {}, test.engine
+        evaluate(test.model, batches, *settings, lambda step: targets.append(step.target.cpu()))
+    features = torch.cat([pooled(part).float().cpu() for part in found])
+    if len(features) != sum(map(len, targets)):  # called more than once for a batch
+        return None
+    return fit(features, torch.cat(targets))
 
 
 def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:

@@ -4,26 +4,17 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base import BaseDataLoader
-from base.samples import Batch
 from model.heads import find_head
-from tester.appearance import KEPT, WORDS, differences, in_words
+from tester.appearance import WORDS, differences, in_words
 from tester.predictions import Predictions
-from trainer.evaluate import evaluate
-from utils import checkpoint
-from utils.engine.engine import unwrap
 from utils.errors import UserError
 
-if TYPE_CHECKING:
-    from tester.trained import Test
-
-SAMPLES = 2000  # of the training data, evenly spaced
 DIRECTIONS = 32
 COMMON = 0.95  # share of validation samples within the limit
 RARE = 0.01  # probability of so many samples beyond it, below which is warned
@@ -182,58 +173,3 @@ def watched(network: nn.Module, novelty: Novelty | None) -> Iterator[list[Tensor
         yield found
     finally:
         handle.remove()
-
-
-def spaced_batches(loader: BaseDataLoader, count: int) -> Iterator[Batch]:
-    """Batches of at most `count` samples of a loader, evenly spaced."""
-    positions = np.linspace(0, len(loader.dataset) - 1, min(count, len(loader.dataset)))
-    keys = [(0, int(position), 0) for position in positions]
-    for start in range(0, len(keys), loader.batch_size):
-        samples = loader.dataset.__getitems__(keys[start : start + loader.batch_size])
-        yield loader.collate_fn(samples)
-
-
-def find_novelty(test: "Test", inspection: dict | None) -> Novelty | None:
-    """What is known of the tested network's data: the checkpoint's, or found on training and
-    validation samples and stored there. None without `inspection`, for anything but a classifier,
-    and for an exported file that has none.
-    """
-    stored, network = test.trained.get("novelty"), unwrap(test.model)
-    wanted = inspection is not None and test.task.classifies
-    if stored is not None or not wanted or getattr(network, "is_exported", False):
-        return stored
-    from tester.trained import build_eval_loader
-
-    novelty = _measure(test, network)
-    loader = build_eval_loader(test.config, "val")
-    predictions, *_ = test.predict(loader, {}, "validation", inspection, novelty)
-    distances = predictions.distances
-    novelty = with_limit(novelty, distances) if distances is not None else None
-    if predictions.appearance is not None:
-        kept = np.linspace(0, len(loader.dataset) - 1, min(KEPT, len(loader.dataset))).astype(int)
-        labels = np.array(predictions.classes)[predictions.predicted]
-        rows = predictions.appearance[kept].round(5).tolist()
-        novelty = (novelty or {}) | {"appearance": rows, "labels": labels[kept].tolist()}
-    if novelty:
-        checkpoint.amend(test.config.resume, test.trained, novelty=novelty)
-    return novelty
-
-
-def _measure(test: "Test", network: nn.Module) -> Novelty | None:
-    """The measure of distance, without a limit; None if there is no training data."""
-    from tester.trained import build_eval_loader
-
-    try:
-        training = build_eval_loader(test.config, "train")
-        batches = list(spaced_batches(training, SAMPLES))
-    except UserError as error:
-        test.config.get_logger("test").info(f"without training data there is no distance: {error}")
-        return None
-    targets: list[Tensor] = []
-    with before_head(network) as found:
-        settings = test.task, {}, test.engine
-        evaluate(test.model, batches, *settings, lambda step: targets.append(step.target.cpu()))
-    features = torch.cat([pooled(part).float().cpu() for part in found])
-    if len(features) != sum(map(len, targets)):  # called more than once for a batch
-        return None
-    return fit(features, torch.cat(targets))

@@ -62,7 +62,7 @@ def report_test(
         metrics: the loss and the metrics
         seconds: duration of the pass over the samples
         inspection: from `tester.inspection.inspect`
-        novelty: from `tester.novelty.find_novelty`
+        novelty: from `tester.inspection.find_novelty`
         maps: heat maps (H, W) by position
         speed: from `Test.measure_speed`
         language: of the page

@@ -164,10 +164,11 @@ def calibration_error(probability: np.ndarray, target: np.ndarray) -> float:
         probability: (N, classes)
         target: class numbers (N,)
     """
-    confidence, right = probability.max(1), probability.argmax(1) == target
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (confidence, right)]
-    return float(np.abs(sums[0] - sums[1]).sum() / len(target))
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    values, labels = torch.from_numpy(probability), torch.from_numpy(target)
+    settings = {"num_classes": probability.shape[1], "n_bins": BINS, "norm": "l1"}
+    return float(multiclass_calibration_error(values, labels, **settings))
 
 
 def decided(probability: Tensor, target: int, threshold: float) -> Tensor:

@@ -240,15 +240,8 @@ def _transforms(side: int, target: str | None, weights: str | None) -> dict | st
         return {"train": steps, "eval": steps}
     light = {"type": "ColorJitter", "args": {"brightness": 0.3, "contrast": 0.3}}
     if target:  # a crop may lose the defect
-        move = {
-            "type": "RandomAffine",
-            "args": {
-                "degrees": 5,
-                "translate": [0.05, 0.05],
-                "scale": [0.9, 1.1],
-                "interpolation": 2,
-            },
-        }  # fmt: skip
+        args = {"degrees": 5, "translate": [0.05, 0.05], "scale": [0.9, 1.1], "interpolation": 2}
+        move = {"type": "RandomAffine", "args": args}
         size = {"type": "Resize", "args": {"size": [side, side]}}
         flips = ["RandomHorizontalFlip", "RandomVerticalFlip"]
         return {"train": [size, move, *flips, light], "eval": []}
