@@ -13,8 +13,17 @@ from data_loader.datasets import Balanced
 from data_loader.files import SUBSETS, DataFolder
 from data_loader.images import read_image
 from data_loader.label_table import LabelTable
-from data_loader.transforms import PRESETS, Pipeline, Transform, given_normalisation, side_to_read
+from data_loader.transforms import (
+    PRESETS,
+    AsDecoded,
+    Pipeline,
+    Transform,
+    given_normalisation,
+    side_to_read,
+    unpadded,
+)
 from utils.config.hints import PositiveInt, Share
+from utils.engine.engine import Tensors
 from utils.errors import UserError
 from utils.files import printable
 
@@ -30,6 +39,7 @@ class ImagesInFolders:
     """
 
     folder: DataFolder
+    _as_decoded = False
     _transforms: dict[str, list[Transform]]
 
     def __init__(
@@ -131,6 +141,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             raise UserError("data_loader.args.balance: only for images of one class each")
         balanced = augment and self.balance == "sampler"
         samples = ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
+        samples.as_decoded = self._as_decoded
         if self.folder.is_grouped:
             samples.groups = [self.folder.group_of(file.name) for file in contents.files]
         return samples
@@ -156,6 +167,17 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
     def prepare(self, image: Tensor) -> Tensor:
         """The network's input for one image, uint8 (C, H, W) from `read`, as in evaluation."""
         return self._pipeline(augment=False)(image)
+
+    def decoded(self) -> "ImageFolderDataLoader":
+        """A loader of the same samples, whose inputs are the images as read, see `AsDecoded`."""
+        loader = self.for_subset(self.subset, own_data=True)
+        loader._as_decoded = True
+        return loader
+
+    def prepare_decoded(self, batch: Tensor, sizes: Tensor) -> Tensor:
+        """The network's inputs (N, C, H, W) for a batch of `decoded`."""
+        images = unpadded(batch.cpu(), sizes)
+        return torch.stack([self.prepare(image[: self.channels]) for image in images])
 
     def check(self) -> list[str]:
         """The report on all subsets. Raises UserError for bad files if on_bad_file is "stop"."""
@@ -208,6 +230,8 @@ class ImageFiles(BaseDataset):
         balanced: whether all classes should come equally often
     """
 
+    as_decoded = False  # serve the images as they were read
+
     def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, balanced: bool):
         self.contents, self.classes, self.pipeline = contents, classes, pipeline
         self.paths = [printable(file.path) for file in contents.files]
@@ -223,8 +247,12 @@ class ImageFiles(BaseDataset):
         return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
     def transform(self, index: int) -> tuple[Tensor, int | list[int]]:
-        return self.pipeline.transform(self.contents.image(index)), self.targets[index]
+        return self._input.transform(self.contents.image(index)), self.targets[index]
 
-    def collate(self, samples: list[tuple[Tensor, int | list[int]]]) -> tuple[Tensor, Tensor]:
+    def collate(self, samples: list[tuple[Tensor, int | list[int]]]) -> tuple[Tensors, Tensor]:
         images, targets = zip(*samples, strict=True)
-        return self.pipeline.collate(images), torch.tensor(targets)
+        return self._input.collate(images), torch.tensor(targets)
+
+    @property
+    def _input(self) -> Pipeline | AsDecoded:
+        return AsDecoded() if self.as_decoded else self.pipeline

@@ -213,6 +213,29 @@ class Pipeline:
         return batch.permute(0, 3, 1, 2)
 
 
+class AsDecoded:
+    """In place of a `Pipeline`: leaves the images as they are, for a network that does the rest.
+
+    `collate` returns uint8 (N, 3, H, W), padded to the largest, and their sizes (N, 2).
+    """
+
+    def transform(self, image: Tensor) -> Tensor:
+        return image
+
+    def collate(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        sizes = torch.tensor([image.shape[1:] for image in images])
+        batch = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
+        for place, image, (height, width) in zip(batch, images, sizes, strict=True):
+            place[:, :height, :width] = image
+        return batch, sizes
+
+
+def unpadded(batch: Tensor, sizes: Tensor) -> list[Tensor]:
+    """The images (3, H, W) in what `AsDecoded` returned."""
+    rows = zip(batch, sizes.tolist(), strict=True)
+    return [image[:, :height, :width] for image, (height, width) in rows]
+
+
 def side_to_read(transforms: dict[str, Sequence[Transform]], size: Size) -> int | None:
     """Shorter side to read images with; None for the whole image.
 

@@ -1,12 +1,19 @@
 from abc import ABC, abstractmethod
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from exporter.deployed import ExportedNetwork, Runner
+from exporter.preprocessing import resize
+from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
+
+# Rounding alone is 5e-5 in an untrained inception_v3, a tenth of that in the others.
+TOLERANCE = 1e-4
+RESIZED = 0.05  # some pixels differ by 1 of 255, see `exporter.preprocessing`
 
 
 class BaseExporter(ABC):
@@ -15,31 +22,42 @@ class BaseExporter(ABC):
     The proof, the comparison and the reports use only these.
 
     Args:
-        preprocess: the file takes decoded images, uint8 (N, H, W, C), of the network's input size,
-            and normalizes them itself
+        preprocess: true: the file takes uint8 (N, H, W, C) of the network's input size, and
+            normalizes it itself. "image": it takes decoded images, uint8 RGB (N, H, W, 3) of any
+            size, does all that the data loader does, and a classifier's file has two further
+            outputs: "decision", a class number or -1 to ask a person, and "confidence"
         softmax: the file gives probabilities instead of logits
         distance: the file has a second output "distance": how unlike the training data each sample
             is, 1 is the limit. A test with the section "inspection" must have found that before
+        batch: how many samples the file takes at once, with all sizes fixed; null for any number
         max_accuracy_drop: maximum accuracy drop of int8 against fp32; 0.01 is one percentage point
+        max_escape_increase: instead: what share of the target class int8 may miss more than fp32,
+            if it calls no more samples of other classes so; needs a section "inspection"
     """
 
     suffix: str
+    stem = "model"  # of the file's name
+    exact = True  # the file computes in float32, not in float16: each class must be the network's
+    resize = staticmethod(resize)  # of images in the file, see `exporter.preprocessing`
 
     def __init__(
         self,
-        preprocess: bool = False,
+        preprocess: bool | Literal["image"] = False,
         softmax: bool = False,
         distance: bool = False,
+        batch: PositiveInt | None = None,
         max_accuracy_drop: float = 0.01,
+        max_escape_increase: Share | None = None,
     ):
         self.preprocess, self.softmax, self.distance = preprocess, softmax, distance
-        self.max_accuracy_drop = max_accuracy_drop
+        self.batch = batch
+        self.max_accuracy_drop, self.max_escape_increase = max_accuracy_drop, max_escape_increase
 
     @abstractmethod
     def export(
         self, model: nn.Module, example: dict[str, Tensor], path: Path, metadata: dict
     ) -> None:
-        """Write `model` and its metadata to `path`; the file must accept batches of any size.
+        """Write `model` and its metadata to `path`; it must accept the shapes in the signature.
 
         Args:
             model: in evaluation mode; takes the values of `example`, and gives a tensor, or a
@@ -54,6 +72,11 @@ class BaseExporter(ABC):
     def predict(self, path: Path, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs of the network in the file for a batch: arrays (N, ...) by name."""
 
+    @property
+    def tolerance(self) -> float:
+        """How far an output may be from the network's, as a share of the largest."""
+        return RESIZED if self.preprocess == "image" else TOLERANCE
+
     def load(self, path: Path, threads: int = 1, device: str = "cpu") -> Runner:
         """`predict` of one file, for many batches; override it if opening the file takes time."""
         return partial(self.predict, path)
@@ -67,5 +90,7 @@ class BaseExporter(ABC):
 
     def network(self, path: Path, state: dict, threads: int = 1) -> ExportedNetwork:
         """Return the file as a network; `state` is its checkpoint, and the "signature"."""
-        state = state | {"preprocessed": self.preprocess, "softmax": self.softmax}
+        state = state | {
+            "preprocessed": self.preprocess, "softmax": self.softmax, "batch": self.batch
+        }  # fmt: skip
         return ExportedNetwork(path.name, partial(self.load, path, threads), state)

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from exporter.base_exporter import BaseExporter
+from exporter.content import export_network
 from exporter.deployed import ExportedNetwork
 from exporter.evaluator import Evaluator
-from exporter.export import export_network
 from exporter.latency import interleaved, spreads
 from logger.charts import BLUE, new_figure, svg_text
 from logger.files import aligned, threads_in_words, write_csv
@@ -46,8 +46,8 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
                 file = Path(temporary) / f"{number}{exporter.suffix}"
                 network, metadata = export_network(exporter, own, file, origins[name])
             evaluation = own(network)
-            [call] = own.calls(own.loader, [[0]])
-            example = network.raw(*call)
+            [call] = own.calls(own.loader_for(network), [[0]])
+            example = network.raw(*call)[0]
             runs[name] = partial(network.opened(own.engine.device), example)
             sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
             results = {"samples": evaluation.samples, "accuracy": evaluation.accuracy}

@@ -4,6 +4,7 @@ Normalization and softmax may be part of the file. Both directions are in this m
 must stay the inverse of the other.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -11,8 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_loader.images import FAR
+from data_loader.transforms import unpadded
 from exporter.latency import interleaved, spread
-from exporter.signature import flatten, leaves, rebuild
+from exporter.preprocessing import Decision, ImagePreparation
+from exporter.signature import flatten, leaves, output_names, rebuild
 from tester.novelty import Distance, before_head
 from tester.predictions import is_image
 from utils.engine.engine import Call, Tensors, map_tensors
@@ -20,8 +24,9 @@ from utils.errors import UserError
 
 # the network in a file: its outputs for a batch of its inputs, by name
 Runner = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-DISTANCE = "distance"  # the output
+DISTANCE, DECISION, CONFIDENCE = "distance", "decision", "confidence"  # further outputs
 PREPROCESS = "exporter.args.preprocess"
+IMAGES = "uint8 (N, H, W, 3), RGB, of any size: the file does all of this but the reading"
 
 
 class Deployed(nn.Module):
@@ -33,7 +38,10 @@ class Deployed(nn.Module):
         input_spec: a checkpoint's "input": shape, mean, std, range
         preprocess: take uint8 (N, H, W, C) and normalize it
         softmax: give probabilities; the network gives one tensor (N, classes)
+        preparation: what is done before normalizing, to images of any size
+        decision: what to decide, which gives two further outputs; the network is a classifier
         measure: of the distance from the training data, which is then a further output
+        half: the network computes in float16; what is before and after it does not
 
     Raises UserError if `preprocess` is set and the input is not an image, or mean and std are
     unknown.
@@ -46,10 +54,16 @@ class Deployed(nn.Module):
         input_spec: dict,
         preprocess: bool,
         softmax: bool,
+        preparation: ImagePreparation | None = None,
+        decision: Decision | None = None,
         measure: Distance | None = None,
+        half: bool = False,
     ):
         super().__init__()
-        self.measure = measure
+        network, self.half_precision = copy.deepcopy(network).half() if half else network, half
+        self.preparation, self.decision, self.measure = preparation, decision, measure
+        self.further = [DECISION, CONFIDENCE] if decision else []
+        self.further += [DISTANCE] if measure else []
         self.network, self.call = network, call
         self.preprocess, self.softmax = preprocess, softmax
         if preprocess:
@@ -62,21 +76,35 @@ class Deployed(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.preprocess:
-            inputs = ((inputs[0].permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std,)
+            images = inputs[0].permute(0, 3, 1, 2)
+            if self.preparation is not None:
+                images = self.preparation(images)
+            inputs = ((images.float() / 255 - self.mean) / self.std,)
         rest = iter(inputs)
         args, kwargs = map_tensors(self.call, lambda _: next(rest))
+        if self.half_precision:
+            args, kwargs = map_tensors((args, kwargs), _half)
         distances = []
         if self.measure is None:
             output = self.network(*args, **kwargs)
         else:
             with before_head(self.network) as features:
                 output = self.network(*args, **kwargs)
-            distances = [self.measure(features[-1])]
+            distances = [self.measure(features[-1].float())]
         outputs = [tensor for _, tensor in leaves(output)]
-        if self.softmax:
-            outputs = [outputs[0].softmax(1)]
+        if self.half_precision:
+            outputs = [tensor.float() for tensor in outputs]
+        if self.softmax or self.decision is not None:
+            probability = outputs[0].softmax(1)
+            outputs = [probability] if self.softmax else outputs
+        if self.decision is not None:
+            outputs += self.decision(probability)
         outputs += distances
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 class ExportedNetwork(nn.Module):
@@ -89,7 +117,11 @@ class ExportedNetwork(nn.Module):
         load: opens the file on a device ("cpu", "cuda:0") and returns a function of a batch
         state: the file's metadata: "input" (shape, mean, std), "classes" (names or None),
             "preprocessed" (it takes uint8 (N, H, W, C)), "softmax" (it gives probabilities),
-            "signature"
+            "batch" (it takes so many samples at once; None for any number), "signature"
+
+    Attributes:
+        takes_images: it takes the images as they are decoded, see `AsDecoded`
+        further: what the file gives beside the network's output, for the last batch, by name
     """
 
     is_exported = True
@@ -99,19 +131,24 @@ class ExportedNetwork(nn.Module):
         self.name, self.load, self.signature = name, load, state["signature"]
         self.input_spec, self.classes = state["input"], state["classes"]
         self.preprocess, self.softmax = state["preprocessed"], state["softmax"]
-        self.has_distance = "limit" in (state.get("novelty") or {})
-        self.distances: list[Tensor] = []  # of the last batch, if the file has them
+        self.takes_images, self.batch = self.preprocess == "image", state.get("batch")
+        self.further: dict[str, Tensor] = {}
         self.first: dict[str, np.ndarray] = {}  # the inputs of the first batch
         self._run: Runner | None = None
 
     def forward(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         """Raises UserError if the file rejects the data, or has a wrong number of classes."""
         inputs = self.raw(args, kwargs)
-        self.first = self.first or inputs
-        device = next(tensor.device for _, tensor in leaves((args, kwargs)))
-        outputs = self.opened(device)(inputs).items()
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in outputs}
-        self.distances = [tensors[DISTANCE]] if self.has_distance else []
+        self.first = self.first or inputs[0]
+        first = next(tensor for _, tensor in leaves((args, kwargs)))
+        results = [self.opened(first.device)(part) for part in inputs]
+        tensors = {}
+        for name in results[0]:
+            parts = [torch.from_numpy(result[name]) for result in results]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            tensors[name] = (whole if self.batch is None else whole[: len(first)]).to(first.device)
+        own = output_names(self.signature["result"])
+        self.further = {name: part for name, part in tensors.items() if name not in own}
         output = rebuild(self.signature["result"], tensors)
         count = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else 1
         if self.classes is not None and count not in (1, len(self.classes)):
@@ -125,12 +162,35 @@ class ExportedNetwork(nn.Module):
             self._run = self.load(str(device))
         return self._run
 
-    def raw(self, args: tuple, kwargs: dict[str, Tensors]) -> dict[str, np.ndarray]:
-        """Convert the network's arguments to the file's inputs. Raises UserError."""
+    @property
+    def distances(self) -> list[Tensor]:
+        """How unlike the training data the last batch's samples are, if the file says so."""
+        return [self.further[DISTANCE]] if DISTANCE in self.further else []
+
+    def raw(self, args: tuple, kwargs: dict[str, Tensors]) -> list[dict[str, np.ndarray]]:
+        """Convert the network's arguments to batches of the file's inputs: one image each if it
+        takes these, as many samples as it takes at once if that is fixed, else all. Raises
+        UserError.
+        """
+        if self.takes_images:
+            (_, batch), (_, sizes) = leaves(args)
+            [name] = self.signature["inputs"]
+            images = unpadded(batch.detach().cpu(), sizes)
+            arrays = [image.permute(1, 2, 0).contiguous().numpy()[None] for image in images]
+            return [{name: array.repeat(self.batch or 1, 0)} for array in arrays]
         tensors = flatten(self.signature, args, kwargs, self.name)
         if self.preprocess:
             tensors = {k: denormalize(tensor, self.input_spec) for k, tensor in tensors.items()}
-        return {k: tensor.detach().cpu().contiguous().numpy() for k, tensor in tensors.items()}
+        arrays = {k: part.detach().cpu().contiguous().numpy() for k, part in tensors.items()}
+        if self.batch is None:
+            return [arrays]
+        count = len(next(iter(arrays.values())))
+        rows = [np.arange(start, start + self.batch) for start in range(0, count, self.batch)]
+        rows = [row.clip(max=count - 1) for row in rows]  # the last sample, again and again
+        return [
+            {k: part[row] if part.shape[:1] == (count,) else part for k, part in arrays.items()}
+            for row in rows
+        ]
 
     def measure_speed(self, device: torch.device, threads: int) -> dict[str, str | float]:
         """Measure the file on the first batch that it saw, in the session that is already open.
@@ -140,7 +200,11 @@ class ExportedNetwork(nn.Module):
         """
         batch, run = self.first, self.opened(device)
         count = len(next(iter(batch.values())))
-        one = {k: part[:1] if part.shape[:1] == (count,) else part for k, part in batch.items()}
+        is_whole = self.batch is not None
+        one = {
+            k: part[:1] if part.shape[:1] == (count,) and not is_whole else part
+            for k, part in batch.items()
+        }
         times = interleaved({"one": partial(run, one), "all": partial(run, batch)})
         return {
             "device": str(device),
@@ -177,10 +241,12 @@ def denormalize(data: Tensor, input_spec: dict) -> Tensor:
     return rounded.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def describe_input(input_spec: dict, transforms: list[str], preprocess: bool) -> dict | None:
+def describe_input(
+    input_spec: dict, transforms: list[str], preprocess: bool | str, side: int | None = None
+) -> dict | None:
     """How other programs make the file's input from an image; None if it does not take images.
 
-    `transforms` are the data loader's, in words.
+    `transforms` are the data loader's, in words; `side` is what it reads images with.
     """
     if not is_image(input_spec["shape"]):
         return None
@@ -194,7 +260,8 @@ def describe_input(input_spec: dict, transforms: list[str], preprocess: bool) ->
         "colour": "RGB" if channels == 3 else "grey",
         "more than 8 bits": scaled,
         "transforms": transforms,
+        "reduced while reading": side and {"longer than": FAR * side, "shorter side": side},
         "resize": [height, width],
         "interpolation": "bilinear with antialiasing, on uint8, as Pillow's BILINEAR",
-        "input": pixels if preprocess else floats,
+        "input": IMAGES if preprocess == "image" else pixels if preprocess else floats,
     }

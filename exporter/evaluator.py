@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from base.base_data_loader import BaseDataLoader
 from base.base_task import BaseTask, Step
 from base.samples import batches_of, spaced
+from exporter.deployed import DECISION
 from exporter.signature import Place, leaves
 from tester.predictions import is_classification
-from tester.trained import build_engine, build_eval_loader
+from tester.trained import build_engine, build_eval_loader, decoded
 from trainer.build import (
     build_task,
     build_trained_network,
@@ -39,15 +40,27 @@ class Evaluation:
         metrics: the loss, the config's metrics and, of a classifier, the accuracy
         samples: how many there were
         outputs: of each call of the network, by their places in its output
-        predicted: classes (N,); None if there are none
-        accuracy: share of samples with the right predicted class; None if there are no classes
+        probabilities: (N, classes); None if there are no classes
+        targets: class numbers (N,); likewise
+        decisions: that the file itself gives (N,): class numbers, -1 to ask a person; or None
     """
 
     metrics: dict[str, float]
     samples: int
     outputs: dict[Place, list[np.ndarray]]
-    predicted: np.ndarray | None = None
-    accuracy: float | None = None
+    probabilities: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    decisions: np.ndarray | None = None
+
+    @property
+    def predicted(self) -> np.ndarray | None:
+        """The likeliest classes (N,); None if there are no classes."""
+        return None if self.probabilities is None else self.probabilities.argmax(1)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of samples with the right predicted class; None if there are no classes."""
+        return None if self.targets is None else float((self.predicted == self.targets).mean())
 
 
 class _CalledError(Exception):
@@ -103,6 +116,15 @@ class Evaluator:
         return build_eval_loader(self.config, self.split)
 
     @cached_property
+    def decoded(self) -> BaseDataLoader:
+        """The same samples, as a file takes them that prepares images itself. Raises UserError."""
+        return decoded(self.loader)
+
+    def loader_for(self, network: nn.Module) -> BaseDataLoader:
+        """The samples as `network` takes them."""
+        return self.decoded if getattr(network, "takes_images", False) else self.loader
+
+    @cached_property
     def state(self) -> dict:
         """The checkpoint's content; the shape of its "input" is the samples', as the config may
         ask for another image size.
@@ -121,32 +143,37 @@ class Evaluator:
     def __call__(self, network: nn.Module, sizes: Sequence[int] = ()) -> Evaluation:
         """Evaluate `network` in batches of these `sizes` in turn, by default in the loader's."""
         outputs: dict[Place, list[np.ndarray]] = {}
-        counts, answers = [], []
+        counts, answers, decisions = [], [], []
 
         def keep(step: Step) -> None:
             counts.append(step.count)
             if self.task.classifies and is_classification(step.target, step.output):
-                answers.append(torch.stack([step.output.argmax(1), step.target]).cpu())
+                answers.append((step.output.float().softmax(1).cpu(), step.target.cpu()))
 
         def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:
             for place, tensor in leaves(output):
                 outputs.setdefault(place, []).append(tensor.detach().cpu().numpy())
+            if DECISION in getattr(network, "further", ()):
+                decisions.append(network.further[DECISION].cpu().numpy())
 
         stop = CHECK_SAMPLES if self.check else None
         positions = islice(range(len(self.loader.dataset)), stop)
         turns = cycle(sizes or [self.loader.batch_size])
         chunks = list(iter(lambda: list(islice(positions, next(turns))), []))
-        batches = batches_of(self.loader, chunks, self.loader.num_workers)
+        batches = batches_of(self.loader_for(network), chunks, self.loader.num_workers)
         metrics = self.engine.to_device(self.config.init_obj("metrics", **class_count(self.loader)))
         model = self.engine.prepare(network)
         with model.register_forward_hook(keep_outputs):
             batches = progress(batches, self.split)
-            values = evaluate(model, batches, self.task, metrics, self.engine, keep)
+            settings = self.task, metrics, self.engine, keep, self.loader.classes
+            values = evaluate(model, batches, *settings)
         if len(answers) < len(counts):
             return Evaluation(values, sum(counts), outputs)
-        predicted, target = torch.cat(answers, 1)
-        values["accuracy"] = (predicted == target).double().mean().item()
-        return Evaluation(values, sum(counts), outputs, predicted.numpy(), values["accuracy"])
+        found = [torch.cat(parts).numpy() for parts in zip(*answers, strict=True)]
+        decided = np.concatenate(decisions) if decisions else None
+        evaluation = Evaluation(values, sum(counts), outputs, *found, decided)
+        values["accuracy"] = evaluation.accuracy
+        return evaluation
 
     def calls(self, loader: BaseDataLoader, batches: list[list[int]]) -> list[Call]:
         """The arguments with which the task first calls the network, for batches of the samples at
@@ -163,8 +190,9 @@ class Evaluator:
             raise UserError(f"task: {type(self.task).__name__} does not call the whole network")
         return calls
 
-    def training_calls(self, count: int) -> list[Call]:
+    def training_calls(self, count: int, as_decoded: bool = False) -> list[Call]:
         """Calls for `count` training samples, one by one, evenly spaced and not augmented."""
         loader = build_eval_loader(self.config, "train")
+        loader = decoded(loader) if as_decoded else loader
         positions = spaced(len(loader.dataset), CHECK_SAMPLES if self.check else count)
         return self.calls(loader, [[position] for position in positions])

@@ -4,29 +4,26 @@ import math
 import os
 import tempfile
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from exporter.base_exporter import BaseExporter
-from exporter.deployed import Deployed, ExportedNetwork, describe_input
-from exporter.evaluator import Evaluator, spaced
+from exporter.content import export_network
+from exporter.deployed import ExportedNetwork
+from exporter.evaluator import Evaluation, Evaluator
+from exporter.gate import judge
 from exporter.latency import interleaved, spreads
-from exporter.proof import SIZES, prove
-from exporter.signature import build_signature, find_shapes, leaves
+from exporter.onnx_file import fingerprint
+from exporter.preprocessing import Decision
+from exporter.proof import SIZES, compare_with_opencv, prove, prove_decisions
 from logger.files import aligned, threads_in_words
-from model.summary import count
-from tester.novelty import Distance
-from utils.checkpoint import origin_beside, output_dir
+from utils.checkpoint import origin_beside, output_dir, reader_for
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError, explained
 from utils.files import remove_leftovers, temporary_suffix, write_text
-from utils.versions import versions
 
 CALIBRATION = 128  # training samples
-PROBES = 16  # batches of two, and as many of one, that tell which axes are dynamic
 
 
 class Export:
@@ -48,7 +45,7 @@ class Export:
         if isinstance(evaluator.network, ExportedNetwork):
             raise UserError(f"{resume} is exported already: pass the checkpoint it was made from")
         if output is None or output.is_dir():
-            output = (output or output_dir(resume)) / f"model{suffix}"
+            output = (output or output_dir(resume)) / f"{exporter.stem}{suffix}"
         if output.suffix != suffix:
             name = type(exporter).__name__
             raise UserError(f"-o {output}: {name} writes files that end in {suffix}")
@@ -83,7 +80,9 @@ class Export:
             raise RunError(f"the file does not work with other samples: {error}") from error
         self.report["metrics"]["checkpoint"] = reference.metrics
         self.report["metrics"][self.path.name] = self.evaluation.metrics
-        proof = prove(reference, self.evaluation, self.exporter.softmax)
+        exporter = self.exporter
+        settings = exporter.softmax, exporter.tolerance, exporter.exact
+        proof = prove(reference, self.evaluation, *settings)
         # NaN and infinity are not valid JSON
         self.report["proof"] = {k: v if v == v != math.inf else None for k, v in proof.items()}
         result = (
@@ -92,61 +91,84 @@ class Export:
         )
         if proof["agreement"] is not None:
             result += f", same class {proof['agreement']:.2%}"
+        if self.evaluation.decisions is not None:
+            metadata = self.report["metadata"]
+            decision = Decision(metadata["decision"], metadata["classes"])
+            wanted, same = prove_decisions(reference, self.evaluation, decision)
+            self.report["proof"] |= {"decisions": same, "opencv": self._decode_otherwise(wanted)}
+            result += f", same decision {same:.2%}"
+            proof["passed"] &= same == 1 or not exporter.exact
+            self.report["proof"]["passed"] = proof["passed"]
         self.logger.info(f"{self.path.name}: {result}")
         failure = f"the file's outputs differ from the network's: {result}"
+        if proof["passed"] and not exporter.exact:
+            self.report["proof"] |= self._judge(self.path, reference, self.evaluation)
+            proof["passed"], failure = self.report["proof"]["passed"], self.verdict
         self._finish_file(self.path, proof["passed"], failure)
+
+    def _decode_otherwise(self, wanted: np.ndarray) -> dict | None:
+        """What the file decides about images that OpenCV decodes, of which so many should be so."""
+        files = [file.path for file in self.evaluator.loader.part().files[: len(wanted)]]
+        run = self.exported.opened(self.evaluator.engine.device)
+        found = compare_with_opencv(run, files, wanted)
+        if found and found["same"] < found["files"]:
+            other = found["files"] - found["same"]
+            self.logger.warning(
+                f"decoded by OpenCV, {other} of {found['files']} images get another decision"
+            )
+        return found
 
     def quantize(self) -> None:
         """Write the file as int8 too, and compare the accuracy of both."""
         if self.failures:
             return
-        if self.evaluation.accuracy is None:
-            raise UserError("--int8 needs a classifier, output (N, classes), to compare accuracy")
         path = self.path.with_name(f"{self.path.stem}.int8{self.exporter.suffix}")
-        samples = [self.exported.raw(*call) for call in self.evaluator.training_calls(CALIBRATION)]
+        calls = self.evaluator.training_calls(CALIBRATION, self.exported.takes_images)
+        samples = [self.exported.raw(*call)[0] for call in calls]
         self.exporter.quantize(self.written[0], samples, self._unproven(path))
-        state = self.evaluator.state | {"signature": self.exported.signature}
-        state["novelty"] = self.report["metadata"]["novelty"]
+        state = self.evaluator.state | self.report["metadata"]
         network = self.exporter.network(self._unproven(path), state, self.evaluator.threads)
-        quantized, accuracy = self.evaluator(network, SIZES), self.evaluation.accuracy
-        drop, allowed = accuracy - quantized.accuracy, self.exporter.max_accuracy_drop
-        passed = drop <= allowed + 1e-9
-        same = quantized.predicted == self.evaluation.predicted
+        quantized = self.evaluator(network, SIZES)
         self.report["metrics"][path.name] = quantized.metrics
-        self.report["int8"] = {
-            "calibration_samples": len(samples),
-            "accuracy_drop": drop,
-            "max_accuracy_drop": allowed,
-            "agreement": float(same.mean()),
-            "passed": passed,
-        }
-        result = f"int8 changes accuracy from {accuracy:.4f} to {quantized.accuracy:.4f}"
-        rule = f"exporter.args.max_accuracy_drop allows a drop of {allowed:g}"
-        self._finish_file(path, passed, f"{result}; {rule}")
+        self.report["int8"] = {"calibration_samples": len(samples)}
+        self.report["int8"] |= self._judge(path, self.evaluation, quantized)
+        self._finish_file(path, self.report["int8"]["passed"], f"int8: {self.verdict}")
+
+    def _judge(self, path: Path, before: Evaluation, after: Evaluation) -> dict:
+        """Whether the file may take the network's place; it gets thresholds of its own."""
+        evaluator = self.evaluator
+        monitor = evaluator.config.option("trainer", "monitor", "off")
+        verdict = judge(before, after, self.exporter, monitor, evaluator.state)
+        self.verdict, reader = verdict.sentence, reader_for(path)
+        if verdict.inspection is not None and reader is not None:
+            reader.amend(self._unproven(path), inspection=verdict.inspection)
+        self.logger.info(f"{path.name}: {verdict.sentence}")
+        return verdict.report
 
     def measure(self) -> None:
         """Measure the size of the files, and their latency side by side at batch size 1."""
-        [call] = self.evaluator.calls(self.evaluator.loader, [[0]])
-        example = self.exported.raw(*call)
+        [call] = self.evaluator.calls(self.evaluator.loader_for(self.exported), [[0]])
+        example = self.exported.raw(*call)[0]
         threads, device = self.evaluator.threads, str(self.evaluator.engine.device)
         files = {path.name: self.exporter.load(path, threads, device) for path in self.written}
         times = interleaved({name: partial(run, example) for name, run in files.items()})
         rounds = len(times[self.written[0].name])
         self.report["latency"] = {"threads": threads, "batch_size": 1, "rounds": rounds}
         self.report["latency"] |= spreads(times)
-        self.report["bytes"] = {path.name: path.stat().st_size for path in self.written}
 
     def finish(self) -> None:
         """Show the report, and write it beside the file as export.json.
 
         Raises RunError if a file failed.
         """
+        self.report["files"] = {path.name: fingerprint(path) for path in self.written}
+        self.report["bytes"] = {path.name: path.stat().st_size for path in self.written}
         self.work.cleanup()
         self.report |= {"exporter": type(self.exporter).__name__, "passed": not self.failures}
         if self.evaluator.check:
             self.logger.info("check failed" if self.failures else "check passed")
         else:
-            file = self.path.with_name("export.json")
+            file = self.path.with_name(f"export{self.exporter.stem.removeprefix('model')}.json")
             write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
             self.logger.info("\n".join(lines))
@@ -175,79 +197,6 @@ class Export:
         rows.append(["times the first", "", *(f"{each['ratio']:.3f}" for each in latency)])
         rows.append(["MB", "", *(f"{size / 1e6:.2f}" for size in self.report["bytes"].values())])
         return aligned(rows)
-
-
-def export_network(
-    exporter: BaseExporter, evaluator: Evaluator, path: Path, origin: dict
-) -> tuple[ExportedNetwork, dict]:
-    """Write the evaluator's network to `path`; return the file as a network, and its metadata.
-
-    `origin` is the file's record, from `utils.checkpoint.origin_beside`.
-    """
-    positions, network = spaced(len(evaluator.loader.dataset), PROBES), evaluator.network.cpu()
-    chunks = [*map(list, pairwise([*positions, 0])), *([position] for position in positions)]
-    calls = evaluator.calls(evaluator.loader, chunks)
-    longest = max(calls[: len(positions)], key=lambda c: sum(t.numel() for _, t in leaves(c)))
-    args, kwargs = longest
-    size, output = count(network, *args, **kwargs)
-    if exporter.softmax and not (isinstance(output, Tensor) and output.ndim > 1):
-        raise UserError("exporter.args.softmax: the output is not (N, classes)")
-    settings = evaluator.state["input"], exporter.preprocess, exporter.softmax
-    novelty, measure = evaluator.state.get("novelty"), None
-    if exporter.distance:
-        if not novelty or "means" not in novelty:
-            raise UserError(
-                "exporter.args.distance: the checkpoint has none; test it first, with a section "
-                '"inspection"'
-            )
-        measure = Distance(novelty)
-    deployed = Deployed(network, longest, *settings, measure)
-    signature = build_signature(network, longest, output)
-    plain = ("appearance", "labels", *(("limit", "rank", "samples") if measure else ()))
-    kept = {name: novelty[name] for name in plain if name in novelty} if novelty else None
-    state = evaluator.state | {"signature": signature, "novelty": kept}
-    is_per_class = isinstance(output, Tensor) and output.shape[1:] == (len(state["classes"] or ()),)
-    state["classes"] = state["classes"] if is_per_class else None  # an embedding has none
-    exported = exporter.network(path, state, evaluator.threads)
-    inputs = [exported.raw(*call) for call in calls]
-    signature["shapes"] = find_shapes(inputs, [len(chunk) for chunk in chunks])
-    signature["dtypes"] = {name: str(array.dtype) for name, array in inputs[0].items()}
-    metadata = describe(exporter, evaluator) | size | {"signature": signature, "origin": origin}
-    metadata |= {"classes": state["classes"], "novelty": kept}
-    parts = evaluator.state.get("kept", {}).values()
-    metadata["task_state"] = [k for part in parts for k in part if k.startswith("task.")]
-    example = {name: torch.from_numpy(part) for name, part in exported.raw(*longest).items()}
-    exporter.export(deployed, example, path, metadata)
-    return exported, metadata
-
-
-def describe(exporter: BaseExporter, evaluator: Evaluator) -> dict:
-    """Return the metadata of a file."""
-    state, config = evaluator.state, evaluator.config
-    pipeline = getattr(evaluator.loader.samples, "pipeline", None)
-    transforms = [str(transform) for transform in getattr(pipeline, "transforms", [])]
-    copied = ("arch", "epoch", "classes", "input", "inspection", "versions")
-    return {key: state.get(key) for key in copied} | {
-        "name": config["name"],
-        "preprocessed": exporter.preprocess,
-        "preprocess": describe_input(state["input"], transforms, exporter.preprocess),
-        "softmax": exporter.softmax,
-        "pruning": narrowed_layers(state.get("structure")),
-        "exported_with": versions(),
-        "config": config.config,
-    }
-
-
-def narrowed_layers(structure: dict | None) -> dict[str, list[int]] | None:
-    """Return [built, now], numbers of outputs, of each layer that has fewer than it was built with.
-
-    `structure` is the checkpoint's; None if it has none, as all layers are as built.
-    """
-    return structure and {
-        name.removesuffix(".weight"): [built[0], now[0]]
-        for name, (built, now) in structure["shapes"].items()
-        if len(now) > 1 and built[0] != now[0]
-    }
 
 
 def export_checkpoint(config: ConfigParser, device: str | None, source: Path, target: Path) -> Path:

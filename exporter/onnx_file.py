@@ -3,19 +3,21 @@
 This module is the `utils.checkpoint.FileFormat` of such files (exporter/formats.py).
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import zlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
 
 from utils.contents import TYPES, find_fault
 from utils.errors import CheckpointError, UserError, first_line
-from utils.files import atomic_write
+from utils.files import atomic_write, write_text
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,7 +43,11 @@ class Signature(TypedDict):
 HINTS = TYPES | {
     "name": str,
     **dict.fromkeys(("macs", "parameters"), int),
-    **dict.fromkeys(("softmax", "preprocessed"), bool),
+    "softmax": bool,
+    "runtime": str,
+    "preprocessed": bool | Literal["image"],
+    "batch": int | None,
+    "decision": dict | None,
     "preprocess": dict | None,
     "task_state": list[str] | None,
     "signature": Signature,
@@ -125,11 +131,43 @@ def is_intact(content: bytes, metadata: dict[str, str]) -> bool:
 
 
 def amend(path: Path, **changes: object) -> None:
-    """Change some of the metadata."""
+    """Change some of the metadata, and with "inspection" the thresholds in a graph that has these.
+
+    Raises UserError if the graph decides about another class.
+    """
     import onnx
 
+    from exporter.preprocessing import THRESHOLDS, baked  # imports torch
+
     model = onnx.load(path)
-    save(model, path, entries(model), changes)
+    kept = entries(model)
+    before = json.loads(kept.get("decision", "null"))
+    if before is not None and "inspection" in changes:
+        changes["decision"] = now = baked(changes["inspection"])
+        if now["target"] != before["target"]:
+            told = "takes the likeliest class" if before["target"] is None else "is for another"
+            raise UserError(
+                f"{path}: the decision in its graph {told}; test its checkpoint with this section "
+                '"inspection", and export it again'
+            )
+        for tensor in model.graph.initializer:
+            if (name := tensor.name.removeprefix("decision.")) in THRESHOLDS:
+                value = np.array(now[name], np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    save(model, path, kept, changes)
+    for report in path.parent.glob("export*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(report.read_text("utf-8"))
+            if path.name in content["files"]:
+                content["files"][path.name] = fingerprint(path)
+                write_text(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def fingerprint(path: Path) -> dict[str, int | str]:
+    """By which another program can tell whether it has the same file."""
+    content = path.read_bytes()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return {"bytes": len(content), "crc32": zlib.crc32(content), "blake2b": digest}
 
 
 def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
@@ -142,7 +180,11 @@ def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
 
     if warning := state["epoch"] and outdated(path, state.get("origin")):  # epoch 0: not ours
         logging.getLogger("export").warning(warning)
-    return ExportedNetwork(str(path), partial(runner, path, threads), state).eval()
+    if state.get("runtime") == "openvino":
+        from exporter.openvino_exporter import openvino_runner as load
+    else:
+        load = runner
+    return ExportedNetwork(str(path), partial(load, path, threads), state).eval()
 
 
 def runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":

@@ -1,26 +1,33 @@
 """Does a file compute what its network computes?"""
 
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
 import torch
 
+from exporter.base_exporter import TOLERANCE
+from exporter.deployed import DECISION, Runner
 from exporter.evaluator import Evaluation
+from exporter.preprocessing import Decision
 from utils.errors import RunError
 
-# Of the largest output; rounding alone is 5e-5 in an untrained inception_v3, a tenth in the others.
-TOLERANCE = 1e-4
 SIZES = (1, 5)  # one as in production, and one that differs from the example's
 
 
 def prove(
-    reference: Evaluation, exported: Evaluation, probabilities: bool = False
+    reference: Evaluation,
+    exported: Evaluation,
+    probabilities: bool = False,
+    tolerance: float = TOLERANCE,
+    exact: bool = True,
 ) -> dict[str, float | list[int] | None]:
     """Compare all outputs of a network and of its file for the same batches of `SIZES`.
 
     With `probabilities` the softmax of both is compared, because the file gives that. "agreement"
-    is the share of samples with the same predicted class, None if there are no classes. Outputs
+    is the share of samples with the same predicted class, None if there are no classes; it must be
+    1 if the file is to be `exact`. Outputs
     that are all zero, or NaN, do not pass. Raises RunError if the outputs have other shapes.
     """
     agreement = None
@@ -44,10 +51,36 @@ def prove(
         "batch_sizes": list(SIZES),
         "max_difference": float(np.max(differences)),
         "relative_difference": relative,
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance,
         "agreement": agreement,
-        "passed": relative <= TOLERANCE and agreement in (None, 1.0),
+        "passed": relative <= tolerance and (not exact or agreement in (None, 1.0)),
     }
+
+
+def prove_decisions(
+    reference: Evaluation, exported: Evaluation, decision: Decision
+) -> tuple[np.ndarray, float]:
+    """What is to be decided by the network's outputs (N,), and for what share the file does so."""
+    wanted = decision(torch.from_numpy(reference.probabilities))[0].numpy()
+    return wanted, float((exported.decisions == wanted).mean())
+
+
+def compare_with_opencv(run: Runner, files: Sequence[str], wanted: np.ndarray) -> dict | None:
+    """How many image files, decoded by OpenCV, get the decisions `wanted` (N,) from a file that
+    takes images; None if OpenCV is not installed. It reads all of a file, in 8 bits.
+    """
+    try:
+        import cv2
+    except ImportError:
+        return None
+    same = 0
+    for path, number in zip(files, wanted, strict=True):
+        # not imread, which cannot open every name on Windows
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        if image is not None:
+            pixels = np.ascontiguousarray(image[None, :, :, ::-1])
+            same += bool(run({"input": pixels})[DECISION][0] == number)
+    return {"version": cv2.__version__, "files": len(files), "same": same}
 
 
 def _compare(one: np.ndarray, other: np.ndarray, probabilities: bool) -> tuple[float, float]:

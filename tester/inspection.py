@@ -66,7 +66,7 @@ def find_threshold(test: Test) -> dict | None:
     if (most := wanted.get("max_overkill")) is not None:
         false_allowed = int(most * (~is_target).sum() + 1e-9)
         wanted["sure_threshold"] = choose_sure(probability, is_target, threshold, false_allowed)
-    wanted["validation"] = _costs(wanted, probability, is_target)
+    wanted["validation"] = costs_of(wanted, probability, is_target)
     wanted["temperature"] = find_temperature(predictions.probabilities, predictions.targets)
     checkpoint.amend(test.config.resume, test.trained, inspection=wanted)
     return wanted
@@ -127,7 +127,7 @@ def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:
     target = predictions.classes.index(inspection["target"])
     likeliest = predictions.probabilities.argmax(1) == target
     found = inspection | {
-        "at_threshold": _costs(inspection, probability, is_target),
+        "at_threshold": costs_of(inspection, probability, is_target),
         "at_likeliest": rates(likeliest, is_target, inspection.get("confidence", CONFIDENCE)),
     }
     if (temperature := inspection.get("temperature")) is not None:  # unknown of old ones
@@ -141,7 +141,10 @@ def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:
     return found
 
 
-def _costs(inspection: dict, probability: np.ndarray, is_target: np.ndarray) -> dict:
+def costs_of(inspection: dict, probability: np.ndarray, is_target: np.ndarray) -> dict:
+    """The `rates` at an inspection's thresholds, from each sample's probability of the target and
+    whether it is one (N,).
+    """
     threshold, sure = inspection["threshold"], inspection.get("sure_threshold")
     confidence = inspection.get("confidence", CONFIDENCE)
     if sure is None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from base.base_task import Step
 from data_loader.files import find_files
 from data_loader.images import read_image
+from data_loader.transforms import AsDecoded
 from logger.charts import to_pil_image
 from logger.files import file_names, write_csv
 from logger.logger import setup_logging
@@ -70,7 +71,8 @@ def predict_images(
         raise UserError(
             f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
         )
-    prepare = preparation(config, state["input"])
+    read, prepare = preparation(config, state["input"])
+    takes_images = getattr(unwrap(model), "takes_images", False)
     temporary = tempfile.TemporaryDirectory(prefix="kata-check-") if check else None
     folder = Path(temporary.name) if temporary else test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
@@ -82,13 +84,15 @@ def predict_images(
     overlay_names = file_names((Path(name).stem for name in names), ".jpg")
     for file, name, overlay_name in zip(files, names, overlay_names, strict=True):
         try:
-            data = engine.to_device(prepare(file))[None]
+            image = read(file)
+            data = engine.to_device(prepare(image))[None]
         except UserError as error:
             logger.warning(f"{error}")
             unreadable.append(name)
             continue
         with watched(unwrap(model), novelty) as found:
-            output = class_outputs(model, data)
+            shown = AsDecoded().collate([image]) if takes_images else (data,)
+            output = class_outputs(model, *engine.to_device(shown))
         probability = output[0].float().softmax(0).cpu()
         distances += found[-1:]
         if novelty:
@@ -137,18 +141,20 @@ def find_images(paths: Iterable[str]) -> Iterator[Path]:
             yield path
 
 
-def preparation(config: ConfigParser, input_spec: dict) -> Callable[[Path], Tensor]:
-    """The function from an image file to a network's input (C, H, W), as in a checkpoint's "input".
+def preparation(
+    config: ConfigParser, input_spec: dict
+) -> tuple[Callable[[Path], Tensor], Callable[[Tensor], Tensor]]:
+    """Functions from an image file to the image as read, uint8 (C, h, w), and from that to the
+    network's input (C, H, W), as in a checkpoint's "input".
 
     The data loader prepares the image if it can; otherwise it is resized and normalized.
     """
     scaled_from = input_spec.get("range") or "file"
     read = functools.partial(read_image, channels=input_spec["shape"][0], pixel_range=scaled_from)
     if not hasattr(config.init_ftn("data_loader").func, "prepare"):
-        return lambda path: plain_preparation(read(path), input_spec)
+        return read, functools.partial(plain_preparation, input_spec=input_spec)
     loader = config.init_obj("data_loader")
-    read = getattr(loader, "read", read)
-    return lambda path: loader.prepare(read(path))
+    return getattr(loader, "read", read), loader.prepare
 
 
 def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
@@ -161,12 +167,12 @@ def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
 
 
 @torch.no_grad()
-def class_outputs(model: nn.Module, data: Tensor) -> Tensor:
-    """The output (1, classes) for one image (1, C, H, W).
+def class_outputs(model: nn.Module, *data: Tensor) -> Tensor:
+    """The output (1, classes) for one image (1, C, H, W), or what a file takes in its place.
 
     Raises UserError if the model is not a classifier.
     """
-    output = main_output(model(data))
+    output = main_output(model(*data))
     if output.ndim != 2 or output.shape[1] < 2:
         raise UserError("--images: the network is not a classifier: its output is not (N, classes)")
     return output

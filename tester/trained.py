@@ -1,6 +1,7 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
 import math
+from dataclasses import replace
 
 from base import BaseDataLoader, BaseTask
 from base.base_task import Step
@@ -56,7 +57,7 @@ class Test:
         if target is not None and classes is not None:
             class_number(target, classes)
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
-        rehearse(network, self.loader, *settings)
+        rehearse(network, self._served(self.loader), *settings)
 
     def check(self) -> None:
         """Says that everything is built, and was tried on a batch; writes nothing."""
@@ -78,17 +79,25 @@ class Test:
         predictions.is_classification = self.task.classifies
         samples, classes = Samples(self.task), loader.classes
 
+        served = self._served(loader)
+
         def add(step: Step) -> None:
+            if served is not loader:
+                step = replace(step, data=loader.prepare_decoded(*step.data))
             predictions.add(step)
             samples.add(step)
 
-        batches = progress(loader, title)
+        batches = progress(served, title)
         with watched(unwrap(self.model), novelty) as distances:
             values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
         predictions.add_distances(distances)
         if not math.isfinite(values["loss"]):
             self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
         return predictions, samples, values
+
+    def _served(self, loader: BaseDataLoader) -> BaseDataLoader:
+        """The loader's samples as the network takes them."""
+        return decoded(loader) if getattr(unwrap(self.model), "takes_images", False) else loader
 
     def decide(self) -> None:
         """Give the task what it chooses on validation samples, never on the tested ones.
@@ -122,6 +131,20 @@ def build_engine(config: ConfigParser, device: str | None, **changes: object) ->
     engine = create_engine(config, device, compile=None, **changes)
     seed_and_warn(engine, config)
     return engine
+
+
+def decoded(loader: BaseDataLoader) -> BaseDataLoader:
+    """The same samples for an exported file that takes images as they are decoded.
+
+    Raises UserError if the loader does not read images.
+    """
+    if not hasattr(loader, "decoded"):
+        name = type(loader).__name__
+        raise UserError(
+            f'exporter.args.preprocess: "image" needs a loader of image folders; {name} cannot '
+            "say how an image is decoded"
+        )
+    return loader.decoded()
 
 
 def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:

@@ -175,9 +175,9 @@ def test_weights_that_differ_by_one_percent_fail(exported, capsys):
 
 def test_proof_of_zeros_or_nan_fails():
     def evaluation(*outputs, classes=True):
-        predicted = outputs[0].argmax(1) if classes else None
+        probabilities = outputs[0] if classes else None
         tensors = {(number,): [output] for number, output in enumerate(outputs)}
-        return Evaluation({}, len(outputs[0]), tensors, predicted)
+        return Evaluation({}, len(outputs[0]), tensors, probabilities)
 
     def passes(one, other):
         return prove(evaluation(*one), evaluation(*other))["passed"]
@@ -235,7 +235,7 @@ def test_int8_that_loses_too_much_accuracy_fails(exported, capsys, monkeypatch, 
     if drop == "0.1":  # ranges of a calibration that never saw a digit
         monkeypatch.setattr(
             "exporter.evaluator.Evaluator.training_calls",
-            lambda evaluator, count: [((torch.full((1, 1, 28, 28), 0.01),), {})] * 16,
+            lambda *arguments: [((torch.full((1, 1, 28, 28), 0.01),), {})] * 16,
         )
     options = [f"exporter.args.max_accuracy_drop={drop}", f"exporter.args.method={method}", LEGACY]
     assert export(exported, "-o", exported / "new.onnx", "--int8", "-s", *options) == 1

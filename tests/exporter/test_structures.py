@@ -282,8 +282,14 @@ def test_dict_of_outputs(trained, digits, capsys):
     capsys.readouterr()
     assert export(run, "-s", "exporter.args.softmax=true") == 2
     assert "exporter.args.softmax: the output is not (N, classes)" in capsys.readouterr().err
-    assert export(run, "--int8", "-s", "exporter.args.opset=17") == 2
-    assert "--int8 needs a classifier" in capsys.readouterr().err
+    quantize = ["--int8", "-s", "exporter.args.opset=17"]
+    assert export(run, *quantize) == 0  # by what the training monitors
+    report = json.loads((run / "export.json").read_text("utf-8"))
+    before, after = (report["metrics"][f"model{kind}.onnx"]["loss"] for kind in ("", ".int8"))
+    assert report["int8"]["metric"] == "loss"
+    assert report["int8"]["accuracy_drop"] == pytest.approx((after - before) / before)
+    assert export(run, *quantize, "trainer.monitor=off") == 2
+    assert "trainer.monitor must say" in capsys.readouterr().err
 
 
 def test_damage_to_a_further_output_fails_the_proof(trained, monkeypatch, capsys):

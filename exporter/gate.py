@@ -1,0 +1,123 @@
+"""May a file that computes in other numbers take the network's place?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.base_exporter import BaseExporter
+from exporter.evaluator import Evaluation
+from tester.inspection import costs_of
+from trainer.decisions import choose_sure, class_number, find_temperature
+from utils.errors import UserError
+
+ESCAPES = "exporter.args.max_escape_increase"
+
+
+@dataclass
+class Verdict:
+    """What was compared.
+
+    Attributes:
+        passed: whether the file may be used
+        report: the figures, for export.json
+        sentence: what has changed, and what is allowed
+        inspection: with the thresholds for this file; None without a section "inspection"
+    """
+
+    passed: bool
+    report: dict
+    sentence: str
+    inspection: dict | None
+
+
+def judge(
+    before: Evaluation,
+    after: Evaluation,
+    exporter: BaseExporter,
+    monitor: str,
+    state: dict,
+) -> Verdict:
+    """Compare a network before and after its numbers were changed, on the same samples.
+
+    With `max_escape_increase` by the target samples that are missed when no more others are called
+    target than before, else by the accuracy, or what is monitored if there is none.
+
+    Args:
+        before: of the network as it was
+        after: of the file
+        exporter: its limits
+        monitor: the rule by which the best network was chosen, "max val_accuracy"
+        state: the checkpoint
+
+    Raises UserError if the limit needs an inspection and there is none, or nothing is monitored.
+    """
+    mode, metric = "max", "accuracy"
+    if before.targets is None:
+        mode, metric = _monitored(monitor, before)
+    old, new, allowed = before.metrics[metric], after.metrics[metric], exporter.max_accuracy_drop
+    drop = old - new if mode == "max" else (new - old) / abs(old)
+    passed = drop <= allowed + 1e-9
+    sentence = (
+        f"{metric} changes from {old:.4f} to {new:.4f} on {after.samples} samples; "
+        f"exporter.args.max_accuracy_drop allows {allowed:g} less" + " as a share" * (mode == "min")
+    )
+    report = {"metric": metric, "accuracy_drop": drop, "max_accuracy_drop": allowed}
+    limit, found, inspection = exporter.max_escape_increase, None, state.get("inspection")
+    classes = state["classes"]
+    if before.targets is not None:
+        report["agreement"] = float((after.predicted == before.predicted).mean())
+    if before.targets is not None and None not in (inspection, classes):
+        found = _at_same_overkill(before, after, inspection, classes)
+        was, now = found["before"], found["validation"]
+        report["escapes"] = {"target": inspection["target"], "before": was, "after": now}
+    if limit is not None:
+        if found is None:
+            raise UserError(
+                f"{ESCAPES}: the checkpoint has no threshold; test it first, with a section "
+                '"inspection"'
+            )
+        increase = (now["missed"] - was["missed"]) / max(was["targets"], 1)
+        passed = increase <= limit + 1e-9
+        report |= {"escape_increase": increase, "max_escape_increase": limit}
+        sentence = (
+            f"of {now['targets']} {inspection['target']} {was['missed']} were missed, now "
+            f"{now['missed']} (at most {now['escape_bound']:.2%}), with {was['false']} and "
+            f"{now['false']} of {now['others']} others called so; {ESCAPES} allows {limit:g} more"
+        )
+    found = found and {key: value for key, value in found.items() if key != "before"}
+    return Verdict(passed, report | {"passed": passed}, sentence, found)
+
+
+def _monitored(rule: str, evaluation: Evaluation) -> tuple[str, str]:
+    """The rule's ("max" or "min", metric)."""
+    mode, _, name = rule.partition(" ")
+    metric = name.removeprefix("val_")
+    if mode not in ("max", "min") or metric not in evaluation.metrics:
+        raise UserError(
+            "the network is not a classifier, output (N, classes), so trainer.monitor must say by "
+            'what to compare it: "max val_..." of a metric'
+        )
+    return mode, metric
+
+
+def _at_same_overkill(
+    before: Evaluation, after: Evaluation, inspection: dict, classes: list[str]
+) -> dict:
+    """`inspection` with thresholds that call no more others target than those did "before"."""
+    number = class_number(inspection["target"], classes)
+    is_target = after.targets == number
+    old, new = (each.probabilities[:, number] for each in (before, after))
+
+    def moved(threshold: float, least: float = 0.0) -> float:
+        false = int((old[~is_target] >= np.float32(threshold)).sum())
+        return choose_sure(new, is_target, least, false)
+
+    threshold = moved(inspection["threshold"])
+    found = inspection | {"threshold": threshold}
+    if "sure_threshold" in inspection:
+        found["sure_threshold"] = moved(inspection["sure_threshold"], threshold)
+    if "temperature" in inspection:
+        found["temperature"] = find_temperature(after.probabilities, after.targets)
+    found["before"] = costs_of(inspection, old, is_target)
+    found["validation"] = costs_of(found, new, is_target)
+    return found
