@@ -7,13 +7,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from exporter.deployed import ExportedNetwork, Runner
-from exporter.preprocessing import resize
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
 
 # Rounding alone is 5e-5 in an untrained inception_v3, a tenth of that in the others.
 TOLERANCE = 1e-4
-RESIZED = 0.05  # some pixels differ by 1 of 255, see `exporter.preprocessing`
+RESIZED = 0.05  # torch itself rounds otherwise on processors without AVX2
 
 
 class BaseExporter(ABC):
@@ -38,7 +37,6 @@ class BaseExporter(ABC):
     suffix: str
     stem = "model"  # of the file's name
     exact = True  # the file computes in float32, not in float16: each class must be the network's
-    resize = staticmethod(resize)  # of images in the file, see `exporter.preprocessing`
 
     def __init__(
         self,

@@ -69,9 +69,7 @@ def deploy(
         measure = Distance(novelty)
     if exporter.preprocess == "image":
         pipeline = evaluator.decoded.samples.pipeline
-        preparation = ImagePreparation(
-            pipeline, evaluator.state["input"]["shape"][0], exporter.resize
-        )
+        preparation = ImagePreparation(pipeline, evaluator.state["input"]["shape"][0])
     if metadata["decision"] is not None:
         decision = Decision(metadata["decision"], metadata["classes"])
     settings = evaluator.state["input"], exporter.preprocess, exporter.softmax

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from exporter.deployed import Runner
 from exporter.onnx_exporter import OnnxExporter
-from exporter.preprocessing import resize_by_weights
 from utils.errors import UserError, first_line
 
 
@@ -15,7 +14,6 @@ class OpenVinoExporter(OnnxExporter):
     """
 
     stem = "model.openvino"
-    resize = staticmethod(resize_by_weights)  # OpenVINO's own has no antialiasing
 
     def export(
         self, model: nn.Module, example: dict[str, Tensor], path: Path, metadata: dict

@@ -1,16 +1,14 @@
 """From a decoded image to the decision, as parts of an exported network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_loader.transforms import Pipeline, Transform
 from trainer.decisions import calibrated, class_number, decided
 from utils.errors import UserError
 
-Resize = Callable[[Tensor, int, int], Tensor]  # (images, height, width)
 GREY = 19595, 38470, 7471  # of 65536: red, green, blue in Pillow's conversion, ITU-R 601-2
 UNSURE = -1
 THRESHOLDS = "threshold", "sure_threshold", "temperature"  # numbers in the graph
@@ -20,21 +18,17 @@ class ImagePreparation(nn.Module):
     """A data loader's evaluation transforms, without its normalisation: uint8 (N, 3, H, W) of any
     size to uint8 (N, C, height, width).
 
-    Resizing is what torch's is for uint8: antialiased, first along rows, then along columns, each
-    time rounded. It may differ by 1 of 255 each time, as torch's weights have only 15 bits.
-
     Args:
         pipeline: of the data loader, for evaluation; its transforms take uint8 (..., C, H, W)
         channels: 1 to convert the images to grey
-        resize: `resize`, or another function like it for runtimes that cannot do what it needs
 
     Raises UserError if a transform of torchvision resizes in another way.
     """
 
-    def __init__(self, pipeline: Pipeline, channels: int, resize: Resize):
+    def __init__(self, pipeline: Pipeline, channels: int):
         super().__init__()
-        self.size, self.channels, self.resize = pipeline.size, channels, resize
-        self.steps = [_exportable(transform, resize) for transform in pipeline.transforms]
+        self.size, self.channels = pipeline.size, channels
+        self.steps = [_exportable(transform) for transform in pipeline.transforms]
 
     def forward(self, images: Tensor) -> Tensor:
         if self.channels == 1:
@@ -43,7 +37,7 @@ class ImagePreparation(nn.Module):
             images = ((grey + 2**15) / 2**16).floor().to(torch.uint8)
         for step in self.steps:
             images = step(images)
-        return self.resize(images, *self.size)
+        return resize(images, *self.size)
 
 
 class Decision(nn.Module):
@@ -84,46 +78,45 @@ def baked(inspection: dict | None) -> dict[str, str | float | None]:
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize uint8 (N, C, H, W) by the runtime's own antialiased resizing."""
+    """Resize uint8 (N, C, H, W) as torch does on processors, in operations that every runtime has:
+    antialiased, first along rows, then along columns, with weights of 15 bits, each time rounded.
 
-    def resized(values: Tensor, height: int, width: int) -> Tensor:
-        values = F.interpolate(values, (height, width), mode="bilinear", antialias=True)
-        return (values + 0.5).floor()
+    The same to the last bit up to four times the wanted size; beyond, 1 of 10,000 values may differ
+    by 1, as sums then need more than the 24 bits of float32.
+    """
+    shares, unit = _weights(images.shape[3], width)
+    wide = (images.float() @ shares.T / unit + 0.5).floor()
+    shares, unit = _weights(images.shape[2], height)
+    return (shares @ wide / unit + 0.5).floor().to(torch.uint8)
 
-    wide = resized(images.float(), images.shape[2], width)
-    return resized(wide, height, width).to(torch.uint8)
 
-
-def resize_by_weights(images: Tensor, height: int, width: int) -> Tensor:
-    """The same as two products of matrices, which every runtime has; slower for large images."""
-
-    def weights(side: int, size: int) -> Tensor:
-        """The share of each pixel in each resized one, (size, side)."""
-        scale = side / size
-        centres = (torch.arange(size) + 0.5) * scale - 0.5
-        distance = (torch.arange(side) - centres[:, None]).abs() / torch.sym_max(scale, 1.0)
-        shares = (1 - distance).clamp(min=0)
-        return shares / shares.sum(1, keepdim=True)
-
-    wide = (images.float() @ weights(images.shape[3], width).T + 0.5).floor()
-    return (weights(images.shape[2], height) @ wide + 0.5).floor().to(torch.uint8)
+def _weights(side: int, size: int) -> tuple[Tensor, Tensor]:
+    """How much each of `side` pixels counts in each of `size`, (size, side) whole numbers, and what
+    they add up to: triangles around the places of the new pixels.
+    """
+    distance = (2 * torch.arange(side) + 1) * size - ((2 * torch.arange(size) + 1) * side)[:, None]
+    overlap = (2 * torch.sym_max(side, size) - distance.abs()).clamp(min=0).double()
+    shares = overlap / overlap.sum(1, keepdim=True)
+    bits = ((2**15 - 0.5) / shares.max()).log2().floor().clamp(max=22)
+    unit = torch.exp2(bits)
+    return (shares * unit + 0.5).floor().float(), unit.float()
 
 
 class _Resize(nn.Module):
     """torchvision's Resize."""
 
-    def __init__(self, size: Sequence[int], resize: Resize):
+    def __init__(self, size: Sequence[int]):
         super().__init__()
-        self.size, self.resize = size, resize
+        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
         if len(self.size) == 2:
-            return self.resize(images, *self.size)
+            return resize(images, *self.size)
         height, width = images.shape[-2:]
         # as one expression, as the size is only known when the file is run
         [side] = self.size
         tall = torch.sym_max(side, side * height // width)
-        return self.resize(images, tall, torch.sym_max(side, side * width // height))
+        return resize(images, tall, torch.sym_max(side, side * width // height))
 
 
 class _CenterCrop(nn.Module):
@@ -142,7 +135,7 @@ class _CenterCrop(nn.Module):
         return images[..., top : top + height, left : left + width]
 
 
-def _exportable(transform: Transform, resize: Resize) -> Transform:
+def _exportable(transform: Transform) -> Transform:
     """A transform as torch can export it; those that are not torchvision's are left alone."""
     cls = type(transform)
     if not cls.__module__.startswith("torchvision."):
@@ -157,4 +150,4 @@ def _exportable(transform: Transform, resize: Resize) -> Transform:
             f'exporter.args.preprocess: "image" cannot have {transform} in the file, only Resize '
             "with bilinear interpolation, antialias and without max_size"
         )
-    return _Resize(transform.size, resize)
+    return _Resize(transform.size)

@@ -18,7 +18,7 @@ import test as test_script
 import train as train_script
 from data_loader.transforms import CropRegion, Pipeline
 from exporter import onnx_file
-from exporter.preprocessing import ImagePreparation, resize, resize_by_weights
+from exporter.preprocessing import ImagePreparation
 from tests.conftest import DIGITS, runs
 
 IMAGE = "exporter.args.preprocess=image"
@@ -80,31 +80,32 @@ def decide(file, path):
     return session.run(["decision", "confidence"], {"input": pixels})
 
 
-@pytest.mark.parametrize("function", [resize, resize_by_weights])
 @pytest.mark.parametrize("transforms", ["none", "imagenet", "crop"])
-def test_preparation_is_the_loaders(function, transforms):
+def test_preparation_is_the_loaders(transforms):
     steps = {
         "none": [],
         "imagenet": [v2.Resize(32), v2.CenterCrop((24, 28))],
         "crop": [CropRegion((0.1, 0.2, 0.8, 0.9)), v2.Resize((40, 30)), v2.Grayscale(3)],
     }[transforms]
     pipeline = Pipeline(steps, (28, 28), torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
-    preparation = ImagePreparation(pipeline, 3, function)
+    preparation = ImagePreparation(pipeline, 3)
     generator = torch.Generator().manual_seed(0)
     for size in SIZES:
         images = torch.randint(256, (2, 3, *size), generator=generator, dtype=torch.uint8)
         wanted = torch.stack([pipeline(image) for image in images]) * 255
         off = (preparation(images).float() - wanted).abs()
-        assert off.max() <= (1.01 if transforms == "none" else 2.01)  # by 1 each time
-        assert (off > 0.5).float().mean() < 0.1
-        assert transforms == "crop" or preparation(images[:, :, :28, :28]).shape[-2:] == (28, 28)
+        if max(size) <= 4 * 24:
+            assert off.max() < 0.01
+        else:  # their sums do not fit into float32
+            assert off.max() < 1.01
+            assert (off > 0.5).float().mean() < 0.001
 
 
 def test_grey_is_pillows():
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3)).astype(np.uint8)
     pipeline = Pipeline([], (28, 28), torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    grey = ImagePreparation(pipeline, 1, resize)(images)[0, 0]
+    grey = ImagePreparation(pipeline, 1)(images)[0, 0]
     assert np.array_equal(grey, Image.fromarray(pixels).convert("L"))
 
 
