@@ -91,4 +91,4 @@ class BaseExporter(ABC):
         state = state | {
             "preprocessed": self.preprocess, "softmax": self.softmax, "batch": self.batch
         }  # fmt: skip
-        return ExportedNetwork(path.name, partial(self.load, path, threads), state)
+        return ExportedNetwork(path.name, partial(self.load, path), state, threads)

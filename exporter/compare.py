@@ -4,28 +4,35 @@ import itertools
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from data_loader.transforms import AsDecoded
 from exporter.base_exporter import BaseExporter
 from exporter.content import export_network
 from exporter.deployed import ExportedNetwork
 from exporter.evaluator import Evaluator
 from exporter.latency import interleaved, spreads
+from exporter.startup import measure_startup
 from logger.charts import BLUE, new_figure, svg_text
 from logger.files import aligned, threads_in_words, write_csv
 from utils.checkpoint import origin_beside
+from utils.engine.launch import cores
 from utils.errors import UserError
 from utils.files import write_text
+
+LATENCY = ["file", "threads", "p50_ms", "p95_ms"]
+FILES = 20  # that are decoded in turn
 
 
 def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> Path:
     """Compare checkpoints, runs and exported files, as they would be deployed.
 
     Checkpoints are exported into a temporary folder. Each network is evaluated on its own config's
-    samples, in its own image size; for the latency they take turns. Writes compare.csv, compare.svg
-    and compare.json (the origin of each) to compare/ beside the evaluator's checkpoint; returns
-    that folder.
+    samples, in its own image size; for the latency they take turns. Writes compare.csv, latency.csv
+    (with 1 to all threads), compare.svg and compare.json (the origin of each) to compare/ beside
+    the evaluator's checkpoint; returns that folder.
 
     Args:
         evaluator: of the run that the result is written to; for files without a config, its config
@@ -36,7 +43,8 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     Raises UserError if one cannot be read, or is named twice.
     """
     folder = evaluator.config.resume.parent / "compare"
-    rows, runs, origins = [], {}, {}
+    rows, runs, whole, origins = [], {}, {}, {}
+    by_threads = {count: {} for count in thread_counts()}
     with tempfile.TemporaryDirectory(prefix="kata-compare-") as temporary:
         for number, (name, path) in enumerate(short_names(paths).items()):
             own = evaluator.for_run(Path(path))
@@ -49,22 +57,67 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
             [call] = own.calls(own.loader_for(network), [[0]])
             example = network.raw(*call)[0]
             runs[name] = partial(network.opened(own.engine.device), example)
+            for count, opened in by_threads.items():
+                opened[name] = partial(network.load(count, str(own.engine.device)), example)
+            if (decide := from_file(own, network)) is not None:
+                whole[name] = decide
             sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
             results = {"samples": evaluation.samples, "accuracy": evaluation.accuracy}
             rows.append({"file": name, "megabytes": file.stat().st_size / 1e6, **sizes, **results})
-        latency = spreads(interleaved(runs))
+            rows[-1] |= measure_startup(file, example, metadata.get("runtime"))
+        latency, decided = spreads(interleaved(runs)), spreads(interleaved(whole) if whole else {})
+        table = [
+            [name, count, times["p50"], times["p95"]]
+            for count, opened in by_threads.items()
+            for name, times in spreads(interleaved(opened)).items()
+        ]
     for row in rows:
         times = latency[row["file"]]
         row |= {"p50_ms": times["p50"], "p95_ms": times["p95"], "times_the_first": times["ratio"]}
+        row["from_file_ms"] = decided.get(row["file"], {}).get("p50")
     folder.mkdir(exist_ok=True)
     write_csv(folder / "compare.csv", list(rows[0]), (row.values() for row in rows))
+    write_csv(folder / "latency.csv", LATENCY, table)
     write_text(folder / "compare.svg", comparison_chart(rows))
     record = {"origin": origins[rows[0]["file"]], "compared": origins}
     write_text(folder / "compare.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    table = aligned([list(rows[0]), *(list(map(shown, row.values())) for row in rows)])
-    note = f"{threads_in_words(evaluator.threads)}, one sample, each in turn"
-    logging.getLogger("export").info("\n".join([*table, note, f"written: {folder}"]))
+    # on its side: 14 columns are too wide for a terminal
+    lines = [[key, *(shown(row[key]) for row in rows)] for key in rows[0]]
+    for count in by_threads:
+        cells = [f"{p50:.4g} ({p95:.4g})" for _, n, p50, p95 in table if n == count]
+        lines.append([threads_in_words(count), *cells])
+    note = (
+        "milliseconds for one sample, each file in turn, within which half (95 %) of the answers "
+        f"came; {threads_in_words(evaluator.threads)} where no other number is named"
+    )
+    logging.getLogger("export").info("\n".join([*aligned(lines), note, f"written: {folder}"]))
     return folder
+
+
+def thread_counts() -> list[int]:
+    """1, 2, 4 ... and as many as there are cores."""
+    powers = itertools.takewhile(lambda count: count < cores(), (2**n for n in itertools.count()))
+    return [*powers, cores()]
+
+
+def from_file(evaluator: Evaluator, network: ExportedNetwork) -> Callable[[], object] | None:
+    """From an image file to the network's answer, for the samples' files in turn; None if the
+    samples are not such files.
+    """
+    loader = evaluator.loader
+    if not (hasattr(loader, "prepare") and hasattr(loader, "read") and loader.paths):
+        return None
+    files, run = itertools.cycle(loader.paths[:FILES]), network.opened(evaluator.engine.device)
+
+    def decide() -> object:
+        image = loader.read(next(files))
+        if network.takes_images:
+            args = AsDecoded().collate([image])
+        else:
+            args = (loader.prepare(image)[None],)
+        return run(network.raw(args, {})[0])
+
+    return decide
 
 
 def short_names(paths: list[str]) -> dict[str, str]:

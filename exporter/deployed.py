@@ -114,10 +114,12 @@ class ExportedNetwork(nn.Module):
 
     Args:
         name: the file's name in messages
-        load: opens the file on a device ("cpu", "cuda:0") and returns a function of a batch
+        load: opens the file with so many threads on a device ("cpu", "cuda:0") and returns a
+            function of a batch
         state: the file's metadata: "input" (shape, mean, std), "classes" (names or None),
             "preprocessed" (it takes uint8 (N, H, W, C)), "softmax" (it gives probabilities),
             "batch" (it takes so many samples at once; None for any number), "signature"
+        threads: of one run; 0 for all
 
     Attributes:
         takes_images: it takes the images as they are decoded, see `AsDecoded`
@@ -126,9 +128,12 @@ class ExportedNetwork(nn.Module):
 
     is_exported = True
 
-    def __init__(self, name: str, load: Callable[[str], Runner], state: dict):
+    def __init__(
+        self, name: str, load: Callable[[int, str], Runner], state: dict, threads: int = 1
+    ):
         super().__init__()
         self.name, self.load, self.signature = name, load, state["signature"]
+        self.threads = threads
         self.input_spec, self.classes = state["input"], state["classes"]
         self.preprocess, self.softmax = state["preprocessed"], state["softmax"]
         self.takes_images, self.batch = self.preprocess == "image", state.get("batch")
@@ -159,7 +164,7 @@ class ExportedNetwork(nn.Module):
     def opened(self, device: torch.device) -> Runner:
         """The file's own function of a batch."""
         if self._run is None:
-            self._run = self.load(str(device))
+            self._run = self.load(self.threads, str(device))
         return self._run
 
     @property

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exporter.deployed import ExportedNetwork, Runner
 
 SUFFIX = ".onnx"
+OPENVINO = "openvino"  # the "runtime" of files that are for it
 DIGEST, NO_DIGEST = "digest", "no digest yet -- 0123456789abcde"  # as long as a digest
 
 
@@ -180,11 +181,8 @@ def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
 
     if warning := state["epoch"] and outdated(path, state.get("origin")):  # epoch 0: not ours
         logging.getLogger("export").warning(warning)
-    if state.get("runtime") == "openvino":
-        from exporter.openvino_exporter import openvino_runner as load
-    else:
-        load = runner
-    return ExportedNetwork(str(path), partial(load, path, threads), state).eval()
+    load = openvino_runner if state.get("runtime") == OPENVINO else runner
+    return ExportedNetwork(str(path), partial(load, path), state, threads).eval()
 
 
 def runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
@@ -202,6 +200,33 @@ def runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
             reason = " ".join(str(error).split())
             message = f"{path} cannot take a batch of {'; '.join(shapes)}: {reason}"
             raise UserError(message) from error
+
+    return run
+
+
+def openvino_runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
+    """Open the file in OpenVINO, which computes in float32 on so many threads, 0 for all. Raises
+    UserError if it is not installed, or cannot run the network.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(f"{path}: openvino is missing: pip install openvino") from error
+    if device != "cpu":
+        raise UserError(f"{path}: OpenVINO runs on the processor, not on {device}: pass -d cpu")
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    try:
+        network = openvino.Core().compile_model(str(path), "CPU", settings)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not work in OpenVINO: {first_line(error)}") from error
+    inputs = [entry.any_name for entry in network.inputs]
+
+    def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            results = network({name: batch[name] for name in inputs})
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot take the batch: {first_line(error)}") from error
+        return {entry.any_name: np.array(results[entry]) for entry in network.outputs}
 
     return run
 

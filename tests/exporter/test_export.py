@@ -19,6 +19,7 @@ import test as test_script
 from data_loader.data_loaders import DigitsDataLoader
 from exporter import onnx_file
 from exporter.base_exporter import BaseExporter
+from exporter.compare import thread_counts
 from exporter.deployed import Deployed, denormalize, describe_input
 from exporter.evaluator import Evaluation, Evaluator
 from exporter.export import export_checkpoint
@@ -468,6 +469,12 @@ def test_comparison_is_a_table_a_csv_and_a_chart(exported, capsys):
         assert row["parameters"] == "21840"
         assert row["samples"] == "144"
         assert float(row["p50_ms"]) <= float(row["p95_ms"])
+        assert float(row["start_ms"]) > 0
+        assert float(row["memory_mb"]) < 500
+        assert row["from_file_ms"] == ""  # the digits are no files
+    with open(exported / "compare" / "latency.csv", encoding="utf-8-sig", newline="") as file:
+        threads = [(row["file"], int(row["threads"])) for row in csv.DictReader(file)]
+    assert threads == [(row["file"], n) for n in thread_counts() for row in rows]
     assert float(rows[0]["times_the_first"]) == 1
     assert float(rows[2]["megabytes"]) == pytest.approx(files[2].stat().st_size / 1e6)
     output = capsys.readouterr().out

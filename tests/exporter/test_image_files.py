@@ -225,6 +225,7 @@ def test_other_files_are_proven_compared_and_tested(run, arguments, exact, capsy
     assert report["files"].keys() == {file.name for file in files}
     assert export(run, "--compare", run, *files) == 0
     rows = table(run / "compare", "compare.csv")
+    assert all(float(row["from_file_ms"]) > 0 for row in rows)
     assert [float(row["accuracy"]) for row in rows[:2]] == pytest.approx(
         [report["metrics"]["checkpoint"]["accuracy"]] * 2, abs=0 if exact else 0.05
     )
