@@ -136,6 +136,7 @@ class BaseTrainer(ABC):
         starts_from = None if config.continued else config.resume
         self.origin = {  # of the checkpoints, without their digests
             "data": getattr(data_loader, "digest", None),
+            "config": config.config,
             "seed": config.get("seed"),
             "versions": versions(),
             "made_from": starts_from and checkpoint.read_origin(starts_from),
@@ -445,9 +446,20 @@ class BaseTrainer(ABC):
             "classes": self.data_loader.classes,
             "input": self.data_loader.input,
             "versions": versions(),
-            "origin": self.origin,
+            "origin": self.origin | {"figures": self.figures()},
             "sessions": self.sessions,
         }
+
+    def figures(self) -> dict[str, Any]:
+        """What the record of origin says of the network: plain data."""
+        loaders = {"trained on": self.data_loader, "validated on": self.valid_data_loader}
+        counts = {
+            name: len(loader.dataset)
+            for name, loader in loaders.items()
+            if isinstance(loader, BaseDataLoader)
+        }
+        last = self.logged_epochs[-1] if self.logged_epochs else {}
+        return {"epoch": self.epoch, **counts} | {k: v for k, v in last.items() if "val_" in k}
 
     def load_state_dict(self, state: dict) -> None:
         """Become the trainer whose `state_dict` this is. Raises UserError if that cannot be."""

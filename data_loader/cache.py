@@ -110,6 +110,15 @@ class ImageStore:
                 self._contents[subset] = self._read(subset, read)
         return self._contents[subset]
 
+    def indexed_digest(self, subset: str, read: Reader) -> str | None:
+        """The `Contents.digest` of a subset, if the index knows all its files; reads no image."""
+        self._index = self._index or Index(self.folder.folder, *read.keywords.values())
+        files, _ = self._files(subset)
+        if not all(file.record.bad or file.record.digest for file in files):
+            return None
+        good = [file for file in files if not file.record.bad]
+        return Contents(good, None, read, [], []).digest()
+
     def _read(self, subset: str, read: Reader) -> Contents:
         files, notes = self._files(subset)
         read = functools.partial(read, pixel_range=self.pixel_range)

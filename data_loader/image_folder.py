@@ -179,6 +179,11 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         images = unpadded(batch.cpu(), sizes)
         return torch.stack([self.prepare(image[: self.channels]) for image in images])
 
+    def trained_on(self) -> str | None:
+        """The digest of the training images, if it is known without reading any."""
+        cut = self.settings["validation_split"] > 0
+        return None if cut else self.store.indexed_digest("train", self._reader)
+
     def check(self) -> list[str]:
         """The report on all subsets. Raises UserError for bad files if on_bad_file is "stop"."""
         present = [s for s in SUBSETS if s == "train" or s in self.folder.subsets]

@@ -140,8 +140,9 @@ class Export:
         monitor = evaluator.config.option("trainer", "monitor", "off")
         verdict = judge(before, after, self.exporter, monitor, evaluator.state)
         self.verdict, reader = verdict.sentence, reader_for(path)
-        if verdict.inspection is not None and reader is not None:
-            reader.amend(self._unproven(path), inspection=verdict.inspection)
+        if reader is not None:
+            found = {} if verdict.inspection is None else {"inspection": verdict.inspection}
+            reader.amend(self._unproven(path), judged=verdict.report, **found)
         self.logger.info(f"{path.name}: {verdict.sentence}")
         return verdict.report
 

@@ -2,7 +2,7 @@ import statistics
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from utils.errors import CheckpointError, RunError, UserError
 from utils.files import named
 
 T = TypeVar("T")
+CUT = "step", "channels", "macs", "params", "accuracy", "recall"  # of a row, for the origin
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
 
 
@@ -167,7 +168,7 @@ class PruneTrainer(Trainer):
         self.last_stage = self._prune(network, step)
         if step == 1:  # not earlier: a run that cannot prune leaves no checkpoint to resume
             checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
-        self.rows.append({"step": step, "first_epoch": epoch})
+        self.rows.append({"step": step, "first_epoch": epoch, **self._size(network)})
         self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network, task=self.task))
@@ -261,16 +262,21 @@ class PruneTrainer(Trainer):
 
     def _measure(self, network: nn.Module) -> None:
         """Note the results of the current stage."""
-        row, now = self.rows[-1], widths(network)
+        row = self.rows[-1]
         row |= {
+            **self._size(network),
             "epochs": self.epoch - row["first_epoch"],
             "checkpoint": f"prune/{self.best_file.name}",
-            "channels": sum(now.values()),
+        }
+        row |= self._accuracy(network) | distributed.run_on_main(lambda: self._speed(network))
+        self.widths = [*self.widths[: self.stage], widths(network)]
+
+    def _size(self, network: nn.Module) -> dict[str, int]:
+        return {
+            "channels": sum(widths(network).values()),
             "macs": multiply_adds(network, self.example)[0][""],
             "params": sum(parameter.numel() for parameter in network.parameters()),
         }
-        row |= self._accuracy(network) | distributed.run_on_main(lambda: self._speed(network))
-        self.widths = [*self.widths[: self.stage], now]
 
     def _speed(self, network: nn.Module) -> dict[str, float | None]:
         """Size and latency of the ONNX file, that relative to the original's, latency in torch."""
@@ -317,6 +323,10 @@ class PruneTrainer(Trainer):
         lost = f"accuracy {now:.4f} is more than {drop:g} below {original:.4f}"
         self.logger.info(f"step {self.stage}: {lost}; it is not kept")
         return False
+
+    def figures(self) -> dict[str, Any]:
+        cuts = [{key: row[key] for key in CUT if row.get(key) is not None} for row in self.rows]
+        return super().figures() | {"cuts": cuts}
 
     def state_dict(self) -> dict:
         state = super().state_dict()

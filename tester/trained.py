@@ -1,5 +1,6 @@
 """A trained network, ready to be used, and the samples to use it on."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -27,6 +28,7 @@ from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError, explained
+from utils.origin import origin
 
 SHOWN = 10  # samples that are left out
 
@@ -58,6 +60,19 @@ class Test:
             class_number(target, classes)
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
         rehearse(network, self._served(self.loader), *settings)
+        self.compare_data()
+
+    def compare_data(self) -> None:
+        """Say so if the training data, where it is at hand, is no longer what it was."""
+        known = origin(self.trained)["data"]
+        now = None
+        with contextlib.suppress(UserError):  # it need not be at hand
+            now = getattr(self.loader, "trained_on", lambda: None)()
+        if None not in (known, now) and known != now:
+            self.config.get_logger("test").warning(
+                "the training images are not those that the network was trained on: files, pixels "
+                "or labels have changed"
+            )
 
     def check(self) -> None:
         """Says that everything is built, and was tried on a batch; writes nothing."""

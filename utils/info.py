@@ -28,6 +28,8 @@ def _entries(path: Path, state: dict) -> Iterator[tuple[str, object]]:
         monitor = trainer["monitor"]
         yield "best", f"{monitor['rule']}: {monitor['best']:.6g} in epoch {monitor['best_epoch']}"
     yield from _record(record)
+    if judged := state.get("judged"):
+        yield "int8", _in_words(state["int8"] | judged) if "int8" in state else _in_words(judged)
     if "checkpoint" in record:
         yield "made from", record["checkpoint"]
     yield from _shown("versions", record["versions"])
@@ -35,7 +37,8 @@ def _entries(path: Path, state: dict) -> Iterator[tuple[str, object]]:
         yield f"epoch {session.get('epoch')}", session.get("command")
         yield from _shown("", {k: v for k, v in session.items() if k not in ("epoch", "command")})
     while record := record.get("made_from"):
-        yield "started from", "a checkpoint of another run"
+        name = (record.get("config") or {}).get("name")
+        yield "started from", f"a checkpoint of {name or 'another run'}"
         yield from _record(record)
         yield from _shown("versions", record.get("versions"))
 
@@ -43,6 +46,22 @@ def _entries(path: Path, state: dict) -> Iterator[tuple[str, object]]:
 def _record(record: dict) -> Iterator[tuple[str, object]]:
     for key in RECORD:
         yield key, "unknown" if record.get(key) is None else record[key]
+    loader = (record.get("config") or {}).get("data_loader") or {}
+    if place := (loader.get("args") or {}).get("data_dir"):
+        yield "data folder", place
+    figures = record.get("figures") or {}
+    if figures:
+        yield "figures", _in_words(figures)
+    for cut in figures.get("cuts", []):
+        yield f"step {cut.get('step')}", _in_words(cut)
+
+
+def _in_words(values: dict) -> str:
+    """The numbers and words among them: "epoch 3, val_accuracy 0.9861"."""
+    plain = {k: v for k, v in values.items() if isinstance(v, int | float | str) and k != "step"}
+    return ", ".join(
+        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()
+    )
 
 
 def _shown(name: str, values: dict | None) -> Iterator[tuple[str, str]]:
