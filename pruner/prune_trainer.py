@@ -304,7 +304,7 @@ class PruneTrainer(Trainer):
         if batches is not None:
             evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:
-            return {"accuracy": None, "recall": None}
+            return {"accuracy": None, "recall": None, "samples": None}
         names, target = predictions.classes, self.target
         confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
         right, total = confusion.diagonal(), confusion.sum(1)
@@ -312,6 +312,7 @@ class PruneTrainer(Trainer):
         return {
             "accuracy": float(right.sum() / total.sum()),
             "recall": recalls.get(target) if target else min(recalls.values()),
+            "samples": int(total.sum()),
         }
 
     def _is_good(self) -> bool:

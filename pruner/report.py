@@ -1,5 +1,6 @@
 """What a pruning run reports after each step: steps.csv, an HTML page, TensorBoard, a table."""
 
+import math
 import textwrap
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,8 @@ from logger.visualization import TensorboardWriter
 Row = dict[str, Any]  # results of a step: COLUMNS, None for what was not measured
 COLUMNS = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
 COLUMNS += ["accuracy_before", "recall", "recall_before", "latency", "torch_ms", "epochs"]
-COLUMNS += ["checkpoint"]
-UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint"}  # in TensorBoard
+COLUMNS += ["checkpoint", "samples"]
+UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint", "samples"}
 SIZES = ["step", "channels", "MACs", "params"]  # what tables on the screen begin with
 AIMS = {
     "channel_sparsity": "the original's channels gone",
@@ -24,6 +25,8 @@ AIMS = {
     "params": "the original's parameters",
     "latency": "the original's latency",
 }
+POINT, SEEN = 0.01, 0.03  # of accuracy, that a smaller network may lose
+QUANTILE = 1.645  # of the normal distribution, for 95 % on one side
 MEASURABLE = 0.1  # milliseconds: shorter times vary from measurement to measurement
 SAME_LATENCY = 0.99  # a latency ratio above this may be chance
 
@@ -51,7 +54,7 @@ def report_pruning(
         finished: no step will follow
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / "steps.csv", COLUMNS, ([row[key] for key in COLUMNS] for row in rows))
+    write_csv(folder / "steps.csv", COLUMNS, ([row.get(key) for key in COLUMNS] for row in rows))
     rows = [row | {"reached": _reached(row, rows[0])} for row in rows]
     first, last, best, charts = rows[0], rows[-1], recommended(rows, aim), {}
     [(measure, value)] = aim.items()
@@ -72,7 +75,7 @@ def report_pruning(
         checkpoint=checkpoint and folder.parent / checkpoint,
         aim=_describe(measure, value),
         reached=_describe(measure, last["reached"][measure]),
-        not_faster=not_faster(rows),
+        notes=[*explanation(rows, aim), *not_faster(rows)],
         recall=f"recall of {target_class}" if target_class else "recall of the worst class",
         charts=charts,
         widths={layer: [step.get(layer, 0) for step in widths] for layer in widths[0]},
@@ -117,7 +120,7 @@ def pruning_table(rows: list[Row], aim: dict[str, float]) -> list[str]:
         cells = [str(row["step"]), *_size_cells(row, rows[0])]
         cells += [_number(row[key], form) for key, form in forms.items()]
         table.append([*cells, "*" if row["step"] == best else ""])
-    notes = ["* recommended", *not_faster(rows)]
+    notes = ["* recommended", *explanation(rows, aim), *not_faster(rows)]
     return aligned(table) + [line for note in notes for line in textwrap.wrap(note, 80)]
 
 
@@ -125,11 +128,9 @@ def recommended(rows: list[Row], aim: dict[str, float]) -> int:
     """The step with the best trade-off, 0 for the unpruned network.
 
     With {"max_accuracy_drop": d} it is the last step whose accuracy is at least the original's - d.
-    Otherwise it is the last step if accuracy never fell below the original's, else the knee of
-    accuracy against multiply-adds: the point furthest above the straight line from the first step
-    to the last (Satopaa et al., Finding a "Kneedle" in a Haystack, 2011; its scaling of both axes
-    does not change the choice). Of equals, or if no point is above the line, it is the last. Steps
-    without an accuracy do not count; without the original's it is the last step.
+    Otherwise it is the last one that is not surely a percentage point, and was not seen to be three
+    points, less accurate than the most accurate of all. Steps without an accuracy do not count; without the original's it is the last
+    step.
     """
     known, first = [row for row in rows if row["accuracy"] is not None], rows[0]
     if first["accuracy"] is None:
@@ -137,13 +138,60 @@ def recommended(rows: list[Row], aim: dict[str, float]) -> int:
     if "max_accuracy_drop" in aim:
         least = first["accuracy"] - aim["max_accuracy_drop"] - 1e-9  # 0.8 - 0.1 is more than 0.7
         return [row["step"] for row in known if row["accuracy"] >= least][-1]
-    # relative to the first, per step: what is gone of the multiply-adds and of the accuracy
-    gone = [(first["macs"] - row["macs"]) / first["macs"] for row in known]
-    lost = [first["accuracy"] - row["accuracy"] for row in known]
-    if max(lost) <= 0:
-        return known[-1]["step"]
-    points = zip(gone, lost, (row["step"] for row in known), strict=True)
-    return max((round(x * lost[-1] - y * gone[-1], 12), step) for x, y, step in points)[1]
+    best = max(known, key=lambda row: row["accuracy"])
+    least = best["accuracy"] - SEEN - 1e-9  # few samples are sure of nothing
+    close = [row for row in known if row["accuracy"] >= least]
+    return [row["step"] for row in close if not surely_less(row, best, POINT)][-1]
+
+
+def surely_less(row: Row, other: Row, margin: float = 0.0) -> bool:
+    """Whether a step's accuracy is lower than another's by more than `margin`, with 95 % confidence
+    if the number of samples is known: Agresti and Caffo 2000, doi:10.1080/00031305.2000.10474560,
+    as for two sets of samples; they are the same ones, so it is surer than that.
+    """
+    difference, variance = other["accuracy"] - row["accuracy"], 0.0
+    if count := row.get("samples"):
+        shares = [(each["accuracy"] * count + 1) / (count + 2) for each in (row, other)]
+        difference = shares[1] - shares[0]
+        variance = sum(share * (1 - share) for share in shares) / (count + 2)
+    return difference - margin > QUANTILE * math.sqrt(variance) + 1e-9
+
+
+def explanation(rows: list[Row], aim: dict[str, float]) -> list[str]:
+    """Sentences on how sure the recommendation is, on the step that comes next, and on an original
+    that had not finished learning.
+    """
+    known, first = [row for row in rows if row["accuracy"] is not None], rows[0]
+    if first["accuracy"] is None:
+        return []
+    chosen, sentences = rows[recommended(rows, aim)], []
+
+    def compared(one: Row, other: Row) -> str:
+        count = f" on {one['samples']} samples" if one.get("samples") else ""
+        return f"{one['accuracy']:.4f} against {other['accuracy']:.4f}{count}"
+
+    if smaller := [row for row in known if row["step"] > chosen["step"]]:
+        next_one = smaller[0]
+        is_sure = surely_less(next_one, chosen)
+        sentences.append(
+            f"Step {next_one['step']} would leave {next_one['macs'] / first['macs']:.1%} of the "
+            f"MACs, but is {'' if is_sure else 'not surely, but probably '}less accurate than the "
+            f"recommended one: {compared(next_one, chosen)}."
+        )
+    elif larger := [row for row in known if row["step"] < chosen["step"]]:
+        before = larger[-1]
+        word = "surely" if surely_less(chosen, before) else "not surely"
+        sentences.append(
+            f"Step {before['step']}, the next larger one, is {word} more accurate than the "
+            f"recommended one: {compared(before, chosen)}."
+        )
+    best = max(known, key=lambda row: row["accuracy"])
+    if surely_less(first, best):
+        sentences.append(
+            f"Step {best['step']} is more accurate than the original, {compared(best, first)}: "
+            "that had not finished learning; train it longer before it is pruned."
+        )
+    return sentences
 
 
 def not_faster(rows: list[Row]) -> list[str]:
