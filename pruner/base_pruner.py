@@ -28,8 +28,15 @@ class BasePruner(ABC):
     needs_gradients = False  # whether prune() reads the loss's gradients from the parameters
     sparsifies = False  # whether regularize() does something
     max_accuracy_drop: float | None = None  # a step that loses more ends the run, and is not kept
+    max_escape_drop: float | None = None  # likewise if it misses more of inspection.target
     threads = batch_size = 1  # for the latency measurement
     aim: dict[str, float]  # what the last step should reach, for the report: {"macs": 0.3}
+
+    @property
+    def limit(self) -> dict[str, float]:
+        """The one of these that is set, by its name; or none."""
+        limits = {name: getattr(self, name) for name in ("max_accuracy_drop", "max_escape_drop")}
+        return {name: value for name, value in limits.items() if value is not None}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

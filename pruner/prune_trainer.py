@@ -18,8 +18,9 @@ from model.summary import multiply_adds
 from model.weights import read_weights
 from pruner.base_pruner import BasePruner, Original
 from pruner.graph import widths
-from pruner.report import Row, pruning_table, report_pruning
+from pruner.report import Row, keeps, pruning_table, report_pruning
 from tester.predictions import Predictions
+from trainer.decisions import choose_sure
 from trainer.evaluate import evaluate
 from trainer.optimization import build_optimizer
 from trainer.trainer import Trainer
@@ -33,6 +34,11 @@ from utils.files import named
 T = TypeVar("T")
 CUT = "step", "channels", "macs", "params", "accuracy", "recall"  # of a row, for the origin
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
+
+
+def read_inspection(path: Path | None) -> dict | None:
+    """What a checkpoint decides by, if a test has found that."""
+    return checkpoint.load(path).get("inspection") if path is not None else None
 
 
 class PruneTrainer(Trainer):
@@ -252,10 +258,16 @@ class PruneTrainer(Trainer):
         self.rows = [{"step": 0, "first_epoch": 1, "accuracy_before": None, "recall_before": None}]
         self._measure(network)
         self.rows[0]["latency"] = self.rows[0]["latency"] and 1.0  # by definition
-        if self.pruner.max_accuracy_drop is not None and self.rows[0]["accuracy"] is None:
+        name = next(iter(self.pruner.limit), None)
+        if name and self.rows[0]["accuracy"] is None:
             raise UserError(
-                "pruner.args.target: max_accuracy_drop needs a classifier, and validation data: "
+                f"pruner.args.target: {name} needs a classifier, and validation data: "
                 "data_loader.args.validation_split"
+            )
+        if name == "max_escape_drop" and self.rows[0]["escape"] is None:
+            raise UserError(
+                f'pruner.args.target: {name} needs a section "inspection" with the target, and '
+                "validation samples of it"
             )
         if lines := self._ask_pruner(network, self.pruner.plan_steps):
             self.logger.info("\n".join(lines))
@@ -304,7 +316,7 @@ class PruneTrainer(Trainer):
         if batches is not None:
             evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:
-            return {"accuracy": None, "recall": None, "samples": None}
+            return dict.fromkeys(("accuracy", "recall", "samples", "escape", "false"))
         names, target = predictions.classes, self.target
         confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
         right, total = confusion.diagonal(), confusion.sum(1)
@@ -313,15 +325,39 @@ class PruneTrainer(Trainer):
             "accuracy": float(right.sum() / total.sum()),
             "recall": recalls.get(target) if target else min(recalls.values()),
             "samples": int(total.sum()),
+            **self._escape(predictions),
         }
+
+    def _escape(self, predictions: Predictions) -> dict[str, float | int | None]:
+        """The share of target samples that are missed when no more others are called target than by
+        the original network: by its threshold, or where the likeliest class decides.
+        """
+        if self.target not in predictions.classes:
+            return {"escape": None, "false": None}
+        own = predictions.for_class(self.target)
+        gathered = zip(*distributed.all_gather(own), strict=True)
+        probability, is_target = (np.concatenate(parts) for parts in gathered)
+        if not is_target.any():
+            return {"escape": None, "false": None}
+        false = self.rows[0].get("false")
+        if false is None:
+            stored = read_inspection(self.config.resume) or {}
+            likeliest = predictions.predicted == predictions.classes.index(self.target)
+            called = np.concatenate(distributed.all_gather(likeliest))
+            if stored.get("target") == self.target:
+                called = probability >= stored["threshold"]
+            false = int(called[~is_target].sum())
+        threshold = choose_sure(probability, is_target, 0.0, false)
+        return {"escape": float((probability[is_target] < threshold).mean()), "false": false}
 
     def _is_good(self) -> bool:
         """Whether the newest step may be kept."""
-        original, now = self.rows[0]["accuracy"], self.rows[-1]["accuracy"]
-        drop = self.pruner.max_accuracy_drop
-        if drop is None or now >= original - drop:
+        limit = self.pruner.limit
+        if not limit or keeps(self.rows[-1], self.rows[0], limit):
             return True
-        lost = f"accuracy {now:.4f} is more than {drop:g} below {original:.4f}"
+        [drop], column = limit.values(), "escape" if "max_escape_drop" in limit else "accuracy"
+        before, now = self.rows[0][column], self.rows[-1][column]
+        lost = f"{column} {now:.4f} is more than {drop:g} worse than {before:.4f}"
         self.logger.info(f"step {self.stage}: {lost}; it is not kept")
         return False
 

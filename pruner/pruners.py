@@ -35,7 +35,8 @@ from utils.config.hints import OpenShare, PositiveInt, Share
 from utils.config.lookup import did_you_mean
 from utils.errors import UserError
 
-AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", "max_accuracy_drop")
+LIMITS = ("max_accuracy_drop", "max_escape_drop")
+AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", *LIMITS)
 
 
 class MagnitudePruner(BasePruner):
@@ -87,7 +88,8 @@ class MagnitudePruner(BasePruner):
         self.aim, [(self.measure, self.value)] = dict(aims), aims
         self.threads, self.batch_size = target.get("threads", 1), target.get("batch_size", 1)
         self.by_latency = self.measure in ("latency", "latency_ms")
-        self.max_accuracy_drop = self.value if self.measure == "max_accuracy_drop" else None
+        if self.measure in LIMITS:
+            setattr(self, self.measure, self.value)
         self.iterative_steps = iterative_steps
         self.global_pruning, self.isomorphic = global_pruning, isomorphic
         self.round_to, self.min_channels = round_to, min_channels
@@ -199,7 +201,8 @@ class MagnitudePruner(BasePruner):
     def _choose(self, forecast: SizeForecast, original: Original, part: float) -> Removals:
         """What to remove so that `part` of the way is done; multiply-adds stand for latency."""
         plan = Plan(forecast.graph.rated, part)
-        shares = {"channel_sparsity": self.value, "max_accuracy_drop": self.max_channel_sparsity}
+        shares = {"channel_sparsity": self.value}
+        shares |= dict.fromkeys(LIMITS, self.max_channel_sparsity)
         if self.measure in shares:
             return plan.remove_share(shares[self.measure] * part)
         goal = _on_the_way(self._goal(original), part)

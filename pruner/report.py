@@ -16,7 +16,7 @@ from logger.visualization import TensorboardWriter
 Row = dict[str, Any]  # results of a step: COLUMNS, None for what was not measured
 COLUMNS = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
 COLUMNS += ["accuracy_before", "recall", "recall_before", "latency", "torch_ms", "epochs"]
-COLUMNS += ["checkpoint", "samples"]
+COLUMNS += ["checkpoint", "samples", "escape"]
 UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint", "samples"}
 SIZES = ["step", "channels", "MACs", "params"]  # what tables on the screen begin with
 AIMS = {
@@ -84,7 +84,7 @@ def report_pruning(
     )
     position = writer.step, writer.mode
     for column in COLUMNS:
-        if column not in UNDRAWN and last[column] is not None:
+        if column not in UNDRAWN and last.get(column) is not None:
             writer.set_step(last["step"], column)  # the mode ends the tag: pruning/accuracy
             writer.add_scalar("pruning", last[column])
     writer.set_step(*position)
@@ -127,21 +127,28 @@ def pruning_table(rows: list[Row], aim: dict[str, float]) -> list[str]:
 def recommended(rows: list[Row], aim: dict[str, float]) -> int:
     """The step with the best trade-off, 0 for the unpruned network.
 
-    With {"max_accuracy_drop": d} it is the last step whose accuracy is at least the original's - d.
+    With a limit, {"max_accuracy_drop": d} or {"max_escape_drop": d}, it is the last that keeps it.
     Otherwise it is the last one that is not surely a percentage point, and was not seen to be three
-    points, less accurate than the most accurate of all. Steps without an accuracy do not count; without the original's it is the last
-    step.
+    points, less accurate than the most accurate of all. Steps without an accuracy do not count;
+    without the original's it is the last step.
     """
     known, first = [row for row in rows if row["accuracy"] is not None], rows[0]
     if first["accuracy"] is None:
         return rows[-1]["step"]
-    if "max_accuracy_drop" in aim:
-        least = first["accuracy"] - aim["max_accuracy_drop"] - 1e-9  # 0.8 - 0.1 is more than 0.7
-        return [row["step"] for row in known if row["accuracy"] >= least][-1]
+    if aim.keys() & {"max_accuracy_drop", "max_escape_drop"}:
+        return [row["step"] for row in known if keeps(row, first, aim)][-1]
     best = max(known, key=lambda row: row["accuracy"])
     least = best["accuracy"] - SEEN - 1e-9  # few samples are sure of nothing
     close = [row for row in known if row["accuracy"] >= least]
     return [row["step"] for row in close if not surely_less(row, best, POINT)][-1]
+
+
+def keeps(row: Row, first: Row, limit: dict[str, float]) -> bool:
+    """Whether a step is not worse than the original by more than the limit allows."""
+    if "max_escape_drop" in limit:
+        return row["escape"] <= first["escape"] + limit["max_escape_drop"] + 1e-9
+    least = first["accuracy"] - limit["max_accuracy_drop"] - 1e-9  # 0.8 - 0.1 is more than 0.7
+    return row["accuracy"] >= least
 
 
 def surely_less(row: Row, other: Row, margin: float = 0.0) -> bool:
@@ -261,6 +268,7 @@ def _reached(row: Row, first: Row) -> dict[str, float | None]:
         "macs": row["macs"] / first["macs"],
         "params": row["params"] / first["params"],
         "max_accuracy_drop": first["accuracy"] - row["accuracy"] if known else None,
+        "max_escape_drop": None if (now := row.get("escape")) is None else now - first["escape"],
     }
 
 
@@ -271,6 +279,8 @@ def _describe(aim: str, value: float | None) -> str:
     if aim == "max_accuracy_drop":
         side = "above" if value is not None and value < 0 else "below"
         return f"accuracy {_number(value and abs(value), '.4f')} {side} the original's"
+    if aim == "max_escape_drop":
+        return f"{_number(value, '.4f')} more of the target class missed than by the original"
     return f"{_number(value, '.1%')} of {AIMS[aim]}"
 
 

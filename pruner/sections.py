@@ -2,7 +2,7 @@
 
 from typing_extensions import TypedDict  # pydantic accepts typing's only from Python 3.12 on
 
-from utils.config.hints import OpenShare, PositiveFloat, PositiveInt
+from utils.config.hints import OpenShare, PositiveFloat, PositiveInt, Share
 from utils.config.lookup import Source
 
 SECTIONS = {
@@ -14,7 +14,7 @@ EXTENDS = {"trainer": {"folders": ("pruner",), "given": ("pruner", "exporter")}}
 
 
 class PruningTarget(TypedDict, total=False):
-    """The aim of pruning, one of the first six, and how latency is measured.
+    """The aim of pruning, one of the first seven, and how latency is measured.
 
     macs, params and latency are shares of the original's, latency_ms is in milliseconds.
     """
@@ -26,5 +26,6 @@ class PruningTarget(TypedDict, total=False):
     latency: OpenShare
     latency_ms: PositiveFloat
     max_accuracy_drop: OpenShare
+    max_escape_drop: Share
     threads: PositiveInt
     batch_size: PositiveInt

@@ -263,6 +263,41 @@ def test_last_good_step_is_kept(prune, pruning, capsys):
     assert "it is not kept" in capsys.readouterr().out
 
 
+def test_no_more_of_the_target_is_missed(prune, pruning, capsys):
+    """By the originals' false alarms; compared with every threshold that there is."""
+    args = {"iterative_steps": 6, "target": {"max_escape_drop": 0.05}, "round_to": 1}
+    changes = {"pruner.args": args, "trainer.epochs": 1, "trainer.last_epochs": 1}
+    run = prune(pruning(changes | {"inspection": {"target": "8"}}))
+    table = rows(run)
+    escapes = [float(row["escape"]) for row in table]
+    assert all(escape <= escapes[0] + 0.05 for escape in escapes[1:-1])
+    bad = escapes[-1] > escapes[0] + 0.05
+    assert bad == ("escape" in capsys.readouterr().out.partition("it is not kept")[0][-200:])
+    made = {}
+    for step in (0, len(table) - 2):
+        file = run / "prune" / f"step{step}.pth"
+        assert test_script.main(["-r", str(file), "--split", "val", "-s", "inspection=null"]) == 0
+        table_file = run / "prune" / f"step{step}" / "test" / "predictions_val.csv"
+        with open(table_file, encoding="utf-8-sig", newline="") as opened:
+            samples = list(csv.DictReader(opened))
+        made[step] = [(float(row["p(8)"]), row["true"] == "8", row["predicted"]) for row in samples]
+    false = sum(predicted == "8" and not is_target for _, is_target, predicted in made[0])
+    for step, samples in made.items():
+        fewest = min(
+            sum(is_target and p < threshold for p, is_target, _ in samples)
+            for threshold in [0, *(p for p, *_ in samples), 2]
+            if sum(not is_target and p >= threshold for p, is_target, _ in samples) <= false
+        )
+        count = sum(is_target for _, is_target, _ in samples)
+        assert escapes[step] == pytest.approx(fewest / count)
+
+
+def test_escapes_need_a_target(prune, pruning, capsys):
+    args = {"iterative_steps": 2, "target": {"max_escape_drop": 0.0}}
+    prune(pruning({"pruner.args": args}), code=2)
+    assert 'max_escape_drop needs a section "inspection"' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "when", [*(pytest.param(when, marks=pytest.mark.slow) for when in ("step", "epoch")), "end"]
 )

@@ -41,7 +41,8 @@ def steps(accuracies, macs=(1.0, 0.8, 0.6, 0.4, 0.3), **columns):
             "recall_before": before,
             "recall": accuracy,
         }
-        row |= {"checkpoint": f"model_step{step}.pth" if step else None, "samples": None}
+        row |= {"checkpoint": f"model_step{step}.pth" if step else None}
+        row |= {"samples": None, "escape": None}
         rows.append(row | {key: values[step] for key, values in columns.items()})
     return rows
 
