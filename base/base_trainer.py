@@ -136,10 +136,9 @@ class BaseTrainer(ABC):
         starts_from = None if config.continued else config.resume
         self.origin = {  # of the checkpoints, without their digests
             "data": getattr(data_loader, "digest", None),
-            "config": config.config,
             "seed": config.get("seed"),
             "versions": versions(),
-            "made_from": starts_from and checkpoint.read_origin(starts_from),
+            "made_from": starts_from and checkpoint.read_origin(starts_from, with_config=True),
         }
         session = {"epoch": 1, "command": config.command, **environment(engine.device)}
         self.sessions = [session | {"processes": distributed.world_size()}]

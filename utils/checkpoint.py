@@ -328,13 +328,17 @@ def origin_beside(file: Path, source: Path, state: dict) -> dict:
     return origin(state) | {"checkpoint": Path(path).as_posix()}
 
 
-def read_origin(file: Path) -> dict | None:
-    """The record in a checkpoint, an exported file or a JSON report; None if there is none."""
+def read_origin(file: Path, with_config: bool = False) -> dict | None:
+    """The record in a checkpoint, an exported file or a JSON report; None if there is none.
+
+    `with_config` adds the checkpoint's "config", for a record that outlives it.
+    """
     try:
         if file.suffix == ".json":
             return json.loads(file.read_text("utf-8")).get("origin")
         state = load(file)
-        return origin(state) if state.get("state_dict") else state.get("origin")
+        record = origin(state) if state.get("state_dict") else state.get("origin")
+        return record | {"config": state["config"]} if record and with_config else record
     except (OSError, ValueError, ImportError, CheckpointError):
         return None
 

@@ -27,7 +27,7 @@ def _entries(path: Path, state: dict) -> Iterator[tuple[str, object]]:
     if trainer and trainer["monitor"]["best"] is not None:
         monitor = trainer["monitor"]
         yield "best", f"{monitor['rule']}: {monitor['best']:.6g} in epoch {monitor['best_epoch']}"
-    yield from _record(record)
+    yield from _record(record | {"config": config})
     if judged := state.get("judged"):
         yield "int8", _in_words(state["int8"] | judged) if "int8" in state else _in_words(judged)
     if "checkpoint" in record:

@@ -23,9 +23,9 @@ def digest(state: dict) -> str:
 def origin(state: dict) -> dict:
     """The record of origin in a checkpoint's content, which an exported file may hold, too.
 
-    It is {"digest": of the network, "data": of the training data, "config", "seed", "versions",
-    "figures": of the network when it was saved, "made_from": the record of the checkpoint that the
-    run started from}. Of a file without it, what is known.
+    It is {"digest": of the network, "data": of the training data, "seed", "versions", "figures": of
+    the network when it was saved, "made_from": the record of the checkpoint that the run started
+    from, with its "config"}. Of a file without it, what is known.
     """
     seed = (state.get("config") or {}).get("seed")
     known = {"data": None, "seed": seed, "versions": state.get("versions"), "made_from": None}

@@ -95,6 +95,8 @@ def test_metadata_describes_the_network(exported_run):
     int8 = {"int8": {"method": "minmax", "samples": 128}}
     quantized = metadata(exported_run / "model.int8.onnx")
     assert quantized.pop("digest") != described.pop("digest")
+    judged = read(exported_run / "export.json")["int8"]
+    assert quantized.pop("judged").items() <= judged.items()
     assert quantized == described | int8
 
 
