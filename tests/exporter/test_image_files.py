@@ -206,9 +206,9 @@ def test_other_data_is_refused(digits, train, capsys):
         pytest.param(["exporter.args.batch=4"], True, marks=pytest.mark.slow),
         (["exporter.args.batch=4", "exporter.args.opset=13", IMAGE.replace("image", "true")], True),
         pytest.param(["exporter.args.precision=fp16"], False, marks=pytest.mark.slow),
-        (["exporter.args.precision=fp16", IMAGE], False),
+        pytest.param(["exporter.args.precision=fp16", IMAGE], False, marks=pytest.mark.slow),
         pytest.param(["exporter.type=OpenVinoExporter"], True, marks=pytest.mark.slow),
-        (["exporter.type=OpenVinoExporter", IMAGE], True),
+        pytest.param(["exporter.type=OpenVinoExporter", IMAGE], True, marks=pytest.mark.slow),
     ],
 )
 def test_other_files_are_proven_compared_and_tested(run, arguments, exact, capsys):
