@@ -39,7 +39,6 @@ class ImagesInFolders:
     """
 
     folder: DataFolder
-    _as_decoded = False
     _transforms: dict[str, list[Transform]]
 
     def __init__(
@@ -99,6 +98,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             as 0..1 if they are, else from the lowest to the highest. null for 8 bits only; "file"
             scales each file by the type of its values
     """
+
+    _as_decoded = False
 
     def __init__(
         self,

@@ -105,9 +105,10 @@ def from_file(evaluator: Evaluator, network: ExportedNetwork) -> Callable[[], ob
     samples are not such files.
     """
     loader = evaluator.loader
-    if not (hasattr(loader, "prepare") and hasattr(loader, "read") and loader.paths):
+    if not hasattr(loader, "decoded"):
         return None
-    files, run = itertools.cycle(loader.paths[:FILES]), network.opened(evaluator.engine.device)
+    files = itertools.cycle([file.path for file in loader.part().files[:FILES]])
+    run = network.opened(evaluator.engine.device)
 
     def decide() -> object:
         image = loader.read(next(files))

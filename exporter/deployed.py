@@ -150,6 +150,8 @@ class ExportedNetwork(nn.Module):
         tensors = {}
         for name in results[0]:
             parts = [torch.from_numpy(result[name]) for result in results]
+            if self.takes_images:  # a fixed batch holds the same one several times
+                parts = [part[:1] for part in parts]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             tensors[name] = (whole if self.batch is None else whole[: len(first)]).to(first.device)
         own = output_names(self.signature["result"])

@@ -110,7 +110,7 @@ class Export:
         """What the file decides about images that OpenCV decodes, of which so many should be so."""
         files = [file.path for file in self.evaluator.loader.part().files[: len(wanted)]]
         run = self.exported.opened(self.evaluator.engine.device)
-        found = compare_with_opencv(run, files, wanted)
+        found = compare_with_opencv(run, files, wanted, self.exporter.batch or 1)
         if found and found["same"] < found["files"]:
             other = found["files"] - found["same"]
             self.logger.warning(

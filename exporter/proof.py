@@ -65,9 +65,11 @@ def prove_decisions(
     return wanted, float((exported.decisions == wanted).mean())
 
 
-def compare_with_opencv(run: Runner, files: Sequence[str], wanted: np.ndarray) -> dict | None:
+def compare_with_opencv(
+    run: Runner, files: Sequence[str], wanted: np.ndarray, batch: int = 1
+) -> dict | None:
     """How many image files, decoded by OpenCV, get the decisions `wanted` (N,) from a file that
-    takes images; None if OpenCV is not installed. It reads all of a file, in 8 bits.
+    takes `batch` images; None if OpenCV is not installed. It reads all of a file, in 8 bits.
     """
     try:
         import cv2
@@ -78,7 +80,7 @@ def compare_with_opencv(run: Runner, files: Sequence[str], wanted: np.ndarray) -
         # not imread, which cannot open every name on Windows
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         if image is not None:
-            pixels = np.ascontiguousarray(image[None, :, :, ::-1])
+            pixels = np.ascontiguousarray(image[None, :, :, ::-1]).repeat(batch, 0)
             same += bool(run({"input": pixels})[DECISION][0] == number)
     return {"version": cv2.__version__, "files": len(files), "same": same}
 

@@ -204,6 +204,7 @@ def test_other_data_is_refused(digits, train, capsys):
     ("arguments", "exact"),
     [
         pytest.param(["exporter.args.batch=4"], True, marks=pytest.mark.slow),
+        pytest.param(["exporter.args.batch=4", IMAGE], True, marks=pytest.mark.slow),
         (["exporter.args.batch=4", "exporter.args.opset=13", IMAGE.replace("image", "true")], True),
         pytest.param(["exporter.args.precision=fp16"], False, marks=pytest.mark.slow),
         pytest.param(["exporter.args.precision=fp16", IMAGE], False, marks=pytest.mark.slow),
