@@ -13,6 +13,7 @@ from exporter.base_exporter import BaseExporter
 from exporter.content import export_network
 from exporter.deployed import ExportedNetwork
 from exporter.evaluator import Evaluator
+from exporter.gate import monitored
 from exporter.latency import interleaved, spreads
 from exporter.startup import measure_startup
 from logger.charts import BLUE, new_figure, svg_text
@@ -43,6 +44,8 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     Raises UserError if one cannot be read, or is named twice.
     """
     folder = evaluator.config.resume.parent / "compare"
+    _, metric = monitored(evaluator.config.option("trainer", "monitor", "off"))
+    measured = dict.fromkeys(filter(None, ("accuracy", metric)))
     rows, runs, whole, origins = [], {}, {}, {}
     by_threads = {count: {} for count in thread_counts()}
     with tempfile.TemporaryDirectory(prefix="kata-compare-") as temporary:
@@ -62,7 +65,8 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
             if (decide := from_file(own, network)) is not None:
                 whole[name] = decide
             sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
-            results = {"samples": evaluation.samples, "accuracy": evaluation.accuracy}
+            results = {name: evaluation.metrics.get(name) for name in measured}
+            results = {"samples": evaluation.samples} | results
             rows.append({"file": name, "megabytes": file.stat().st_size / 1e6, **sizes, **results})
             rows[-1] |= measure_startup(file, example, metadata.get("runtime"))
         latency, decided = spreads(interleaved(runs)), spreads(interleaved(whole) if whole else {})
@@ -78,11 +82,12 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     folder.mkdir(exist_ok=True)
     write_csv(folder / "compare.csv", list(rows[0]), (row.values() for row in rows))
     write_csv(folder / "latency.csv", LATENCY, table)
-    write_text(folder / "compare.svg", comparison_chart(rows))
+    write_text(folder / "compare.svg", comparison_chart(rows, list(measured)))
     record = {"origin": origins[rows[0]["file"]], "compared": origins}
     write_text(folder / "compare.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     # on its side: 14 columns are too wide for a terminal
-    lines = [[key, *(shown(row[key]) for row in rows)] for key in rows[0]]
+    present = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+    lines = [[key, *(shown(row[key]) for row in rows)] for key in present]
     for count in by_threads:
         cells = [f"{p50:.4g} ({p95:.4g})" for _, n, p50, p95 in table if n == count]
         lines.append([threads_in_words(count), *cells])
@@ -140,9 +145,12 @@ def shown(value: str | float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else value or ""
 
 
-def comparison_chart(rows: list[dict]) -> str:
-    """Return an SVG chart of each file's latency, size and accuracy; `rows` as in compare.csv."""
-    panels = {"p50_ms": "ms, one sample", "megabytes": "MB", "accuracy": "accuracy"}
+def comparison_chart(rows: list[dict], metrics: list[str]) -> str:
+    """Return an SVG chart of each file's latency, size and one of these metrics; `rows` as in
+    compare.csv.
+    """
+    known = [name for name in metrics if any(row[name] is not None for row in rows)]
+    panels = {"p50_ms": "ms, one sample", "megabytes": "MB"} | {name: name for name in known[:1]}
     figure = new_figure(9, 1.2 + 0.45 * len(rows))
     subplots = figure.subplots(1, len(panels), sharey=True)
     for axes, (key, label) in zip(subplots, panels.items(), strict=True):

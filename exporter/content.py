@@ -113,7 +113,7 @@ def describe(exporter: BaseExporter, evaluator: Evaluator, output: Tensors) -> d
     transforms = [str(transform) for transform in getattr(pipeline, "transforms", [])]
     side = getattr(getattr(evaluator.loader, "read", None), "keywords", {}).get("side")
     names, copied = state["classes"], ("arch", "epoch", "input", "inspection", "versions")
-    is_per_class = isinstance(output, Tensor) and output.shape[1:] == (len(names or ()),)
+    is_per_class = isinstance(output, Tensor) and output.shape[1:2] == (len(names or ()),)
     classes = names if is_per_class else None  # an embedding has none
     decision, novelty = None, state.get("novelty")
     if exporter.preprocess == "image" and classes and evaluator.task.classifies:

@@ -53,7 +53,12 @@ def judge(
     """
     mode, metric = "max", "accuracy"
     if before.targets is None:
-        mode, metric = _monitored(monitor, before)
+        mode, metric = monitored(monitor)
+    if mode not in ("max", "min") or metric not in before.metrics:
+        raise UserError(
+            "the network is not a classifier, output (N, classes), so trainer.monitor must say by "
+            'what to compare it: "max val_..." of a metric'
+        )
     old, new, allowed = before.metrics[metric], after.metrics[metric], exporter.max_accuracy_drop
     drop = old - new if mode == "max" else (new - old) / abs(old)
     passed = drop <= allowed + 1e-9
@@ -88,16 +93,10 @@ def judge(
     return Verdict(passed, report | {"passed": passed}, sentence, found)
 
 
-def _monitored(rule: str, evaluation: Evaluation) -> tuple[str, str]:
-    """The rule's ("max" or "min", metric)."""
+def monitored(rule: str) -> tuple[str, str]:
+    """The ("max", metric) or ("min", metric) of such a rule; of "off" ("off", "")."""
     mode, _, name = rule.partition(" ")
-    metric = name.removeprefix("val_")
-    if mode not in ("max", "min") or metric not in evaluation.metrics:
-        raise UserError(
-            "the network is not a classifier, output (N, classes), so trainer.monitor must say by "
-            'what to compare it: "max val_..." of a metric'
-        )
-    return mode, metric
+    return mode, name.removeprefix("val_")
 
 
 def _at_same_overkill(
