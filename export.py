@@ -46,15 +46,14 @@ def main(config, arguments):
     exporter = config.init_obj("exporter")
     evaluator = Evaluator(config, arguments.device, arguments.check, arguments.threads)
     if arguments.compare:
-        compare(evaluator, exporter, arguments.compare)
-        return
+        return compare(evaluator, exporter, arguments.compare)
     export = Export(exporter, evaluator, arguments.output)
     export.write()
     export.prove()
     if arguments.int8:
         export.quantize()
     export.measure()
-    export.finish()
+    return export.finish()
 
 
 if __name__ == "__main__":

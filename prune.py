@@ -28,7 +28,7 @@ def main(config, arguments):
         pruner=config.init_obj("pruner", dotted=config.trust),
         exporter=functools.partial(export_checkpoint, config, arguments.device),
     )
-    trainer.check() if arguments.check else trainer.train()
+    return trainer.check() if arguments.check else trainer.result(trainer.train())
 
 
 if __name__ == "__main__":

@@ -58,15 +58,14 @@ def main(config, arguments):
     if arguments.images:
         heatmap, check = arguments.heatmap, arguments.check
         predict_images(config, arguments.images, device, heatmap, threads, check)
-        return
+        return None
     if arguments.heatmap:
         raise UserError(
             "--heatmap: also pass --images PATH; without it report.html shows heat maps of mistakes"
         )
     test = Test(config, device, arguments.split, threads)
     if arguments.check:
-        test.check()
-        return
+        return test.check()
     threshold = find_threshold(test)
     novelty = find_novelty(test, threshold)
     test.decide()
@@ -79,7 +78,7 @@ def main(config, arguments):
     maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))
     speed = test.measure_speed()
     found = inspection, novelty, maps, speed, arguments.lang or system_language()
-    report_test(test, predictions, samples, metrics, seconds, *found)
+    return report_test(test, predictions, samples, metrics, seconds, *found)
 
 
 if __name__ == "__main__":

@@ -100,13 +100,12 @@ def build_trainer(config, device, new_head=True, **supplied):
 def main(config, arguments):
     trainer = build_trainer(config, arguments.device)
     if arguments.check:
-        trainer.check()
-    elif arguments.profile is not None:
+        return trainer.check()
+    if arguments.profile is not None:
         from trainer.profile import profile
 
-        profile(trainer, arguments.profile)
-    else:
-        trainer.train()
+        return profile(trainer, arguments.profile)
+    return trainer.result(trainer.train())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 import functools
 import inspect
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from utils.engine.engine import map_tensors
 from utils.engine.launch import cores
 from utils.errors import UserError
 
+LEAST_FOLDS = 3  # to train on, to validate, to test
+
 
 class BaseDataLoader(WorkerLoader, ABC):
     """Batches of one subset of some data: write `build_dataset`, or pass a dataset on.
@@ -33,6 +35,8 @@ class BaseDataLoader(WorkerLoader, ABC):
         batch_size: samples in a batch, of all processes of a run together
         shuffle: another order of the training samples in each epoch; follows from (seed, epoch)
         validation_split: training samples to validate with instead: a share (0.1) or a number (100)
+        fold: [number, count], as [0, 5]: the training samples are shared out to so many folds; this
+            one is for testing, the next for validation, the others for training
         num_workers: processes that prepare batches; the result is the same for any number. 0 uses
             the training process; "auto" spare cores if a GPU trains, unless the data is in memory
         collate_fn: function of a list of samples that makes the batch, as the method of that name
@@ -55,6 +59,7 @@ class BaseDataLoader(WorkerLoader, ABC):
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
+        fold: tuple[NonNegativeInt, PositiveInt] | None = None,
         num_workers: NonNegativeInt | Literal["auto"] = 0,
         collate_fn: Callable[[list[Sample]], Batch] | None = None,
         drop_last: bool = False,
@@ -69,11 +74,17 @@ class BaseDataLoader(WorkerLoader, ABC):
             if type(self).build_dataset is BaseDataLoader.build_dataset:
                 name = type(self).__name__
                 raise TypeError(f"{name} must define build_dataset, or pass a dataset on")
+        if fold is not None and (validation_split or not fold[0] < fold[1] >= LEAST_FOLDS):
+            raise UserError(
+                f"data_loader.args.fold: {list(fold)} should be [number, count], at least "
+                f"{LEAST_FOLDS} folds, counted from 0; validation_split should be 0"
+            )
         before = set(vars(self))
-        self.settings: dict[str, int | float | str] = {
+        self.settings: dict[str, int | float | str | Sequence[int] | None] = {
             "batch_size": batch_size,
             "shuffle": shuffle,
             "validation_split": validation_split,
+            "fold": fold,
             "num_workers": num_workers,
             "drop_last": drop_last,
             "seed": seed,
@@ -88,7 +99,7 @@ class BaseDataLoader(WorkerLoader, ABC):
         processes = distributed.world_size()
         if batch_size < processes:
             raise UserError(f"batch_size {batch_size} is too small for {processes} processes")
-        samples = Samples(self._build, subset, training, validation_split, seed)
+        samples = Samples(self._build, subset, training, validation_split, fold, seed)
         super().__init__(
             samples,
             len(range(batch_size)[distributed.rank_slice(batch_size)]),
@@ -126,9 +137,14 @@ class BaseDataLoader(WorkerLoader, ABC):
         return dataset, collate
 
     @property
+    def is_cut(self) -> bool:
+        """Whether the training data is divided: by `validation_split` or `fold`."""
+        return bool(self.settings["validation_split"] or self.settings["fold"])
+
+    @property
     def has_validation(self) -> bool:
-        """Whether there are validation samples: by `validation_split`, or the data's own."""
-        return bool(self.settings["validation_split"])
+        """Whether there are validation samples: cut from the training data, or the data's own."""
+        return self.is_cut
 
     def check(self) -> list[str]:
         """Lines to log before training. Raises UserError if the data cannot be used."""
@@ -166,8 +182,8 @@ class BaseDataLoader(WorkerLoader, ABC):
 
     def _test_dataset(self, own_data: bool) -> Dataset | None:
         """The dataset that the subclass passes on for testing, if it passes any on."""
-        if self._given is None:
-            return None
+        if self._given is None or self.settings["fold"]:
+            return self._given
         names, (args, kwargs) = [*inspect.signature(self.__init__).parameters], self._arguments
         kwargs = dict(zip(names, args, strict=False)) | kwargs
         is_said = own_data and "training" in kwargs

@@ -4,6 +4,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,6 +34,26 @@ from utils.errors import (
 )
 from utils.origin import origin
 from utils.versions import environment, versions
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished training gives to a script of one's own.
+
+    Attributes:
+        run: the run's folder
+        file: its best checkpoint, or the newest if nothing was monitored
+        best: the best value of what was monitored, or None
+        best_epoch: the epoch of it; 0 if nothing was monitored
+        log: what the last epoch logged; empty if there was nothing left to train
+    """
+
+    run: Path
+    file: Path
+    best: float | None
+    best_epoch: int
+    log: dict[str, float]
+
 
 FIXED = ("arch", "optimizer", "lr_scheduler")  # sections that may not change when a run is resumed
 
@@ -247,6 +268,9 @@ class BaseTrainer(ABC):
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config.save_dir, self.config.config, logged)
+        begins_from = None if self.config.continued else self.config.resume
+        parent = begins_from and checkpoint.run_of(begins_from)
+        self.recorder.started(self.config.save_dir, self.config.config, self._about(), parent)
         self._warn_of_ends()
         resumed = self.config.resume if self.config.continued else None
         with self.signals:
@@ -259,6 +283,13 @@ class BaseTrainer(ABC):
         self.after_training()
         self.recorder.end(self.config.save_dir, self.monitor, time.perf_counter() - start_time)
         return log
+
+    def result(self, log: dict[str, float]) -> Result:
+        """What `train`, which returned `log`, has made."""
+        run, monitor = self.config.save_dir, self.monitor
+        file = self.best_file if self.best_file.exists() else None
+        file = file or next(checkpoint.numbered_checkpoints(run), run)
+        return Result(run, file, monitor.best, monitor.best_epoch, log)
 
     def check(self) -> None:
         """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
@@ -448,6 +479,14 @@ class BaseTrainer(ABC):
             "origin": self.origin | {"figures": self.figures()},
             "sessions": self.sessions,
         }
+
+    def _about(self) -> dict:
+        """What run.json says of this run."""
+        made_from = self.origin["made_from"] or {}
+        made_from = {k: v for k, v in made_from.items() if k != "config"} or None
+        counts = {k: v for k, v in self.figures().items() if k.endswith(" on")}
+        record = self.origin | {"made_from": made_from}
+        return {"origin": record, "samples": counts, "sessions": self.sessions}
 
     def figures(self) -> dict[str, Any]:
         """What the record of origin says of the network: plain data."""

@@ -75,6 +75,7 @@ class Samples(Dataset):
     subset: str
     training: bool
     validation_split: int | float
+    fold: Sequence[int] | None  # [number, count]
     seed: int
     collate_fn: Callable[[list[Sample]], Batch] | None = field(default=None, init=False)
     # of each worker, in shared memory: the sample that it loads, -1 for none
@@ -83,7 +84,8 @@ class Samples(Dataset):
     @functools.cached_property
     def whole(self) -> Dataset:
         """What `build_dataset` returned."""
-        subset = "train" if self.subset == "val" and self.validation_split else self.subset
+        is_cut = self.fold or (self.subset == "val" and self.validation_split)
+        subset = "train" if is_cut else self.subset
         # `build` is the loader's method: in a reference cycle with it, its workers end late.
         (dataset, self.collate_fn), self.build = self.build(subset, self.training), None
         return dataset
@@ -104,6 +106,8 @@ class Samples(Dataset):
         count, split = len(self.whole), self.validation_split
         if count == 0:
             raise UserError(f"there are no samples for {self.subset}")
+        if self.fold:
+            return self._of_fold(count, *self.fold)
         if self.subset == "test" or not split:
             return np.arange(count)
         size = split if isinstance(split, int) else round(count * split)
@@ -117,10 +121,28 @@ class Samples(Dataset):
         targets, groups = self.offers.targets, self.offers.groups
         if groups is None:
             return stratified_choice(targets, count, size, self.seed)
-        labels = [""] * count if targets is None else [str(target) for target in targets]
-        files = [(str(index), labels[index], str(groups[index])) for index in range(count)]
-        parts = share_out(files, [1 - size / count, size / count], self.seed, {})
-        return np.flatnonzero([parts[str(index)] for index in range(count)])
+        return np.flatnonzero(self._shared_out([1 - size / count, size / count]))
+
+    def _of_fold(self, count: int, number: int, folds: int) -> np.ndarray:
+        """Of `count` indices those of this subset, if fold `number` is the one that is tested."""
+        fold = self._shared_out([1 / folds] * folds)
+        role = {number: "test", (number + 1) % folds: "val"}
+        chosen = np.flatnonzero([role.get(each, "train") == self.subset for each in fold.tolist()])
+        if len(chosen) == 0:
+            raise UserError(
+                f"data_loader.args.fold: {count} samples in {folds} folds leave none for "
+                f"{self.subset}; a fold needs samples of several groups, if there are any"
+            )
+        return chosen
+
+    def _shared_out(self, shares: list[float]) -> np.ndarray:
+        """The part of each index, by the samples' classes and groups."""
+        targets, groups, count = self.offers.targets, self.offers.groups, len(self.whole)
+        labels = [""] * count if targets is None else _labels(targets)
+        names = [str(index) for index in range(count)]
+        owners = names if groups is None else [str(group) for group in groups]
+        parts = share_out(zip(names, labels, owners, strict=True), shares, self.seed, {})
+        return np.array([parts[name] for name in names])
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -182,6 +204,14 @@ class Samples(Dataset):
 
     def _seed(self, parts: Key) -> tuple[int | str, ...]:
         return self.seed, self.subset, *(parts if parts[2] else parts[:2])
+
+
+def _labels(targets: Sequence) -> list[str]:
+    """What the targets are stratified by: classes, but not the values of a regression."""
+    values = np.asarray(targets)
+    if values.dtype.kind == "f":
+        return [""] * len(values)
+    return [str(value) for value in values.tolist()]
 
 
 def _failure(names: str) -> str:

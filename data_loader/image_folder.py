@@ -57,10 +57,10 @@ class ImagesInFolders:
 
     @property
     def has_validation(self) -> bool:
-        own, cut = "val" in self.folder.subsets, super().has_validation
+        own, cut = "val" in self.folder.subsets, self.settings["validation_split"] > 0
         if own and cut:
             raise UserError("data_loader.args.validation_split must be 0: there is a val part")
-        return own or cut
+        return own or self.is_cut
 
     def _pipeline(self, augment: bool) -> Pipeline:
         transforms = self._transforms.get("train" if augment else "eval", [])
@@ -127,6 +127,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         super().__init__(image_size=image_size, **kwargs)
         # shared with the other subsets' loaders
         seed = self.settings["seed"]
+        if split is not None and self.settings["fold"]:  # the folds are of all images
+            split = (1.0, 0.0, 0.0)
         settings = split, classes, seed, stratify, group
         self.folder = (
             LabelTable(Path(data_dir), labels, *settings)
@@ -182,14 +184,15 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
 
     def trained_on(self) -> str | None:
         """The digest of the training images, if it is known without reading any."""
-        cut = self.settings["validation_split"] > 0
-        return None if cut else self.store.indexed_digest("train", self._reader)
+        return None if self.is_cut else self.store.indexed_digest("train", self._reader)
 
     def check(self) -> list[str]:
         """The report on all subsets. Raises UserError for bad files if on_bad_file is "stop"."""
         present = [s for s in SUBSETS if s == "train" or s in self.folder.subsets]
         self._stop_at_bad_files([self._read(subset) for subset in present])
-        if self.has_validation and "val" not in present:  # cut from the training images
+        if self.settings["fold"]:
+            present = list(SUBSETS)
+        elif self.is_cut:
             present.insert(1, "val")
         contents = {subset: self.for_subset(subset).part() for subset in present}
         return check_images(contents, self.folder.classes)

@@ -17,6 +17,7 @@ from exporter.latency import interleaved, spreads
 from exporter.onnx_file import fingerprint
 from exporter.preprocessing import Decision
 from exporter.proof import SIZES, compare_with_opencv, prove, prove_decisions
+from logger.base_tracker import tell_trackers
 from logger.files import aligned, threads_in_words
 from utils.checkpoint import origin_beside, output_dir, reader_for
 from utils.config.config import ConfigParser
@@ -157,8 +158,8 @@ class Export:
         self.report["latency"] = {"threads": threads, "batch_size": 1, "rounds": rounds}
         self.report["latency"] |= spreads(times)
 
-    def finish(self) -> None:
-        """Show the report, and write it beside the file as export.json.
+    def finish(self) -> dict:
+        """Show the report, and write it beside the file as export.json. Returns its content.
 
         Raises RunError if a file failed.
         """
@@ -173,8 +174,10 @@ class Export:
             write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
             self.logger.info("\n".join(lines))
+            tell_trackers(self.evaluator.config, "export", self._values(), [file, *self.written])
         if self.failures:
             raise RunError("; ".join(self.failures))
+        return self.report
 
     def _unproven(self, path: Path) -> Path:
         return Path(self.work.name) / path.name
@@ -185,6 +188,15 @@ class Export:
             self.failures.append(failure)
         self.written.append(path if passed else path.with_name(f"{path.name}.failed"))
         os.replace(self._unproven(path), self.written[-1])
+
+    def _values(self) -> dict[str, float]:
+        """The report's numbers for trackers: "model.onnx.accuracy"."""
+        found = {f"{file}.bytes": size for file, size in self.report["bytes"].items()}
+        for path in self.written:
+            found[f"{path.name}.p50_ms"] = self.report["latency"][path.name]["p50"]
+        for file, metrics in self.report["metrics"].items():
+            found |= {f"{file}.{name}": value for name, value in metrics.items()}
+        return found
 
     def _table(self) -> list[str]:
         metrics = self.report["metrics"]

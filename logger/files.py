@@ -29,6 +29,16 @@ def inert(cell: object) -> object:
     return cell if is_number else f"'{cell}"
 
 
+def flat(config: dict, prefix: str = "") -> dict[str, object]:
+    """{"optimizer": {"args": {"lr": 0.1}}} -> {"optimizer.args.lr": 0.1}."""
+    values: dict[str, object] = {}
+    for key, value in config.items():
+        if key not in ("$schema", "versions"):
+            name = f"{prefix}{key}"
+            values |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return values
+
+
 def aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines for the screen: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

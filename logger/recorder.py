@@ -1,45 +1,86 @@
 """Brings together everything that records a run."""
 
 import itertools
+import json
 import logging
+import os
 import re
 import textwrap
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
 from base.monitor import Monitor
+from logger.base_tracker import BaseTracker, Trackers
+from logger.files import flat
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
 from utils import checkpoint
-from utils.files import ROOT, shell_command
+from utils.files import ROOT, shell_command, write_text
 
 Log = dict[str, float]  # what an epoch measured
+RUN_FILE = "run.json"  # in the run's folder: what it is, for `logger.shelf`
 COLUMNS = 80  # of a line on the screen
 LAST = ("lr", "seconds", "samples_per_second")  # shown after the rest
 OFFER = re.compile(r"python \S+\.py -r (?=saved/models/<name>/<run>$)")
 
 
 class Recorder:
-    """Shows and records what a run logs: console and info.log, metrics.csv, TensorBoard.
+    """Shows and records what a run logs: console and info.log, metrics.csv, TensorBoard, trackers;
+    and in run.json what it is.
 
     Args:
         log_dir: the run's log folder
         tensorboard: False turns TensorBoard off
         keep: False writes no files at all; for all processes of a run but the main one
+        trackers: further places to record it
     """
 
-    def __init__(self, log_dir: Path, tensorboard: bool = True, keep: bool = True):
-        self.log_dir = log_dir
+    def __init__(
+        self,
+        log_dir: Path,
+        tensorboard: bool = True,
+        keep: bool = True,
+        trackers: Iterable[BaseTracker] = (),
+    ):
+        self.log_dir, self.keep = log_dir, keep
+        self.trackers = Trackers(trackers)
         self.logger = logging.getLogger("trainer")
         self.writer = TensorboardWriter(log_dir, tensorboard and keep)
         self.metrics = MetricsFile(log_dir / "metrics.csv", keep)
         self._training_seconds = 0.0
+        self._about: dict = {}
 
     def begin(self, run: Path, config: dict, logged: list[str]) -> None:
         """A new run starts in the folder `run`; it will log the names in `logged`."""
         self.logger.info(f"run {run}")
-        self.writer.add_hyperparameters(_flat(config), [_tag(name) for name in logged])
+        self.writer.add_hyperparameters(flat(config), [_tag(name) for name in logged])
+
+    def started(self, run: Path, config: dict, about: dict, parent: Path | None) -> None:
+        """A run begins or goes on in the folder `run`.
+
+        Args:
+            run: the run's folder
+            config: the configuration as used
+            about: plain data for run.json
+            parent: the folder of the run whose weights it starts from
+        """
+        path = parent and os.path.relpath(parent, run.absolute()).replace(os.sep, "/")
+        before = read_run_file(run)
+        kept = {"parent": path or before.get("parent"), "began": before.get("began", time.time())}
+        self._about = about | kept
+        self._note(run, "training")
+        if self.keep:
+            self.trackers.begin(run, config, parent)
+
+    def _note(self, run: Path, state: str) -> None:
+        """Write run.json: "training", "stopped" or "finished"."""
+        self._about |= {"state": state, "seconds": self._training_seconds}
+        if self.keep:
+            text = json.dumps(self._about, indent=2, ensure_ascii=False)
+            write_text(run / RUN_FILE, f"{text}\n")
 
     def read_history(self, epoch: int) -> list[Log]:
         """What each epoch up to this one logged, by metrics.csv."""
@@ -49,6 +90,7 @@ class Recorder:
         """A run continues after these epochs and `step` trained batches: drop later records."""
         self.metrics.write(history)
         self.writer.purge_from(step + 1)
+        self._training_seconds = sum(row.get("seconds", 0.0) for row in history)
 
     def epoch(self, epochs: int, history: list[Log], best: bool, model: nn.Module) -> None:
         """An epoch is done, the last in `history`: show it, a row, a point on each curve,
@@ -65,6 +107,8 @@ class Recorder:
                 self.writer.set_step(step, mode)
                 self.writer.add_scalar(tag, value)
         self._training_seconds += log["seconds"]
+        if self.keep:
+            self.trackers.log(log, step)
         self.writer.set_step(step)
         self.writer.add_parameters(model, self._training_seconds)
         self.writer.flush()
@@ -73,11 +117,11 @@ class Recorder:
         """A signal ended the run; its state is saved, and `script` continues it."""
         command = shell_command("python", script, "-r", run)
         self.logger.warning(f"stopped {where}; everything is saved. Continue with:\n  {command}")
-        self.writer.close()
+        self._close(run, "stopped")
 
     def end(self, run: Path, monitor: Monitor, seconds: float) -> None:
         """The run is complete: show its result, where its files are, and what to do next."""
-        self.writer.close()
+        self._close(run, "finished")
         candidates = [run / checkpoint.BEST, *checkpoint.numbered_checkpoints(run), run]
         lines = [""]
         if monitor.best is not None:
@@ -91,6 +135,21 @@ class Recorder:
             command = shell_command("tensorboard", "--logdir", self.log_dir.parent.parent)
             lines.append(f"  {command}")
         self.logger.info("\n".join(lines))
+
+    def _close(self, run: Path, state: str) -> None:
+        self.writer.close()
+        self._note(run, state)
+        if self.keep:
+            self.trackers.end(state)
+
+
+def read_run_file(run: Path) -> dict:
+    """The content of a run's run.json; empty if it has none, as before December 2026."""
+    try:
+        content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def next_commands(run: Path) -> list[str]:
@@ -126,13 +185,3 @@ def _values(log: Log, best: bool, indent: int) -> str:
 def _tag(name: str) -> str:
     """val_accuracy -> accuracy/valid, accuracy -> accuracy/train."""
     return f"{name.removeprefix('val_')}/valid" if name.startswith("val_") else f"{name}/train"
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, object]:
-    """{"optimizer": {"args": {"lr": 0.1}}} -> {"optimizer.args.lr": 0.1}."""
-    flat: dict[str, object] = {}
-    for key, value in config.items():
-        if key not in ("$schema", "versions"):
-            name = f"{prefix}{key}"
-            flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

@@ -49,6 +49,16 @@ def find_threshold(test: Test) -> dict | None:
     predictions, *_ = test.predict(build_eval_loader(test.config, "val"), {}, "validation")
     if not predictions.is_classification:
         raise UserError("inspection: the network is not a classifier")
+    wanted = chosen(test, wanted, predictions)
+    checkpoint.amend(test.config.resume, test.trained, inspection=wanted)
+    return wanted
+
+
+def chosen(test: Test, section: dict, predictions: Predictions) -> dict:
+    """The section "inspection" with the thresholds that these predictions ask for, their rates and
+    the temperature. Raises UserError if none of the samples is of the target class.
+    """
+    wanted = {"max_escape": 0.0} | section
     target = wanted["target"]
     probability, is_target = predictions.for_class(target)
     if not is_target.any():
@@ -68,7 +78,6 @@ def find_threshold(test: Test) -> dict | None:
         wanted["sure_threshold"] = choose_sure(probability, is_target, threshold, false_allowed)
     wanted["validation"] = costs_of(wanted, probability, is_target)
     wanted["temperature"] = find_temperature(predictions.probabilities, predictions.targets)
-    checkpoint.amend(test.config.resume, test.trained, inspection=wanted)
     return wanted
 
 

@@ -30,8 +30,7 @@ from tester.predictions import (
     probability_cells,
     probability_columns,
 )
-from tester.report import test_folder
-from tester.trained import build_engine
+from tester.trained import build_engine, test_folder
 from trainer.build import build_trained_network, trained_state
 from trainer.decisions import class_number, decided
 from trainer.multi_label import MultiLabelTask

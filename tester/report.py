@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from base import BaseTask
+from logger.base_tracker import tell_trackers
 from logger.charts import encode, image_uri, svg_uri, to_pil_image
 from logger.files import file_names, threads_in_words, write_csv
 from logger.metrics_csv import MetricsFile
@@ -30,7 +31,7 @@ from tester.predictions import Predictions, probability_cells, probability_colum
 from tester.samples import Samples
 from tester.trained import Test
 from trainer.decisions import CONFIDENCE
-from utils.checkpoint import log_dir_for, origin_beside, output_dir
+from utils.checkpoint import log_dir_for, origin_beside
 from utils.errors import explained
 from utils.files import named, numbered, write_text
 
@@ -53,8 +54,9 @@ def report_test(
     maps: dict[int, Tensor],
     speed: dict | None,
     language: Language = "en",
-) -> None:
-    """Log a test's result as a table, and write it into the checkpoint's `test_folder`.
+) -> dict:
+    """Log a test's result as a table, and write it into `test.folder`; returns the content of
+    result.json.
 
     Args:
         predictions: of a classifier
@@ -75,7 +77,7 @@ def report_test(
     lines = [f"{checkpoint}"]
     for name, value in report.items():
         lines.append(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
-    folder = test_folder(checkpoint)
+    folder = test.folder
     origin = origin_beside(folder / "result.json", checkpoint, test.trained)
     report = {"checkpoint": checkpoint.name, "origin": origin, **report}
     if speed:
@@ -126,7 +128,7 @@ def report_test(
         template, values = "samples.html", _samples_page(test.task, samples, names)
         values |= {"tables": report["tables"]}
     if template:
-        curves = _curves(checkpoint, test.trained, folder, t)
+        curves = test.run and _curves(test.run, test.trained, folder, t)
         write_html(
             page,
             Path(__file__).with_name(template),
@@ -135,7 +137,7 @@ def report_test(
             display=lambda name: display.get(name, name),
             curves=curves,
             name=config["name"],
-            run=checkpoint.parent.name,
+            run=folder.name if test.run is None else checkpoint.parent.name,
             report=report,
             metrics=metrics,
             names=names,
@@ -145,6 +147,9 @@ def report_test(
         )
     write_text(result, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     logging.getLogger("test").info("\n".join([*lines, *(f"written: {path}" for path in written)]))
+    files = [path for path in written if path.is_file()]
+    tell_trackers(test.config, f"{checkpoint.name}.{test.split}", metrics, files)
+    return report
 
 
 def _classes_page(
@@ -182,9 +187,9 @@ def _classes_page(
     }
 
 
-def _curves(checkpoint: Path, trained: dict, folder: Path, t: Translate) -> str | None:
+def _curves(run: Path, trained: dict, folder: Path, t: Translate) -> str | None:
     """The curves of the run's training, which also become curves.png; None if there are none."""
-    file = log_dir_for(output_dir(checkpoint)) / "metrics.csv"
+    file = log_dir_for(run) / "metrics.csv"
     rows = MetricsFile(file, enabled=False).read() if file.exists() else []
     if len(rows) < 2:
         return None
@@ -221,11 +226,6 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
 
 def _cell(value: object) -> object:
     return f"{value:.7g}" if isinstance(value, float) else value
-
-
-def test_folder(tested: Path) -> Path:
-    """The folder for results about a checkpoint: test/ beside it; test/<name>/ for another file."""
-    return output_dir(tested) / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
 
 
 def shown_positions(predictions: Predictions) -> tuple[list[int], list[int]]:

@@ -2,10 +2,15 @@
 
 import contextlib
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
 
 from base import BaseDataLoader, BaseTask
 from base.base_task import Step
+from base.samples import Batch
 from logger.logger import setup_logging
 from tester.novelty import Novelty, watched
 from tester.predictions import Predictions
@@ -25,6 +30,7 @@ from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
 from utils import checkpoint
+from utils.checkpoint import output_dir
 from utils.config.config import ConfigParser
 from utils.engine.engine import Engine, unwrap
 from utils.errors import UserError, explained
@@ -48,9 +54,9 @@ class Test:
     def __init__(self, config: ConfigParser, device: str | None, split: str, threads: int):
         setup_logging()
         self.config, self.split, self.threads = config, split, threads
-        self.loader, self.trained = build_eval_loader(config, split), trained_state(config)
+        self.loader, self.trained = self.build_loader(), trained_state(config)
         self.engine = build_engine(config, device)
-        self.model = self.engine.prepare(build_trained_network(config, threads))
+        self.model = self.engine.prepare(self.build_network())
         criterion = config.init_obj("loss")
         self.task = build_task(config, self.engine, unwrap(self.model), criterion, self.loader)
         restore_task(self.task, self.trained, config, self.engine)
@@ -61,6 +67,26 @@ class Test:
         network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
         rehearse(network, self._served(self.loader), *settings)
         self.compare_data()
+
+    def build_loader(self) -> BaseDataLoader:
+        return build_eval_loader(self.config, self.split)
+
+    def build_network(self) -> nn.Module:
+        return build_trained_network(self.config, self.threads)
+
+    def batches(self, loader: BaseDataLoader) -> Iterable[Batch]:
+        """The samples of a loader in batches."""
+        return loader
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the tested network's run."""
+        return output_dir(self.config.resume)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go: test/ beside a checkpoint; test/<name>/ for another file."""
+        return test_folder(self.config.resume)
 
     def compare_data(self) -> None:
         """Say so if the training data, where it is at hand, is no longer what it was."""
@@ -102,7 +128,7 @@ class Test:
             predictions.add(step)
             samples.add(step)
 
-        batches = progress(served, title)
+        batches = progress(self.batches(served), title)
         with watched(unwrap(self.model), novelty) as distances:
             values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
         predictions.add_distances(distances)
@@ -139,6 +165,11 @@ class Test:
         """How fast the network answers, if it can measure that itself."""
         measure = getattr(self.model, "measure_speed", None)
         return measure and measure(self.engine.device, self.threads)
+
+
+def test_folder(tested: Path) -> Path:
+    """The folder for results about a checkpoint: test/ beside it; test/<name>/ for another file."""
+    return output_dir(tested) / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
 
 
 def build_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:

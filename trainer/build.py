@@ -46,7 +46,8 @@ def start(config: ConfigParser, device: str | None) -> tuple[Engine, Any]:
     else:
         logging.disable(logging.CRITICAL)  # rank zero logs
     seed_and_warn(engine, config)
-    return engine, Recorder(log_dir, settings.get("tensorboard", True), keep=is_main)
+    trackers = (config.init_obj("trackers") or {}).values() if is_main else ()
+    return engine, Recorder(log_dir, settings.get("tensorboard", True), is_main, trackers)
 
 
 def create_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:

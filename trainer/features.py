@@ -34,7 +34,7 @@ class FeatureDataLoader(BaseDataLoader):
 
     def __init__(self, original: BaseDataLoader, features: Tensor, targets: Tensor):
         self.stored, self.files = (features, targets), original.paths
-        settings = original.settings | {"validation_split": 0, "num_workers": 0}
+        settings = original.settings | {"validation_split": 0, "fold": None, "num_workers": 0}
         super().__init__(**settings, subset=original.subset)
         self.sampler.order = original.sampler.order
         self.classes, self.input, self.example = original.classes, original.input, original.example

@@ -77,15 +77,21 @@ def reader_for(path: Path) -> FileFormat | None:
     return None
 
 
-def new_run_dir(root: Path, name: str, run_id: str | None = None) -> Path:
-    """Make root/models/<name>/<run_id>, by default <mmdd_HHMMSS>; a second such one gets -2."""
-    parent = Path(root) / "models" / name
+def new_run_dir(root: Path, name: str, run_id: str | None = None, kind: str = "models") -> Path:
+    """Make root/<kind>/<name>/<run_id>, by default <mmdd_HHMMSS>; a second such one gets -2."""
+    parent = Path(root) / kind / name
     parent.mkdir(parents=True, exist_ok=True)
     for folder in numbered(parent / (run_id or datetime.datetime.now().strftime("%m%d_%H%M%S"))):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             break
     return folder
+
+
+def run_of(file: Path) -> Path:
+    """The folder of the run that a checkpoint or an exported file belongs to."""
+    places = file.absolute().parents[:3]
+    return next((place for place in places if (place / "config.json").exists()), places[0])
 
 
 def log_dir_for(run: Path) -> Path:

@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.config.config import RUN, ConfigParser
 from utils.config.resolve import (
@@ -28,8 +29,20 @@ from utils.engine import launch
 from utils.errors import Interrupted, RunError, UserError, first_line, is_out_of_memory
 from utils.screen import leave_screen, open_screen
 
-Main = Callable[[ConfigParser, argparse.Namespace], None]
-Command = Callable[[list[str] | None], int]
+
+class ExitCode(int):
+    """What a script's main() returns: 0 for success.
+
+    Attributes:
+        result: what the script found or made, see its main(); None if it failed, or if several
+            processes trained
+    """
+
+    result: Any = None
+
+
+Main = Callable[[ConfigParser, argparse.Namespace], Any]
+Command = Callable[[list[str] | None], ExitCode]
 
 
 def command(
@@ -39,7 +52,8 @@ def command(
     prepare: Callable[[argparse.Namespace], bool | None] = lambda arguments: None,
     **traits: object,
 ) -> Callable[[Main], Command]:
-    """Makes of `main(config, arguments)` a command: `main(argv=None)` returns the exit code.
+    """Makes of `main(config, arguments)` a command: `main(argv=None)` returns an `ExitCode`, whose
+    `result` is what the function returned.
 
     A script that trains does so on several devices if they are asked for: the command starts a
     process for each, which calls `main` again. Other scripts run in one process.
@@ -54,8 +68,7 @@ def command(
     script = Script(**traits)
 
     def decorate(function: Main) -> Command:
-        @functools.wraps(function)
-        def main(argv: list[str] | None = None) -> int:
+        def call(argv: list[str] | None) -> tuple[int, Any]:
             open_screen()
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
@@ -68,15 +81,15 @@ def command(
             try:
                 if arguments.info:
                     print(describe_resumed(arguments, script))
-                    return 0
+                    return 0, None
                 if prepare(arguments):
-                    return 0
+                    return 0, None
                 if script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
                 if launch.dist_info().rank == 0:
                     config = read()
                     with _memory_explained(functools.partial(less_memory, config)):
-                        function(config, arguments)
+                        return 0, function(config, arguments)
             except (UserError, RunError, OSError, RecursionError) as error:
                 if arguments.verbose:
                     traceback.print_exc()
@@ -85,22 +98,33 @@ def command(
                     with contextlib.suppress(OSError):  # the screen is gone
                         print(message, file=sys.stderr, flush=True)
                 is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-                return 1 if is_full or isinstance(error, RunError) else 2
+                return 1 if is_full or isinstance(error, RunError) else 2, None
             except Interrupted as stop:
-                return 128 + stop.signum
+                return 128 + stop.signum, None
             except KeyboardInterrupt:
-                return 130
+                return 130, None
             finally:
                 leave_screen()
-            return 0
+            return 0, None
+
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None) -> ExitCode:
+            code, result = call(argv)
+            exit_code = ExitCode(code)
+            exit_code.result = result
+            return exit_code
 
         return main
 
     return decorate
 
 
-def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable) -> int:
-    """Run a script that trains; `read(trial_dir)` gives its configuration."""
+def _run(
+    function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable
+) -> tuple[int, Any]:
+    """Run a script that trains; `read(trial_dir)` gives its configuration. Returns the exit code
+    and the function's result.
+    """
     with contextlib.ExitStack() as stack:
         if launch.dist_info().world_size > 1:  # torchrun, SLURM or `launch.start` started others
             from utils.engine import distributed
@@ -114,7 +138,8 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         config.command = shlex.join(["python", Path(inspect.getfile(function)).name, *argv])
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
-            return launch.start(count, inspect.getfile(function), argv, arguments.max_restarts)
+            file = inspect.getfile(function)
+            return launch.start(count, file, argv, arguments.max_restarts), None
         from utils import lock
         from utils.engine.signals import cleaned_up
 
@@ -122,11 +147,10 @@ def _run(function: Main, argv: list[str], arguments: argparse.Namespace, read: C
         stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
             with _memory_explained(functools.partial(less_memory, config)):
-                function(config, arguments)
+                return 0, function(config, arguments)
         except BaseException:
             config.remove_empty_run()
             raise
-    return 0
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ class ConfigParser:
         if module is not None:
             return self.init_ftn(section, module, *args, **supplied)()
         value = self.config.get(section)
-        if section == "metrics":
+        if self.sources[section].listed:
             return {metric_name(spec): self._build(section, spec, supplied) for spec in value or []}
         return None if value is None else self._build(section, value, supplied)
 
@@ -214,7 +214,7 @@ class ConfigParser:
             return
         folders = self.save_dir, self.log_dir
         files = {path.name for folder in folders for path in folder.rglob("*") if path.is_file()}
-        if files <= {"config.json", "info.log", lock.NAME}:
+        if files <= {"config.json", "run.json", "info.log", lock.NAME}:
             # this closes info.log: Windows removes no open file
             logging.basicConfig(force=True, handlers=[logging.NullHandler()])
             for folder in folders:

@@ -107,7 +107,8 @@ def override(config: dict, assignment: str) -> None:
     except (ValueError, RecursionError):
         value = text
     keys = path.split(".")
-    if path in sources_of(config) and path != "metrics" and isinstance(value, str):
+    source = sources_of(config).get(path)
+    if source is not None and not source.listed and isinstance(value, str):
         keys.append("type")
     assign(config, keys, value)
 

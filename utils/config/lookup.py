@@ -49,6 +49,7 @@ class Source:
             annotated to return `kind` still builds it
         default: the type if the section names none; its arguments then stand beside "type"
         inner: True if the section occurs only in other sections' arguments
+        listed: True if the section is a list
         dotted: dotted paths that may be named beside what folders and libraries hold
     """
 
@@ -65,6 +66,7 @@ class Source:
     functional: bool = False
     default: str | None = None
     inner: bool = False
+    listed: bool = False
     dotted: Container[str] = ()
 
     def split(self, spec: Any) -> tuple[str, dict]:

@@ -37,8 +37,8 @@ def build_schema() -> dict:
     }
     for section, source in SOURCES.items():
         if not source.inner:
-            properties[section] = _flat_spec(source) if source.default else _spec(source)
-    properties["metrics"] = {"type": "array", "items": properties["metrics"]}
+            spec = _flat_spec(source) if source.default else _spec(source)
+            properties[section] = {"type": "array", "items": spec} if source.listed else spec
     for section in LOADERS[1:]:
         properties[section] = {"$ref": "#/properties/data_loader"}
     version = ".".join(torch.__version__.split(".")[:2])

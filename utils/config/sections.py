@@ -35,7 +35,8 @@ SOURCES = {
                    "[Ll]oss|[Ee]ntropy|kl_div", offered=("weight",), functional=True),
     "metrics": Source("torchmetrics.Metric", ("model/metric.py",), (),
                       ("torchmetrics", "torchmetrics.classification"),
-                      offered=("num_classes",), keys={"name": str}, functional=True),
+                      offered=("num_classes",), keys={"name": str}, functional=True,
+                      listed=True),
     "data_loader": LOADER,
     "valid_data_loader": LOADER,
     "test_data_loader": LOADER,
@@ -53,6 +54,8 @@ SOURCES = {
                            nested={"schedulers": "lr_scheduler"}),
     "task": Source("base.BaseTask", ("trainer",), functions=False,
                    given=("criterion", "load_network")),
+    "trackers": Source("logger.base_tracker.BaseTracker", ("logger",), functions=False,
+                       listed=True),
     "trainer": Source("base.BaseTrainer", ("trainer",), given=PARTS, default="Trainer",
                       nested={"batch_transforms": "transforms"}, functions=False),
 }  # fmt: skip

@@ -33,8 +33,8 @@ def find_errors(config: dict, dotted: Container[str] = ()) -> list[str]:
     for section, value in config.items():
         if section in PLAIN:
             errors += find_type_errors(section, value, PLAIN[section])
-        elif section == "metrics":
-            errors += _check_metrics(sources["metrics"], value)
+        elif section in sources and sources[section].listed:
+            errors += _check_list(sources[section], section, value)
         elif section in sources and sources[section].inner:
             errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
         elif section in sources:
@@ -134,19 +134,21 @@ def _check_nested(outer: Source, section: str, path: str, value: object) -> list
     return errors
 
 
-def _check_metrics(source: Source, specs: object) -> list[str]:
+def _check_list(source: Source, section: str, specs: object) -> list[str]:
     if not isinstance(specs, list):
-        return ['metrics: should be a list, for example ["accuracy"]']
+        return [f'{section}: should be a list, for example ["{source.example()}"]']
     errors = []
     for index, spec in enumerate(specs):
-        errors += _check_spec(source, f"metrics.{index}", spec)
+        errors += _check_spec(source, f"{section}.{index}", spec)
     if errors:
         return errors
     for name, count in collections.Counter(map(metric_name, specs)).items():
         if name in RESERVED or name.startswith("val_"):
-            errors.append(f'metrics: "{name}" is a reserved name; give a "name" beside "type"')
+            errors.append(f'{section}: "{name}" is a reserved name; give a "name" beside "type"')
         if count > 1:
-            errors.append(f'metrics: several are called "{name}"; give each a "name" beside "type"')
+            text = f'{section}: several are called "{name}"'
+            named = '; give each a "name" beside "type"' if "name" in source.keys else ""
+            errors.append(text + named)
     return errors
 
 

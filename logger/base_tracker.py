@@ -1,0 +1,95 @@
+"""Other places where runs are recorded, beside info.log, metrics.csv and TensorBoard."""
+
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from utils import checkpoint
+from utils.config.config import ConfigParser
+
+Values = dict[str, float]
+
+
+class BaseTracker(ABC):
+    """Another place where a run is recorded: write `begin` and `log`.
+
+    A method may raise anything: the run goes on without this tracker, and says so once. Only a
+    run's main process has trackers.
+    """
+
+    @abstractmethod
+    def begin(self, run: Path, config: dict, parent: Path | None) -> None:
+        """A run begins, or goes on, in the folder `run`; `parent` is the folder of the run whose
+        weights it starts from.
+        """
+
+    @abstractmethod
+    def log(self, values: Values, step: int) -> None:
+        """What an epoch measured; `step` counts the batches that were trained."""
+
+    def end(self, state: str) -> None:
+        """The run is "finished" or "stopped"."""
+
+    def result(self, run: Path, name: str, values: Values, files: list[Path]) -> None:
+        """A script has used the network of `run`: its name, what it measured and wrote. Called
+        without `begin`.
+        """
+
+
+class Trackers(BaseTracker):
+    """All trackers of a run as one."""
+
+    def __init__(self, trackers: Iterable[BaseTracker] = ()):
+        self.trackers = [*trackers]
+
+    def begin(self, run: Path, config: dict, parent: Path | None) -> None:
+        self._tell("begin", run, config, parent)
+
+    def log(self, values: Values, step: int) -> None:
+        self._tell("log", values, step)
+
+    def end(self, state: str) -> None:
+        self._tell("end", state)
+
+    def result(self, run: Path, name: str, values: Values, files: list[Path]) -> None:
+        self._tell("result", run, name, values, files)
+
+    def _tell(self, method: str, *values: object) -> None:
+        for tracker in _watching:
+            getattr(tracker, method)(*values)
+        for tracker in [*self.trackers]:
+            try:
+                getattr(tracker, method)(*values)
+            except Exception as error:  # whatever a server or its library does
+                self.trackers.remove(tracker)
+                name, reason = type(tracker).__name__, str(error).partition("\n")[0]
+                text = f"trackers: {name} failed, and is not used any more: {reason[:200]}"
+                logging.getLogger("trainer").warning(text)
+
+
+def tell_trackers(config: ConfigParser, name: str, values: Values, files: list[Path]) -> None:
+    """Tell the trackers of a run, whose checkpoint or file `config.resume` is, what a script found.
+
+    Args:
+        config: of the run
+        name: of what was done, "test"
+        values: what was measured
+        files: what was written
+    """
+    trackers = Trackers((config.init_obj("trackers") or {}).values())
+    trackers.result(checkpoint.run_of(config.resume), name, values, files)
+
+
+_watching: list[BaseTracker] = []
+
+
+@contextlib.contextmanager
+def watching(tracker: BaseTracker) -> Iterator[None]:
+    """Runs of this process report to `tracker`, too. What it raises ends them."""
+    _watching.append(tracker)
+    try:
+        yield
+    finally:
+        _watching.remove(tracker)

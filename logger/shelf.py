@@ -1,0 +1,344 @@
+"""A page of all runs:  python -m logger.shelf
+
+Writes saved/index.html, which needs no server, and saved/index.csv. A row is a run or a family of
+runs (folds, a search): its state, data, figures with the number of samples they rest on, what its
+configuration changed, what it was made from and what was made from it.
+
+--text             shows the table here, too
+--compare A B      a page that sets two runs side by side: configuration, curves, classes
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from logger.files import aligned, flat, write_csv
+from logger.metrics_csv import MetricsFile
+from logger.page import write_html
+from logger.recorder import read_run_file
+from utils import lock
+from utils.checkpoint import BEST, log_dir_for
+from utils.errors import UserError
+from utils.files import printable
+from utils.screen import leave_screen, open_screen
+
+FAMILIES = {"folds": "folds", "search": "search"}  # folder in saved/ -> what its families are
+COLUMNS = ("name", "run", "kind", "date", "state", "epochs", "data", "samples", "validation",
+           "test", "escaped", "minutes", "MB", "ms", "changed", "from")  # fmt: skip
+IGNORED = ("name", "trainer.save_dir", "trainer.tensorboard", "trainer.verbosity")  # no difference
+CURVE = 120, 30  # pixels of the small curve
+
+
+@dataclass
+class Run:
+    """What is known of a run, from the files in its folders; none of them need be there.
+
+    Attributes:
+        folder: saved/models/<name>/<run>
+        config: as used
+        about: from run.json
+        history: the rows of metrics.csv
+        test: from test/result.json
+        export: from export.json
+        family: the folder of its family; None for a run of its own
+        children: ids of the runs that start from its weights
+    """
+
+    folder: Path
+    config: dict
+    about: dict
+    history: list[dict]
+    test: dict
+    export: dict
+    family: Path | None = None
+    children: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path, family: Path | None = None) -> "Run":
+        """Raises nothing: a damaged file counts as missing."""
+        history = MetricsFile(log_dir_for(folder) / "metrics.csv", enabled=False).read()
+        files = (folder / "config.json", folder / "test" / "result.json", folder / "export.json")
+        config, test, export = map(_read_json, files)
+        return cls(folder, config, read_run_file(folder), history, test, export, family)
+
+    @property
+    def id(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def kind(self) -> str:
+        """ "trained", "fine-tuned", "pruned", or what its family is."""
+        if "pruner" in self.config and self.about.get("parent"):
+            return "pruned"
+        return "fine-tuned" if self.about.get("parent") else "trained"
+
+    @property
+    def began(self) -> datetime.datetime:
+        """When it began; before December 2026 only the file system knows."""
+        began = self.about.get("began")
+        known = began if isinstance(began, int | float) else _time(self.folder / "config.json")
+        return datetime.datetime.fromtimestamp(known)
+
+    @property
+    def state(self) -> str:
+        """ "finished", "stopped", "training", or "broken off" if nothing trains it any more."""
+        state = self.about.get("state")
+        if state is None:  # before December 2026
+            return "finished" if len(self.history) >= self._epochs else "unfinished"
+        if state == "training" and lock.is_free(self.folder):
+            return "broken off"
+        return state
+
+    @property
+    def _epochs(self) -> int:
+        trainer = self.config.get("trainer")
+        epochs = trainer.get("epochs") if isinstance(trainer, dict) else None
+        return epochs if isinstance(epochs, int) else len(self.history)
+
+    @property
+    def best(self) -> tuple[str, float] | None:
+        """What is monitored, and its best value."""
+        trainer = self.config.get("trainer")
+        rule = trainer.get("monitor") if isinstance(trainer, dict) else None
+        mode, _, name = str(rule or "min val_loss").partition(" ")
+        if mode not in ("min", "max"):
+            mode, name = "min", "val_loss"
+        values = [v for row in self.history if isinstance(v := row.get(name), int | float)]
+        return (name, min(values) if mode == "min" else max(values)) if values else None
+
+    @property
+    def curve(self) -> list[float]:
+        """The values of what is monitored, epoch by epoch."""
+        name = self.best[0] if self.best else ""
+        return [v for row in self.history if isinstance(v := row.get(name), int | float)]
+
+    def row(self) -> dict[str, str | float]:
+        """The cells of the table, by COLUMNS; "" for what is unknown."""
+        cells: dict[str, str | float] = dict.fromkeys(COLUMNS, "")
+        cells |= {"name": str(self.config.get("name", self.folder.parent.name)), "kind": self.kind}
+        cells |= {"run": self.folder.name, "date": f"{self.began:%Y-%m-%d %H:%M}"}
+        cells |= {"state": self.state, "epochs": f"{len(self.history)}/{self._epochs}"}
+        record, samples = self.about.get("origin") or {}, self.about.get("samples") or {}
+        cells["data"] = str(record.get("data") or "")[:8]
+        cells["samples"] = " + ".join(f"{count:,}" for count in samples.values())
+        if self.best:
+            count = samples.get("validated on")
+            cells["validation"] = _figure(*self.best, count)
+        if self.test:
+            name = self.best[0].removeprefix("val_") if self.best else "loss"
+            name = name if name in self.test else "loss"
+            if isinstance(value := self.test.get(name), int | float):
+                cells["test"] = _figure(name, value, self.test.get("n"))
+        found = (self.test.get("inspection") or {}).get("at_threshold") or {}
+        if found:
+            cells["escaped"] = f"{found.get('missed')} of {found.get('targets')}"
+        if self.history:
+            seconds = sum(row.get("seconds", 0.0) for row in self.history)
+            cells["minutes"] = round(seconds / 60, 1)
+        best = self.folder / BEST
+        sizes = self.export.get("bytes") or {}
+        size = next(iter(sizes.values()), None) or (best.stat().st_size if best.exists() else None)
+        if size:
+            cells["MB"] = round(size / 1e6, 2)
+        latency = [v.get("p50") for v in (self.export.get("latency") or {}).values()
+                   if isinstance(v, dict)]  # fmt: skip
+        if latency:
+            cells["ms"] = round(min(latency), 2)
+        if parent := self.about.get("parent"):
+            cells["from"] = "/".join(Path(str(parent)).parts[-2:])
+            place = (self.folder / str(parent)).resolve()
+            cells["from"] = f"{place.parent.name}/{place.name}"
+        return cells
+
+
+def main(argv: list[str] | None = None) -> int:
+    open_screen()
+    parser = argparse.ArgumentParser(prog="python -m logger.shelf", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("root", metavar="FOLDER", nargs="?", type=Path, default=Path("saved"),
+        help="where the runs are (saved)")  # fmt: skip
+    add("--text", action="store_true", help="show the table on the screen, too")
+    add("--compare", nargs=2, metavar=("A", "B"), type=Path, help="the folders of two runs")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.compare:
+            path = compare(*arguments.compare, arguments.root)
+        else:
+            path = write_shelf(arguments.root, arguments.text)
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {path}")
+    leave_screen()
+    return 0
+
+
+def find_runs(root: Path) -> Iterator[Run]:
+    """All runs in a folder like saved/, those of families too, the newest first."""
+    places = [(folder, None) for folder in root.glob("models/*/*")]
+    for kind in FAMILIES:
+        for family in root.glob(f"{kind}/*/*"):
+            places += [(folder, family) for folder in family.glob("models/*/*")]
+    found = [Run.read(*place) for place in places if (place[0] / "config.json").exists()]
+    yield from sorted(found, key=lambda run: (run.began, run.id), reverse=True)
+
+
+def write_shelf(root: Path, as_text: bool = False) -> Path:
+    """Write index.html and index.csv; returns the page's path. Raises UserError without runs."""
+    runs = [*find_runs(root)]
+    if not runs:
+        raise UserError(f"{root} holds no runs: train one first, or name the folder that does")
+    by_folder = {run.folder.resolve(): run for run in runs}
+    for run in runs:
+        parent = run.about.get("parent")
+        if parent and (made := by_folder.get((run.folder / str(parent)).resolve())):
+            made.children.append(run.id)
+    own = [run for run in runs if run.family is None]
+    rows = []
+    for position, run in enumerate(own):
+        before = next((o for o in own[position + 1 :] if o.config.get("name") ==
+                       run.config.get("name")), None)  # fmt: skip
+        before = before or by_folder.get((run.folder / str(run.about.get("parent"))).resolve())
+        changed = difference(before.config, run.config) if before else {}
+        row = run.row() | {"changed": ", ".join(f"{k} {new}" for k, (_, new) in changed.items())}
+        rows.append((row, run, changed))
+    families = [*_families(root, runs)]
+    table = [row for row, _, _ in rows] + [row for row, _ in families]
+    known = [column for column in COLUMNS if any(row[column] != "" for row in table)]
+    write_csv(root / "index.csv", list(COLUMNS), (row.values() for row in table))
+    if as_text:
+        shown = ("name", "run", "state", "validation", "test")
+        print("\n".join(aligned([list(shown), *([str(row[c]) for c in shown] for row in table)])))
+    write_html(
+        root / "index.html",
+        Path(__file__).with_name("shelf.html"),
+        name="Runs",
+        run=str(root.resolve().name),
+        columns=known,
+        rows=[(row, run, changed, _link(root, run), _polyline(run)) for row, run, changed in rows],
+        families=families,
+        curve=CURVE,
+    )
+    return root / "index.html"
+
+
+def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, str | None]]:
+    """A row for each family, and the path of its report."""
+    for kind, name in FAMILIES.items():
+        for file in sorted(root.glob(f"{kind}/*/*/family.json"), reverse=True):
+            about, folder = _read_json(file), file.parent
+            members = [run for run in runs if run.family == folder]
+            row: dict[str, str | float] = dict.fromkeys(COLUMNS, "")
+            row |= {"name": folder.parent.name, "run": folder.name, "kind": name}
+            date = datetime.datetime.fromtimestamp(_time(file))
+            row |= {"date": f"{date:%Y-%m-%d %H:%M}", "state": about.get("state", "unfinished")}
+            row["epochs"] = f"{about.get('done', len(members))}/{about.get('members', '?')} runs"
+            row |= {key: about[key] for key in ("validation", "test", "escaped", "samples")
+                    if key in about}  # fmt: skip
+            row["minutes"] = round(sum(float(m.row()["minutes"] or 0) for m in members), 1)
+            report = folder / "report.html"
+            yield row, report.relative_to(root).as_posix() if report.exists() else None
+
+
+def compare(first: Path, second: Path, root: Path) -> Path:
+    """Write compare.html about two runs into `root`; returns its path. Raises UserError."""
+    from logger.charts import BLUE, RED, new_figure, svg_uri
+
+    for folder in (first, second):
+        if not (folder / "config.json").exists():
+            raise UserError(f"--compare {folder}: pass the folder of a run, saved/models/NAME/RUN")
+    pair = Run.read(first), Run.read(second)
+    names = [n for n in pair[0].history[-1] if n in pair[1].history[-1] and "val_" in n] \
+        if all(run.history for run in pair) else []  # fmt: skip
+    figure = new_figure(10, 2.6 * max(1, -(-len(names) // 3)))
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(-(-len(names) // 3), 3, place)
+        for run, color in zip(pair, (BLUE, RED), strict=True):
+            points = [(row["epoch"], row[name]) for row in run.history if name in row]
+            axes.plot(*zip(*points, strict=True), color=color, label=run.id)
+        axes.set_title(name, fontsize=10)
+    if names:
+        figure.axes[0].legend(fontsize=7)
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "compare.html"
+    write_html(
+        path,
+        Path(__file__).with_name("comparison.html"),
+        name=pair[0].id,
+        run=f"and {pair[1].id}",
+        pair=pair,
+        rows=[run.row() for run in pair],
+        columns=COLUMNS,
+        changed=difference(pair[0].config, pair[1].config),
+        curves=svg_uri(figure) if names else None,
+        classes=_per_class(*pair),
+    )
+    return path
+
+
+def difference(before: dict, now: dict) -> dict[str, tuple[str, str]]:
+    """key -> (value before, value now) where two configurations differ; "–" for none."""
+    old, new = flat(before), flat(now)
+    keys = [key for key in {**old, **new} if key not in IGNORED and old.get(key) != new.get(key)]
+    return {key: (_short(old.get(key, "–")), _short(new.get(key, "–"))) for key in keys}
+
+
+def _per_class(first: Run, second: Run) -> list[tuple[str, list[float], list[float]]]:
+    """Class, and (recall, precision) of both, for the classes that both were tested on."""
+    one, two = (run.test.get("per_class") or {} for run in (first, second))
+    keys = ("recall", "precision", "support")
+    return [
+        (name, [one[name][key] for key in keys], [two[name][key] for key in keys])
+        for name in one
+        if name in two
+    ]
+
+
+def _figure(name: str, value: float, count: object) -> str:
+    return f"{name.removeprefix('val_')} {value:.4g}" + (
+        f" (n {count:,})" if isinstance(count, int) else ""
+    )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return printable(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _polyline(run: Run) -> str:
+    """The points of the small curve, for an SVG of the size CURVE."""
+    values, (width, height) = run.curve, CURVE
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    scale = (height - 4) / ((high - low) or 1)
+    step = width / (len(values) - 1)
+    return " ".join(
+        f"{n * step:.1f},{height - 2 - (value - low) * scale:.1f}" for n, value in enumerate(values)
+    )
+
+
+def _link(root: Path, run: Run) -> str | None:
+    report = run.folder / "test" / "report.html"
+    return report.relative_to(root).as_posix() if report.exists() else None
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _time(file: Path) -> float:
+    return file.stat().st_mtime if file.exists() else 0.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
