@@ -48,7 +48,7 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     measured = dict.fromkeys(filter(None, ("accuracy", metric)))
     rows, runs, whole, origins = [], {}, {}, {}
     by_threads = {count: {} for count in thread_counts()}
-    with tempfile.TemporaryDirectory(prefix="kata-compare-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
         for number, (name, path) in enumerate(short_names(paths).items()):
             own = evaluator.for_run(Path(path))
             file, metadata, network = own.config.resume, own.state, own.network

@@ -53,7 +53,7 @@ def quantize_static(
     # the strides must all have one size
     stride = next(n for n in range(min(STRIDE, len(samples)), 0, -1) if len(samples) % n == 0)
     options = {"OpTypesToExcludeOutputQuantization": ["Gemm"], "CalibStridedMinMax": stride}
-    with tempfile.TemporaryDirectory(prefix="kata-int8-") as folder:
+    with tempfile.TemporaryDirectory(prefix="int8-") as folder:
         prepared = Path(folder) / "prepared.onnx"
         # onnx infers the shapes that are needed; symbolic inference fails on some networks
         quant_pre_process(source, prepared, skip_symbolic_shape=True)

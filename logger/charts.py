@@ -64,7 +64,7 @@ def svg_text(figure: "Figure") -> str:
 
     file = io.StringIO()
     # Text stays text: the reader's fonts have characters (Japanese, say) that matplotlib's lacks.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "kata"}), warnings.catch_warnings():
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

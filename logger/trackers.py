@@ -13,7 +13,7 @@ from logger.files import flat
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-IDENTITY = "kata.run"  # the tag by which a run's folder is found again
+IDENTITY = "run.folder"  # the tag by which a run's folder is found again
 STATES = {"finished": "FINISHED", "stopped": "KILLED"}
 LONGEST = 500  # characters of a parameter
 UNWELCOME = re.compile(r"[^\w./: -]")  # in MLflow's names
@@ -28,7 +28,7 @@ class MlflowTracker(BaseTracker):
         experiment: the name under which runs are kept
     """
 
-    def __init__(self, uri: str, experiment: str = "Kata"):
+    def __init__(self, uri: str, experiment: str = "Default"):
         self.uri, self.experiment = uri, experiment
         self._opened: MlflowClient | None = None
         self._id = ""

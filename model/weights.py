@@ -70,7 +70,7 @@ def load_weights(
     weights: dict[str, Tensor],
     origin: str,
     new_head: bool,
-    rows: list[int] | None = None,
+    rows: list[int | None] | None = None,
 ) -> list[str]:
     """Load `weights` into the network; with `new_head`, a head that does not fit starts fresh.
 
@@ -79,7 +79,8 @@ def load_weights(
     `origin`, if anything else does not fit; some weights may be loaded by then.
 
     Args:
-        rows: for each output, the row that it takes of the heads in `weights`; None for its own
+        rows: for each output, the row that it takes of the heads in `weights`, or None to start
+            fresh; without rows all are taken as they are
     """
     network, weights = unwrap(model), copy.copy(weights)
     own = network.state_dict()
@@ -91,8 +92,14 @@ def load_weights(
         if len(shape) == 4 and shape[1] == 1 and weights[name].shape == (shape[0], 3, *shape[2:]):
             weights[name] = weights[name].sum(dim=1, keepdim=True)  # for grey images
     heads = tuple(f"{name}." for name in find_heads(network))
-    if rows is not None:
-        weights.update({n: tensor[rows] for n, tensor in weights.items() if n.startswith(heads)})
+    for name in own.keys() & weights.keys() if rows is not None else ():
+        fitting = own[name].shape[1:] == weights[name].shape[1:] and len(own[name]) == len(rows)
+        if name.startswith(heads) and fitting:
+            kept = [place for place, row in enumerate(rows) if row is not None]
+            taken = weights[name][[row for row in rows if row is not None]]
+            weights[name] = (
+                own[name].clone().index_copy_(0, torch.tensor(kept), taken.to(own[name]))
+            )
     fresh = _keep_heads(weights, own, heads[0]) if new_head and heads else []
     load_into(network, weights, origin)
     return fresh

@@ -29,3 +29,6 @@ class PruningTarget(TypedDict, total=False):
     max_escape_drop: Share
     threads: PositiveInt
     batch_size: PositiveInt
+
+
+PAGES = ("pruning.md",)  # in docs/, about this folder

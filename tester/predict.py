@@ -72,7 +72,7 @@ def predict_images(
         )
     read, prepare = preparation(config, state["input"])
     takes_images = getattr(unwrap(model), "takes_images", False)
-    temporary = tempfile.TemporaryDirectory(prefix="kata-check-") if check else None
+    temporary = tempfile.TemporaryDirectory(prefix="check-") if check else None
     folder = Path(temporary.name) if temporary else test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
     rows, unreadable, classes, inspection = [], [], [], state.get("inspection")

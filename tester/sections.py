@@ -18,3 +18,4 @@ PLAIN = {
     "heatmap": HeatMap,
     "shown_names": dict[str, str],  # what classes are called in the page: {"NG": "scratched"}
 }
+PAGES = ("testing.md",)  # in docs/, about this folder

@@ -41,15 +41,15 @@ def check_agreement(origin: str, state: dict, loader: BaseDataLoader) -> list[st
     return notes
 
 
-def rows_by_name(known: list[str] | None, present: list[str] | None) -> list[int] | None:
-    """The outputs of a network for `known` classes, in the order of `present`; None if they are
-    not the same classes, or in the same order already.
+def rows_by_name(known: list[str] | None, present: list[str] | None) -> list[int | None] | None:
+    """For each of the classes `present` the output of a network for the classes `known`, None for
+    a new one; None if no class is known, or all are in the same order already.
     """
     if known is None or present is None:
         return None
     old, new = _composed(known), _composed(present)
-    same = old != new and sorted(old) == sorted(new)
-    return [old.index(name) for name in new] if same else None
+    rows = [old.index(name) if name in old else None for name in new]
+    return None if old == new or set(rows) == {None} else rows
 
 
 def _class_difference(origin: str, known: list[str], present: list[str]) -> str:

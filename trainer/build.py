@@ -183,9 +183,9 @@ def build_model(
 ) -> nn.Module:
     """The network to train, on the engine's device.
 
-    A new run starts with the weights of -r PATH or arch.weights; a head of another size starts
-    fresh, one for the same classes in another order is sorted. With `new_head` False, and in a
-    resumed run, the data must have the checkpoint's classes.
+    A new run starts with the weights of -r PATH or arch.weights. A class that these know by its
+    name keeps its output, others and a head that does not fit start fresh. With `new_head` False,
+    and in a resumed run, the data must have the checkpoint's classes.
     """
     logger, rows, classes = config.get_logger("start"), None, data_loader.classes
     if config.resume is not None:
@@ -195,6 +195,9 @@ def build_model(
                 logger.warning(line)
         else:
             rows = rows_by_name(state.get("classes"), classes)
+            if rows is not None and None in rows:
+                kept = [name for name, row in zip(classes, rows, strict=True) if row is not None]
+                logger.info(f"the outputs of {shorten(kept)} are kept, by their names")
     network = build_network(config, classes, data_loader.input["shape"])
     falls_back = engine.memory_format == torch.channels_last and not network.takes_channels_last
     if falls_back and not config.continued:
@@ -212,7 +215,7 @@ def _start_from(
     section: str,
     resume: Path | None = None,
     new_head: bool = True,
-    rows: list[int] | None = None,
+    rows: list[int | None] | None = None,
 ) -> None:
     """Load the weights of the checkpoint `resume`, or those that the section names."""
     name = config.option(section, "weights")

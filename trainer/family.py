@@ -5,6 +5,8 @@ import importlib
 import json
 import signal
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from base.base_trainer import Result
 from logger.recorder import read_run_file
@@ -12,7 +14,7 @@ from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import SAVE_DIR
 from utils.errors import Interrupted, RunError, UserError
-from utils.files import safe_name, shell_command, write_text
+from utils.files import ROOT, safe_name, shell_command, write_text
 
 FILE = "family.json"
 
@@ -95,17 +97,29 @@ class Family:
             file = self.folder / "configs" / f"{member}.json"
             file.parent.mkdir(exist_ok=True)
             config_file.write(config, file)
-            return self.call("train", ["-c", str(file)])
-        return self.call("train", ["-r", str(run)])
+            return call_script("train", ["-c", str(file)], self.device)
+        return call_script("train", ["-r", str(run)], self.device)
 
-    def call(self, script: str, arguments: list[str]) -> object:
-        """Call a script's main(); returns its result. Raises as `train` does."""
-        device = ["-d", self.device] if self.device else []
-        code = importlib.import_module(script).main([*arguments, *device])
-        if code > 128:
-            raise Interrupted(signal.Signals(code - 128))
-        if code:
-            command = shell_command("python", f"{script}.py", *arguments)
-            error = UserError if code == 2 else RunError
-            raise error(f"this has failed, see above:\n  {command}")
-        return code.result
+
+def call_script(script: str, arguments: list[str], device: str | None) -> Any:
+    """Call a script's main(); returns its result.
+
+    Raises Interrupted if a signal stopped it, UserError or RunError if it failed.
+    """
+    on = ["-d", device] if device else []
+    code = importlib.import_module(script).main([*arguments, *on])
+    if code > 128:
+        raise Interrupted(signal.Signals(code - 128))
+    if code:
+        command = shell_command("python", f"{script}.py", *arguments)
+        error = UserError if code == 2 else RunError
+        raise error(f"this has failed, see above:\n  {command}")
+    return code.result
+
+
+def judges() -> list[ModuleType]:
+    """What other folders do with families, if they are there: their modules `families`, with
+    functions `judge(run, device)` and `report(runs, folder, device)`.
+    """
+    files = sorted(ROOT.glob("*/families.py"))
+    return [importlib.import_module(f"{file.parent.name}.families") for file in files]

@@ -9,7 +9,6 @@ nothing of it. One can so trust a figure that a single split of few samples leav
 """
 
 import argparse
-import importlib
 import logging
 import math
 import statistics
@@ -20,12 +19,12 @@ from base.base_data_loader import LEAST_FOLDS
 from base.base_trainer import Result
 from logger.files import aligned
 from trainer.decisions import CONFIDENCE, upper_bound
-from trainer.family import Family
+from trainer.family import Family, judges
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.errors import Interrupted, RunError, UserError
-from utils.files import ROOT, shell_command
+from utils.files import shell_command
 from utils.screen import leave_screen, open_screen
 
 KIND = "folds"
@@ -89,7 +88,7 @@ def changed(config: dict, fold: int, count: int, repetition: int) -> dict:
 def run_folds(family: Family) -> dict:
     """Train and test what is missing, and write family.json; returns its content."""
     count, repeat, results = family.about["folds"], family.about["repeat"], []
-    whole, tests = family.config, (ROOT / "test.py").exists()
+    whole, others = family.config, judges()
     for repetition in range(repeat):
         for fold in range(count):
             member = f"fold{fold + 1}" + f"-{repetition + 1}" * (repetition > 0)
@@ -97,10 +96,10 @@ def run_folds(family: Family) -> dict:
             family.keep(done=len(results))
             result: Result = family.train(member, {})
             found = {name: v for name, v in best_row(result).items() if name.startswith("val_")}
-            if tests:
-                report = family.call("test", ["-r", str(result.run)])
-                found |= {f"test_{name}": report[name] for name in test_metrics(report, found)}
-                found["inspection"] = report.get("inspection")
+            for module in others:
+                tested = module.judge(result.run, family.device)
+                found |= {f"test_{name}": tested[name] for name in test_metrics(tested, found)}
+                found["inspection"] = tested.get("inspection")
             results.append({"member": member, "run": result.run.name, **found})
     spread = spreads(results, count)
     inspected = [found for each in results if (found := each.get("inspection"))]
@@ -122,12 +121,9 @@ def run_folds(family: Family) -> dict:
     if inspected:
         lines += ["each fold by the threshold that its own validation chose:"]
         lines += [f"  {line}" for line in _costs_in_words(about["inspection"], repeat)]
-    if (ROOT / "tester" / "folds.py").exists():
-        judge = importlib.import_module("tester.folds").report_folds
-        runs = [result["run"] for result in results[:count]]
-        paths = [family.folder / "models" / r["member"] / run
-                 for r, run in zip(results, runs, strict=False)]  # fmt: skip
-        judge(paths, family.folder, family.device)
+    runs = [family.folder / "models" / r["member"] / r["run"] for r in results[:count]]
+    for module in others:
+        module.report(runs, family.folder, family.device)
     lines.append(f"written: {family.folder}")
     logging.getLogger("trainer").info("\n".join(lines))
     return family.about

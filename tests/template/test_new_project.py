@@ -36,15 +36,19 @@ def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
     names = {path.name for path in dest.iterdir()}
     assert {"train.py", "config.json", "README.md", "saved", "tests", "new_project.py"} <= names
     assert {".ci", ".gitignore", "LICENSE"} <= names
-    assert not {".git", "data", ".pytest_cache", ".hypothesis"} & names
+    assert not {"configs", "data", ".pytest_cache", ".hypothesis"} & names
     assert [path.name for path in (dest / "saved").iterdir()] == [".gitkeep"]
-    assert [path.name for path in (dest / "docs").iterdir()] == ["config.schema.json"]
+    pages = {path.name for path in (dest / "docs").iterdir()}
+    assert {"config.schema.json", "config.md", "architecture.md", "readers"} <= pages
+    assert not {"benchmarks.md", "trust.md", "report.png"} & pages
     assert not list(dest.rglob("__pycache__"))
     original = config_file.read_layers(ROOT / "config.json")[0]
     assert config_file.read_layers(dest / "config.json")[0] == original | {"name": "ライン1 NG-OK"}
     readme = (dest / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("# ライン1 NG-OK\n")
     assert "python train.py -c config.json" in readme
-    assert len(readme.splitlines()) < 20
+    for _, target in re.findall(r"\[([^\]]*)\]\(([^)#]+)", readme):
+        assert target.startswith("https:") or (dest / target).exists(), target
     settings = ["--epochs", "1", "-s", f"data_loader.args.data_dir={data_dir}"]
     done = python(dest, "train.py", "-c", "config.json", *settings)
     assert done.returncode == 0, done.stderr
@@ -70,7 +74,8 @@ def test_project_for_a_folder_of_images_trains(tmp_path, monkeypatch, capsys):
 
 def test_what_is_no_source_code_stays_behind(tmp_path):
     first, second = tmp_path / "First", tmp_path / "Second"
-    new_project.copy_template(first)
+    assert new_project.main([str(first), "--with-examples"]) == 0
+    shutil.rmtree(first / ".git")
     junk = {
         "env/pyvenv.cfg": 1,
         "env/lib/site.py": 1,
@@ -95,15 +100,60 @@ def test_what_is_no_source_code_stays_behind(tmp_path):
         (first / name).parent.mkdir(parents=True, exist_ok=True)
         with open(first / name, "wb") as file:
             file.truncate(size)
-    done = python(first, "new_project.py", str(second))
+    done = python(first, "new_project.py", str(second), "--with-examples")
     assert done.returncode == 0, done.stderr
     for large in ("env", "photos", "model/pretrained.bin"):
         assert f"left out: {first / large}" in done.stdout
+    shutil.rmtree(second / ".git", ignore_errors=True)
     copied = {path.relative_to(second).as_posix() for path in second.rglob("*") if path.is_file()}
     assert set(own) <= copied
     assert not set(junk) & copied
     before = {path.relative_to(first).as_posix() for path in first.rglob("*") if path.is_file()}
-    assert (before - set(junk)) | {"README.md"} == copied
+    assert before - set(junk) == copied
+
+
+def git(folder, *arguments):
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_only_what_git_knows_is_copied_and_committed(tmp_path, monkeypatch):
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "A")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b.c")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "2")
+    for number, (key, value) in enumerate({"user.name": "A", "user.email": "a@b.c"}.items()):
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", key)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", value)
+    first, second = tmp_path / "First", tmp_path / "Second"
+    assert new_project.main([str(first)]) == 0
+    assert git(first, "log", "--format=%s").strip() == "Begin from the template"
+    assert git(first, "status", "--porcelain") == ""
+    (first / "secrets.txt").write_text("password")
+    (first / "model" / "unused.py").write_text("x = 1\n")
+    done = python(first, "new_project.py", str(second))
+    assert done.returncode == 0, done.stderr
+    assert not (second / "secrets.txt").exists()
+    assert not (second / "model" / "unused.py").exists()
+    tracked = set(git(second, "ls-files").split())
+    assert "train.py" in tracked
+    assert tracked == set(git(first, "ls-files").split())
+
+
+def test_nothing_says_that_the_project_is_the_template(tmp_path):
+    dest = tmp_path / "Line"
+    assert new_project.main([str(dest)]) == 0
+    stamp = (dest / "README.md").read_text(encoding="utf-8").splitlines()[-1]
+    assert stamp.startswith("MIT, see [LICENSE](LICENSE). Made from Kata 0.1.0")
+    for file in dest.rglob("*"):
+        inside = file.relative_to(dest).parts
+        if not file.is_file() or inside[0] in (".git", "LICENSE", "new_project.py"):
+            continue
+        if file.suffix not in (".pth", ".pt", ".png", ".onnx"):
+            text = file.read_text(encoding="utf-8").replace(stamp, "")
+            found = re.search(r"(?i)\bkata\b|shared/data|kata_(?!data)", text)
+            assert found is None, f"{file} says {found[0]}"
 
 
 def test_existing_files_are_never_mixed_with(tmp_path, capsys):

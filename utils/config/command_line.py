@@ -133,7 +133,7 @@ def _run(
         _resume_after_restart(arguments)
         trial_dir = None
         if arguments.check:
-            trial_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="kata-check-"))
+            trial_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="check-"))
         config = read(trial_dir)
         config.command = shlex.join(["python", Path(inspect.getfile(function)).name, *argv])
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))

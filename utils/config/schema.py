@@ -45,7 +45,7 @@ def build_schema() -> dict:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$comment": f"made by python parse_config.py, with torch {version}",
-        "title": "A Kata configuration",
+        "title": "A configuration",
         "type": "object",
         "properties": properties,
         "anyOf": [{"required": list(REQUIRED)}, {"required": ["extends"]}],

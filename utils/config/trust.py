@@ -24,7 +24,7 @@ class Trust:
     """
 
     def __init__(self, written: object, file: str | None = None, everything: bool = False):
-        self.written, self.file, self.everything = frozenset(_texts(written)), file, everything
+        self.written, self.file, self.everything = frozenset(texts(written)), file, everything
         self.known: dict[str, bool] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -38,14 +38,14 @@ class Trust:
             with contextlib.suppress(UserError, OSError, RecursionError):  # broken: names nothing
                 # to parse all of them would take seconds
                 is_near = file in own or name.encode() in file.read_bytes()
-                if is_near and name in _texts(read_layers(file)[1]):
+                if is_near and name in texts(read_layers(file)[1]):
                     return True
         return False
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+            yield from texts(part)

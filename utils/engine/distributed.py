@@ -163,7 +163,7 @@ def launcher_store() -> dist.Store:
     """The store of torch's launcher, which survives restarts; without that launcher a new one."""
     if not _launcher_has_store():
         return dist.HashStore()
-    return dist.PrefixStore("kata", dist.TCPStore(*launch.meeting_point(), is_master=False))
+    return dist.PrefixStore("run", dist.TCPStore(*launch.meeting_point(), is_master=False))
 
 
 def _launcher_has_store() -> bool:

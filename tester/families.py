@@ -1,4 +1,6 @@
-"""One report on all samples of a family of folds, each judged by a network that did not know it."""
+"""What testing adds to families of runs: the test of each, and one report on the samples of all
+folds, each judged by a network that did not know it.
+"""
 
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from tester.language import system_language
 from tester.report import report_test
 from tester.trained import Test, build_eval_loader
 from trainer.build import build_trained_network
+from trainer.family import call_script
 from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import Tensors
@@ -77,7 +80,15 @@ class OutOfFold(Test):
         """None: there are as many as folds."""
 
 
-def report_folds(runs: list[Path], folder: Path, device: str | None) -> dict:
+def judge(run: Path, device: str | None) -> dict:
+    """Test a run on its test samples, by test.py; returns the content of result.json.
+
+    Raises UserError or RunError if it cannot be tested.
+    """
+    return call_script("test", ["-r", str(run)], device)
+
+
+def report(runs: list[Path], folder: Path, device: str | None) -> dict:
     """Write report.html, predictions.csv and result.json into `folder`; returns the last's content.
 
     With a section "inspection" its threshold is chosen on these samples, too.
