@@ -486,7 +486,8 @@ class BaseTrainer(ABC):
         made_from = {k: v for k, v in made_from.items() if k != "config"} or None
         counts = {k: v for k, v in self.figures().items() if k.endswith(" on")}
         record = self.origin | {"made_from": made_from}
-        return {"origin": record, "samples": counts, "sessions": self.sessions}
+        about = {"script": self.script, "origin": record, "samples": counts}
+        return about | {"sessions": self.sessions}
 
     def figures(self) -> dict[str, Any]:
         """What the record of origin says of the network: plain data."""

@@ -163,6 +163,7 @@ class Export:
 
         Raises RunError if a file failed.
         """
+        config = self.evaluator.config
         self.report["files"] = {path.name: fingerprint(path) for path in self.written}
         self.report["bytes"] = {path.name: path.stat().st_size for path in self.written}
         self.work.cleanup()
@@ -174,7 +175,8 @@ class Export:
             write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
             self.logger.info("\n".join(lines))
-            tell_trackers(self.evaluator.config, "export", self._values(), [file, *self.written])
+            trackers, used = config.init_obj("trackers"), config.resume
+            tell_trackers(trackers, used, "export", self._values(), [file, *self.written])
         if self.failures:
             raise RunError("; ".join(self.failures))
         return self.report

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils import checkpoint
-from utils.config.config import ConfigParser
 
 Values = dict[str, float]
 
@@ -69,17 +68,23 @@ class Trackers(BaseTracker):
                 logging.getLogger("trainer").warning(text)
 
 
-def tell_trackers(config: ConfigParser, name: str, values: Values, files: list[Path]) -> None:
-    """Tell the trackers of a run, whose checkpoint or file `config.resume` is, what a script found.
+def tell_trackers(
+    trackers: dict[str, BaseTracker] | None,
+    used: Path,
+    name: str,
+    values: Values,
+    files: list[Path],
+) -> None:
+    """Tell the trackers of a run what a script found.
 
     Args:
-        config: of the run
+        trackers: by name; None if there are none
+        used: the run's checkpoint or file
         name: of what was done, "test"
         values: what was measured
         files: what was written
     """
-    trackers = Trackers((config.init_obj("trackers") or {}).values())
-    trackers.result(checkpoint.run_of(config.resume), name, values, files)
+    Trackers((trackers or {}).values()).result(checkpoint.run_of(used), name, values, files)
 
 
 _watching: list[BaseTracker] = []

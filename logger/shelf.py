@@ -71,10 +71,9 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """ "trained", "fine-tuned", "pruned", or what its family is."""
-        if "pruner" in self.config and self.about.get("parent"):
-            return "pruned"
-        return "fine-tuned" if self.about.get("parent") else "trained"
+        """The script that made it; "fine-tune" if train.py began with another run's weights."""
+        script = Path(str(self.about.get("script", "train.py"))).stem
+        return "fine-tune" if script == "train" and self.about.get("parent") else script
 
     @property
     def began(self) -> datetime.datetime:

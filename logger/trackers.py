@@ -20,8 +20,8 @@ UNWELCOME = re.compile(r"[^\w./: -]")  # in MLflow's names
 
 
 class MlflowTracker(BaseTracker):
-    """MLflow (`pip install mlflow`). A pruned run is shown below the one it was made from; what
-    test.py and export.py find out belongs to the run they used.
+    """MLflow (`pip install mlflow`). A run that starts from another's weights is shown below
+    that one; what scripts find out about a finished run is added to it.
 
     Args:
         uri: the server, "http://localhost:5000", or a file, "sqlite:///mlflow.db"

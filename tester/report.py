@@ -148,7 +148,8 @@ def report_test(
     write_text(result, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     logging.getLogger("test").info("\n".join([*lines, *(f"written: {path}" for path in written)]))
     files = [path for path in written if path.is_file()]
-    tell_trackers(test.config, f"{checkpoint.name}.{test.split}", metrics, files)
+    name, trackers = f"{checkpoint.name}.{test.split}", test.config.init_obj("trackers")
+    tell_trackers(trackers, checkpoint, name, metrics, files)
     return report
 
 

@@ -118,8 +118,8 @@ def call_script(script: str, arguments: list[str], device: str | None) -> Any:
 
 
 def judges() -> list[ModuleType]:
-    """What other folders do with families, if they are there: their modules `families`, with
+    """What other folders do with families, if they are there: their modules `judging`, with
     functions `judge(run, device)` and `report(runs, folder, device)`.
     """
-    files = sorted(ROOT.glob("*/families.py"))
-    return [importlib.import_module(f"{file.parent.name}.families") for file in files]
+    files = sorted(ROOT.glob("*/judging.py"))
+    return [importlib.import_module(f"{file.parent.name}.judging") for file in files]

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -30,6 +31,7 @@ import pytest
 import new_project
 from tests.conftest import ROOT
 
+MODULES = ("trainer.folds", "logger.shelf")  # that pages call by python -m
 SCRIPTS = ("train.py", "test.py", "prune.py", "export.py", "new_project.py")
 DOCS = ROOT / "docs"
 JAPANESE = sorted(DOCS.glob("*.ja.md"))
@@ -54,6 +56,7 @@ def run(words):
         images = map(str, Path(first[0]).glob("test/wrong_images/*"))
         sys.argv = ["code.py", f"{{first[0]}}/model.onnx", *images]
         return exec(compile(words[1], "code.py", "exec"), {{}})
+    words = words[1:] if words[0] == "-m" else words
     script = importlib.import_module(words[0].removesuffix(".py"))
     if hasattr(script, "main"):
         return script.main(words[1:])
@@ -137,7 +140,8 @@ def write_blocks(folder: Path) -> list[tuple[str, list[str]]]:
             title = re.match(r"(?:#|//) (at the end of )?([\w/]+\.\w+)\n", text)
             if language == "bash":
                 for words in commands(text):
-                    if words[0] == "python" and words[1] != "-m" and words not in shown:
+                    is_run = words[0] == "python" and (words[1] != "-m" or words[2] in MODULES)
+                    if is_run and words not in shown:
                         steps.append((page.name, words[1:] + (shorten(words) if shown else [])))
                         shown.append(words)
             elif language in ("json", "jsonc"):
@@ -161,7 +165,10 @@ def write_blocks(folder: Path) -> list[tuple[str, list[str]]]:
 def newcomer(tmp_path, data_dir):
     """(project, output) after everything was done that the pages show."""
     folder = tmp_path / "Kata"
-    new_project.copy_template(folder)
+    new_project.copy_template(folder, with_examples=True)
+    for name in ("README.md", "docs"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, folder / name)
     config = (ROOT / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "data").mkdir()

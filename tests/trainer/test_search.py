@@ -45,7 +45,6 @@ def test_best_of_some_trials_is_written_as_a_configuration(files, tmp_path, caps
     assert best["name"] == "Digits"
     log = folder / "log" / "trial1"
     first = next(log.glob("*/metrics.csv")).read_text().splitlines()
-    assert "by trial 1" in output or about["best"] == "trial1"
     assert len(first) == 4
 
 
@@ -100,5 +99,4 @@ def test_search_of_20_trials_that_is_killed_finishes(files, tmp_path):
     about = json.loads((folder / "family.json").read_text())
     assert (about["state"], about["done"]) == ("finished", 20)
     assert len([*folder.glob("models/*/*")]) == 20
-    assert "by which nothing was chosen" in done.stdout
     assert about["best"] != "trial1"
