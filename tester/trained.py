@@ -187,8 +187,8 @@ def decoded(loader: BaseDataLoader) -> BaseDataLoader:
     if not hasattr(loader, "decoded"):
         name = type(loader).__name__
         raise UserError(
-            f'exporter.args.preprocess: "image" needs a loader of image folders; {name} cannot '
-            "say how an image is decoded"
+            "a file that takes images as they are decoded needs a loader of image folders; "
+            f"{name} cannot say how an image is decoded"
         )
     return loader.decoded()
 
