@@ -368,7 +368,7 @@ def copy_run(
         config["trainer"] = {key: value for key, value in settings.items() if key in accepted}
         without = {*without, *sections_of([folder])}
     config = {key: value for key, value in config.items() if key not in without}
-    own = {"name": _name(dest)}
+    own = {"name": _name(dest), "$schema": "docs/config.schema.json"}
     for section in LOADERS:  # what a resumed run took from its checkpoint is not the new data's
         spec = config.get(section)
         if isinstance(spec, dict) and "args" in spec:

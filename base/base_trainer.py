@@ -18,7 +18,7 @@ from base.base_task import BaseTask
 from base.kept import Kept
 from base.monitor import Monitor
 from base.schedule import Schedule
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.config.config import ConfigParser
 from utils.config.hints import Duration, NonNegativeInt, PositiveInt, Share, seconds
 from utils.engine import distributed, randomness
@@ -269,7 +269,7 @@ class BaseTrainer(ABC):
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
             self.recorder.begin(self.config.save_dir, self.config.config, logged)
         begins_from = None if self.config.continued else self.config.resume
-        parent = begins_from and checkpoint.run_of(begins_from)
+        parent = begins_from and run_folder.run_of(begins_from)
         self.recorder.started(self.config.save_dir, self.config.config, self._about(), parent)
         self._warn_of_ends()
         resumed = self.config.resume if self.config.continued else None

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils import checkpoint
+from utils import run_folder
 
 Values = dict[str, float]
 
@@ -84,7 +84,7 @@ def tell_trackers(
         values: what was measured
         files: what was written
     """
-    Trackers((trackers or {}).values()).result(checkpoint.run_of(used), name, values, files)
+    Trackers((trackers or {}).values()).result(run_folder.run_of(used), name, values, files)
 
 
 _watching: list[BaseTracker] = []

@@ -19,9 +19,9 @@ from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
 from utils import checkpoint
 from utils.files import ROOT, shell_command, write_text
+from utils.run_folder import RUN_FILE, read_run_file
 
 Log = dict[str, float]  # what an epoch measured
-RUN_FILE = "run.json"  # in the run's folder: what it is, for `logger.shelf`
 COLUMNS = 80  # of a line on the screen
 LAST = ("lr", "seconds", "samples_per_second")  # shown after the rest
 OFFER = re.compile(r"python \S+\.py -r (?=saved/models/<name>/<run>$)")
@@ -141,15 +141,6 @@ class Recorder:
         self._note(run, state)
         if self.keep:
             self.trackers.end(state)
-
-
-def read_run_file(run: Path) -> dict:
-    """The content of a run's run.json; empty if it has none, as before December 2026."""
-    try:
-        content = json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def next_commands(run: Path) -> list[str]:

@@ -19,11 +19,10 @@ from pathlib import Path
 from logger.files import aligned, flat, write_csv
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
-from logger.recorder import read_run_file
 from utils import lock
-from utils.checkpoint import BEST, log_dir_for
 from utils.errors import UserError
 from utils.files import printable
+from utils.run_folder import BEST, log_dir_for, read_json, read_run_file
 from utils.screen import leave_screen, open_screen
 
 FAMILIES = {"folds": "folds", "search": "search"}  # folder in saved/ -> what its families are
@@ -62,7 +61,7 @@ class Run:
         """Raises nothing: a damaged file counts as missing."""
         history = MetricsFile(log_dir_for(folder) / "metrics.csv", enabled=False).read()
         files = (folder / "config.json", folder / "test" / "result.json", folder / "export.json")
-        config, test, export = map(_read_json, files)
+        config, test, export = map(read_json, files)
         return cls(folder, config, read_run_file(folder), history, test, export, family)
 
     @property
@@ -230,7 +229,7 @@ def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, str | None]]:
     """A row for each family, and the path of its report."""
     for kind, name in FAMILIES.items():
         for file in sorted(root.glob(f"{kind}/*/*/family.json"), reverse=True):
-            about, folder = _read_json(file), file.parent
+            about, folder = read_json(file), file.parent
             members = [run for run in runs if run.family == folder]
             row: dict[str, str | float] = dict.fromkeys(COLUMNS, "")
             row |= {"name": folder.parent.name, "run": folder.name, "kind": name}
@@ -325,14 +324,6 @@ def _polyline(run: Run) -> str:
 def _link(root: Path, run: Run) -> str | None:
     report = run.folder / "test" / "report.html"
     return report.relative_to(root).as_posix() if report.exists() else None
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _time(file: Path) -> float:

@@ -31,9 +31,10 @@ from tester.predictions import Predictions, probability_cells, probability_colum
 from tester.samples import Samples
 from tester.trained import Test
 from trainer.decisions import CONFIDENCE
-from utils.checkpoint import log_dir_for, origin_beside
+from utils.checkpoint import origin_beside
 from utils.errors import explained
 from utils.files import named, numbered, write_text
+from utils.run_folder import log_dir_for
 
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
 SHOWN_UNLIKE = 10  # samples beyond the limit

@@ -9,12 +9,12 @@ from types import ModuleType
 from typing import Any
 
 from base.base_trainer import Result
-from logger.recorder import read_run_file
-from utils import checkpoint
+from utils import run_folder
 from utils.config import config_file
 from utils.config.config import SAVE_DIR
 from utils.errors import Interrupted, RunError, UserError
 from utils.files import ROOT, safe_name, shell_command, write_text
+from utils.run_folder import read_run_file
 
 FILE = "family.json"
 
@@ -49,7 +49,7 @@ class Family:
         save_dir = trainer.get("save_dir") if isinstance(trainer, dict) else None
         name = safe_name(str(config.get("name"))) or "run"
         root = Path(root or (save_dir if isinstance(save_dir, str) else SAVE_DIR))
-        folder = checkpoint.new_run_dir(root, name, kind=kind)
+        folder = run_folder.new_run_dir(root, name, kind=kind)
         config_file.write(config, folder / "config.json")
         write_text(folder / FILE, json.dumps(about, indent=2) + "\n")
         return cls(folder, device)

@@ -1,7 +1,6 @@
 """Checkpoints and run folders on disk: plain data, written atomically, found again."""
 
 import contextlib
-import datetime
 import functools
 import glob
 import importlib
@@ -27,8 +26,8 @@ from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
 from utils.files import ROOT, atomic_write, numbered, remove_leftovers
 from utils.origin import origin
+from utils.run_folder import BEST
 
-BEST = "model_best.pth"
 NUMBERED = r"checkpoint-epoch(\d+)\.pth"
 TESTED = r"(?:result|report|predictions|wrong_images)(_val|_train|)(?:-\d+)?(?:\.\w+)?"  # in test/
 SUFFIXES = ".pth", ".pt"
@@ -75,31 +74,6 @@ def reader_for(path: Path) -> FileFormat | None:
             if path.suffix in readers:
                 return readers[path.suffix]
     return None
-
-
-def new_run_dir(root: Path, name: str, run_id: str | None = None, kind: str = "models") -> Path:
-    """Make root/<kind>/<name>/<run_id>, by default <mmdd_HHMMSS>; a second such one gets -2."""
-    parent = Path(root) / kind / name
-    parent.mkdir(parents=True, exist_ok=True)
-    for folder in numbered(parent / (run_id or datetime.datetime.now().strftime("%m%d_%H%M%S"))):
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-            break
-    return folder
-
-
-def run_of(file: Path) -> Path:
-    """The folder of the run that a checkpoint or an exported file belongs to."""
-    places = file.absolute().parents[:3]
-    return next((place for place in places if (place / "config.json").exists()), places[0])
-
-
-def log_dir_for(run: Path) -> Path:
-    """A run's log folder: saved/log/<name>/<id> for saved/models/<name>/<id>, else log/ in it."""
-    run = Path(run) if len(Path(run).parts) > 2 else Path(run).absolute()
-    if run.parent.parent.name == "models":
-        return run.parents[2] / "log" / run.parent.name / run.name
-    return run / "log"
 
 
 def save(state: dict, path: Path) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import test as test_script
 from tests.conftest import SMALL_NETWORK, assert_same, build, last_checkpoint
-from utils import checkpoint
+from utils import checkpoint, run_folder
 
 TASKS = """
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ def own_tasks(own_code):
 
 
 def rows(run):
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -261,9 +261,9 @@ def _comparable(state: Any) -> Any:
 
 def table(path: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv, without times."""
-    from utils import checkpoint
+    from utils import run_folder
 
-    file = checkpoint.log_dir_for(path) / "metrics.csv"
+    file = run_folder.log_dir_for(path) / "metrics.csv"
     if not file.exists():
         return []
     with open(file, newline="", encoding="utf-8") as opened:

@@ -20,7 +20,7 @@ from logger.logger import ConsoleFormatter, setup_logging
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
 from logger.recorder import Recorder, next_commands
-from utils import checkpoint
+from utils import run_folder
 
 
 def events(folder):
@@ -39,7 +39,7 @@ def board(digits, train):
     config = digits({"trainer.tensorboard": True})
     run = train(config, "--epochs", 4)
     assert script.main(["-r", str(run / "checkpoint-epoch2.pth"), "--epochs", "3"]) == 0
-    folder = checkpoint.log_dir_for(run)
+    folder = run_folder.log_dir_for(run)
     return folder, events(folder)
 
 
@@ -172,7 +172,7 @@ def test_verbosity(digits, train, capsys, verbosity, lines, network):
     assert ("multiply-adds" in captured.out) == network
     assert ("model_best.pth" in captured.out) == (verbosity > 0)
     assert captured.err == ""  # no bar where there is no terminal
-    log = (checkpoint.log_dir_for(run) / "info.log").read_text(encoding="utf-8")
+    log = (run_folder.log_dir_for(run) / "info.log").read_text(encoding="utf-8")
     assert log.count("val_accuracy") == 2  # the file is the same for each
 
 
@@ -236,7 +236,7 @@ def test_end_of_a_run_shows_where_everything_is(digits, train, capsys):
     out = capsys.readouterr().out
     for text in (
         run / "model_best.pth",
-        checkpoint.log_dir_for(run),
+        run_folder.log_dir_for(run),
         "tensorboard --logdir",
         *next_commands(run),
     ):

@@ -19,7 +19,7 @@ import train as train_script
 from model.model import LeNet
 from model.structure import resize
 from tests.conftest import ROOT, assert_same, runs
-from utils import checkpoint
+from utils import checkpoint, run_folder
 
 PRUNE = {
     "pruner": {
@@ -106,7 +106,7 @@ def resumed(run, file):
     """A copy of the run that was resumed from its numbered checkpoint `file`."""
     again = run.with_name(f"again-{file.stem}")
     shutil.copytree(run, again)
-    shutil.copytree(checkpoint.log_dir_for(run), checkpoint.log_dir_for(again))
+    shutil.copytree(run_folder.log_dir_for(run), run_folder.log_dir_for(again))
     for later in checkpoint.numbered_checkpoints(again):
         if int(later.stem[16:]) > int(file.stem[16:]):
             later.unlink()

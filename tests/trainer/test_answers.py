@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score,
 from base.base_task import Step
 from tests.conftest import last_checkpoint
 from trainer.answers import Answers, class_table
-from utils import checkpoint
+from utils import checkpoint, run_folder
 
 METRICS = ["accuracy", "recall", "balanced_accuracy", "macro_f1"]
 
@@ -34,7 +34,7 @@ def test_epochs_log_classes_and_costs_and_any_of_them_can_be_monitored(digits, t
     run = train(digits(changes))
     probability, target = validation_outputs(run)
     predicted = probability.argmax(1)
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         *_, row = csv.DictReader(file)
     recalls = recall_score(target, predicted, average=None)
     assert [float(row[f"val_recall_{n}"]) for n in range(10)] == pytest.approx(recalls.tolist())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import checkpoint
+from utils import run_folder
 
 # the smallest builder of each family, and the size of the images if 64 pixels are too few for it
 FAMILIES = {
@@ -62,7 +62,7 @@ def test_family_learns_and_answers_or_is_warned_of(tmp_path, train, capsys, name
         },
     }
     run = train(config)
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         best = max(float(row["val_accuracy"]) for row in csv.DictReader(file))
     output = capsys.readouterr().out
     print(f"\n{name} seed {seed}: {best:.3f} {output}")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import assert_same, build, last_checkpoint
-from utils import checkpoint
+from utils import run_folder
 
 GAN = {
     "arch": {"type": "Generator", "args": {"noise": 8, "width": 4}},
@@ -80,7 +80,7 @@ def test_resumed_run_equals_the_unbroken_one(digits, train, resume, tmp_path):
         "task.discriminator", "trainer.optimizers.optimizer_d", "trainer.schedules.lr_scheduler_d"
     }  # fmt: skip
     assert parts["trainer.optimizers.optimizer_d"]["param_groups"][0]["lr"] == 0.01 / 8
-    with open(checkpoint.log_dir_for(whole) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(whole) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["lr_optimizer_d"]) for row in rows] == [0.01, 0.005, 0.0025]
     assert {"loss_d", "val_loss_d"} <= rows[0].keys()

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, SMALL_NETWORK, assert_same, last_checkpoint, runs
-from utils import checkpoint, lock
+from utils import checkpoint, lock, run_folder
 
 BREAKER = """
 import os, signal
@@ -63,7 +63,7 @@ def dropping(digits, own_code):
 
 
 def rows(run):
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="", encoding="utf-8") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if not k.startswith(("sec", "samp"))} for row in table]
 
@@ -206,7 +206,7 @@ def test_record_lost_between_row_and_checkpoint_is_made_anew(dropping, train, re
     """Killed right before a checkpoint, or with the last rows of metrics.csv not on the disk."""
     whole = train(dropping({}))
     run = train(dropping({}))
-    table = checkpoint.log_dir_for(run) / "metrics.csv"
+    table = run_folder.log_dir_for(run) / "metrics.csv"
     lines = table.read_text("utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:2]), "utf-8", newline="")
     (run / "checkpoint-epoch3.pth").unlink()
@@ -240,11 +240,11 @@ def test_run_has_one_owner_until_that_dies(digits, train, resume, capsys, tmp_pa
     command = [sys.executable, "-c", HOLDER, str(run)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        logs = (checkpoint.log_dir_for(run) / "info.log").read_bytes()
+        logs = (run_folder.log_dir_for(run) / "info.log").read_bytes()
         resume(run, code=2)
         message = capsys.readouterr().err
         assert f"{run} is being trained by process {holder.pid} on " in message
-        assert (checkpoint.log_dir_for(run) / "info.log").read_bytes() == logs
+        assert (run_folder.log_dir_for(run) / "info.log").read_bytes() == logs
         other = train(digits())
         newest = run / "checkpoint-epoch2.pth"
         os.utime(newest, (time.time() + 60, time.time() + 60))

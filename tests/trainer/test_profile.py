@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import build
 from trainer.profile import PARTS, profile
-from utils import checkpoint
+from utils import run_folder
 
 
 def test_profile_names_all_parts_and_writes_a_trace(digits, train, capsys):
@@ -18,7 +18,7 @@ def test_profile_names_all_parts_and_writes_a_trace(digits, train, capsys):
     assert list(shares) == ["data", "forward", "backward", "optimizer", "logging"]
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
     assert all(share > 0 for share in shares.values())
-    trace = json.loads((checkpoint.log_dir_for(run) / "trace.json").read_text())
+    trace = json.loads((run_folder.log_dir_for(run) / "trace.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("backward") == 6
     assert not list(run.glob("*.pth"))

@@ -23,6 +23,7 @@ from utils import (
     inf_loop,
     prepare_device,
     read_json,
+    run_folder,
     write_json,
 )
 from utils.config.command_line import build_parser
@@ -202,7 +203,7 @@ def test_moved_files_train_resume_and_test(moved, train, resume, capsys):
     result = json.loads((unbroken / "test" / "result.json").read_text())
     assert result["old_metric.accuracy"] == pytest.approx(accuracy_by_hand(unbroken, moved()))
 
-    tags = events(checkpoint.log_dir_for(unbroken)).Tags()
+    tags = events(run_folder.log_dir_for(unbroken)).Tags()
     assert {"loss/train", "old_metric.accuracy/train", "loss/valid"} <= set(tags["scalars"])
     assert {"input/train", "input/valid"} <= set(tags["images"])
     assert "conv1.weight" in tags["histograms"]

@@ -19,7 +19,7 @@ from tests.conftest import (
     runs,
     save_images,
 )
-from utils import checkpoint
+from utils import checkpoint, run_folder
 
 ADAM = {}
 CYCLE = {
@@ -62,7 +62,7 @@ def comparable(state):
 
 
 def rows(run):
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         return [
             {k: v for k, v in row.items() if k not in ("seconds", "samples_per_second")}
             for row in csv.DictReader(file)
@@ -354,7 +354,7 @@ def test_loaded_state_equals_saved_state(digits):
 def test_check_of_a_run_changes_none_of_its_files(digits, train, resume, capsys):
     run = train(digits(), "--epochs", 3)
     files = [
-        p for folder in (run, checkpoint.log_dir_for(run)) for p in folder.rglob("*") if p.is_file()
+        p for folder in (run, run_folder.log_dir_for(run)) for p in folder.rglob("*") if p.is_file()
     ]
     before = {path: path.read_bytes() for path in files}
     resume(run, "--check", "-s", "trainer.epochs=5")

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from logger.recorder import read_run_file
 from tests.conftest import ROOT
 from trainer import search
 from utils.config import config_file
+from utils.run_folder import read_run_file
 
 SPACE = {"optimizer.args.lr": {"log": [1e-5, 1e-1]}, "data_loader.args.batch_size": [100, 50]}
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.conftest import assert_same, build, last_checkpoint
 from tests.trainer.test_gan import gan
-from utils import checkpoint
+from utils import run_folder
 
 OWN = """
 import torch
@@ -140,7 +140,7 @@ def test_rehearsal_leaves_the_task_as_it_was(digits):
 
 def test_what_is_logged_in_some_batches_is_their_mean(digits, train):
     run = train(digits({**BASE, "task": "own.Counting", "optimizer.args.lr": 1e-9}))
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         row = next(csv.DictReader(file))
     assert float(row["odd"]) == pytest.approx(float(row["loss"]), rel=0.05)
 

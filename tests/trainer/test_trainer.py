@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tests.conftest import build, last_checkpoint
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.engine.engine import unwrap
 from utils.errors import UserError
 
@@ -345,7 +345,7 @@ def test_numbers_added_by_train_epoch_are_shown_and_recorded(digits, own_code, t
     )
     assert "gradient_norm 0.5" in capsys.readouterr().out
     assert checkpoint.load(run / "model_best.pth")["epoch"] == 1
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["gradient_norm"]) for row in rows] == [0.5, 1.0]
 

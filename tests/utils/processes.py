@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import last_checkpoint
-from utils import checkpoint
+from utils import run_folder
 
 # Without dropout, which differs between processes.
 NETWORKS = """
@@ -62,7 +62,7 @@ def run_processes(count, action, *arguments):
 
 def logged(run):
     """The rows of a run's metrics.csv, without times."""
-    with open(checkpoint.log_dir_for(run) / "metrics.csv", newline="") as file:
+    with open(run_folder.log_dir_for(run) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [
         {k: float(v) for k, v in row.items() if k not in ("seconds", "samples_per_second")}

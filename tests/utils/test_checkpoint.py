@@ -11,7 +11,7 @@ import torch
 
 from data_loader.data_loaders import DigitsDataLoader
 from tests.conftest import assert_same, last_checkpoint
-from utils import checkpoint
+from utils import checkpoint, run_folder
 from utils.engine import randomness
 from utils.errors import CheckpointError, UserError
 from utils.origin import digest
@@ -125,10 +125,10 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path, monkeypatch):
             return cls(2026, 11, 21, 3, 4, 5)
 
     monkeypatch.setattr(datetime, "datetime", Stopped)
-    names = [checkpoint.new_run_dir(tmp_path, "x").name for _ in range(3)]
+    names = [run_folder.new_run_dir(tmp_path, "x").name for _ in range(3)]
     assert names == ["1121_030405", "1121_030405-2", "1121_030405-3"]
     run = tmp_path / "models" / "x" / names[1]
-    assert checkpoint.log_dir_for(run) == tmp_path / "log" / "x" / names[1]
+    assert run_folder.log_dir_for(run) == tmp_path / "log" / "x" / names[1]
 
 
 def test_no_run_to_resume(tmp_path):

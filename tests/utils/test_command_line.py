@@ -10,7 +10,7 @@ import pytest
 import train as train_script
 from tests.conftest import DIGITS, last_checkpoint, runs
 from tests.utils.processes import run_processes
-from utils import checkpoint
+from utils import run_folder
 from utils.config import command_line
 from utils.errors import UserError
 
@@ -127,7 +127,7 @@ def test_failure_after_an_epoch_leaves_everything(digits, train, own_code, tmp_p
         train(digits({"trainer.type": "trainers.Failing", "trainer.save_freq": 5,
                       "trainer.monitor": "off"}))  # fmt: skip
     assert len(runs(tmp_path)) == 2
-    log = checkpoint.log_dir_for(runs(tmp_path)[1])
+    log = run_folder.log_dir_for(runs(tmp_path)[1])
     assert len((log / "metrics.csv").read_text().splitlines()) == 2
 
 
@@ -137,7 +137,7 @@ def test_failure_within_the_first_epoch_leaves_its_curve(digits, train, tmp_path
     )
     train(config, code=1)
     [run] = runs(tmp_path)
-    assert list(checkpoint.log_dir_for(run).glob("events.*"))
+    assert list(run_folder.log_dir_for(run).glob("events.*"))
 
 
 def test_resumed_run_that_fails_stays(digits, train, resume, own_code, tmp_path):
@@ -155,6 +155,6 @@ def test_newest_run_is_one_with_a_checkpoint(digits, train, tmp_path, monkeypatc
     config = digits({"trainer.save_dir": "saved"})
     run = train(config, "--epochs", 1)
     train(config | {"arch": {"type": "LeNet", "args": {"num_classes": 5}}}, code=2)
-    checkpoint.new_run_dir(tmp_path / "saved", DIGITS["name"])  # as earlier versions left it
+    run_folder.new_run_dir(tmp_path / "saved", DIGITS["name"])  # as earlier versions left it
     assert train_script.main(["-r", "--epochs", "2"]) == 0
     assert last_checkpoint(run)["epoch"] == 2

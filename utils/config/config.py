@@ -16,6 +16,7 @@ from utils.config.sections import ALIASES, role_of, sources_of
 from utils.config.signature import Signature, get_signature
 from utils.config.trust import Trust
 from utils.errors import ConfigError, RunError, UserError, in_words
+from utils.run_folder import log_dir_for, new_run_dir
 
 if TYPE_CHECKING:
     import argparse
@@ -184,14 +185,13 @@ class ConfigParser:
 
         The same on all processes.
         """
-        from utils import checkpoint
         from utils.engine import distributed
 
         def find_or_create() -> str:
             if self.continued and not self.trial:
                 return str(self.resume.parent)
             root = Path(self["trainer"].get("save_dir", SAVE_DIR))
-            return str(checkpoint.new_run_dir(root, self["name"], self.run_id))
+            return str(new_run_dir(root, self["name"], self.run_id))
 
         folder = Path(distributed.broadcast_once(RUN, find_or_create))
         if distributed.is_main():  # which has removed the folder if it failed before a restart
@@ -201,8 +201,6 @@ class ConfigParser:
     @property
     def log_dir(self) -> Path:
         """saved/log/<name>/<mmdd_HHMMSS>, beside `save_dir`."""
-        from utils.checkpoint import log_dir_for
-
         return log_dir_for(self.save_dir)
 
     def remove_empty_run(self) -> None:
