@@ -39,7 +39,8 @@ OUTER = ("data", "saved", "docs", "README*", "*.pth", "*.pt", "*.onnx", "benchma
 TESTS_OF_TEMPLATE = ("benchmarks", "examples", "faults", "template")
 # about the template itself
 PAGES_OF_TEMPLATE = ("benchmarks.md", "trust.md", "from-pytorch-template.md", "README.ja.md",
-                     "report.png", "report.ja.png", "shelf.png", "tutorial")  # fmt: skip
+                     "report.png", "report.ja.png", "shelf.png", "tutorial.md",
+                     "tutorial.ja.md")  # fmt: skip
 LARGE = 5_000_000  # bytes
 FIRST_SECTION, LAST_SECTION = "## Install and run", "## Licence"  # of README, that are taken along
 LICENCE = """## Licence

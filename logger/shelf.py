@@ -72,7 +72,7 @@ class Run:
     def kind(self) -> str:
         """The script that made it; "fine-tune" if train.py began with another run's weights."""
         script = Path(str(self.about.get("script", "train.py"))).stem
-        return "fine-tune" if script == "train" and self.about.get("parent") else script
+        return "fine-tune" if script == "train" and self.parent else script
 
     @property
     def began(self) -> datetime.datetime:
@@ -114,43 +114,44 @@ class Run:
         name = self.best[0] if self.best else ""
         return [v for row in self.history if isinstance(v := row.get(name), int | float)]
 
+    @property
+    def parent(self) -> Path | None:
+        """The folder of the run whose weights it starts from."""
+        parent = self.about.get("parent")
+        return (self.folder / parent).resolve() if isinstance(parent, str) else None
+
     def row(self) -> dict[str, str | float]:
         """The cells of the table, by COLUMNS; "" for what is unknown."""
-        cells: dict[str, str | float] = dict.fromkeys(COLUMNS, "")
-        cells |= {"name": str(self.config.get("name", self.folder.parent.name)), "kind": self.kind}
-        cells |= {"run": self.folder.name, "date": f"{self.began:%Y-%m-%d %H:%M}"}
-        cells |= {"state": self.state, "epochs": f"{len(self.history)}/{self._epochs}"}
         record, samples = self.about.get("origin") or {}, self.about.get("samples") or {}
-        cells["data"] = str(record.get("data") or "")[:8]
-        cells["samples"] = " + ".join(f"{count:,}" for count in samples.values())
-        if self.best:
-            count = samples.get("validated on")
-            cells["validation"] = _figure(*self.best, count)
-        if self.test:
-            name = self.best[0].removeprefix("val_") if self.best else "loss"
-            name = name if name in self.test else "loss"
-            if isinstance(value := self.test.get(name), int | float):
-                cells["test"] = _figure(name, value, self.test.get("n"))
-        found = (self.test.get("inspection") or {}).get("at_threshold") or {}
-        if found:
-            cells["escaped"] = f"{found.get('missed')} of {found.get('targets')}"
-        if self.history:
-            seconds = sum(row.get("seconds", 0.0) for row in self.history)
-            cells["minutes"] = round(seconds / 60, 1)
-        best = self.folder / BEST
-        sizes = self.export.get("bytes") or {}
-        size = next(iter(sizes.values()), None) or (best.stat().st_size if best.exists() else None)
-        if size:
-            cells["MB"] = round(size / 1e6, 2)
-        latency = [v.get("p50") for v in (self.export.get("latency") or {}).values()
-                   if isinstance(v, dict)]  # fmt: skip
-        if latency:
-            cells["ms"] = round(min(latency), 2)
-        if parent := self.about.get("parent"):
-            cells["from"] = "/".join(Path(str(parent)).parts[-2:])
-            place = (self.folder / str(parent)).resolve()
-            cells["from"] = f"{place.parent.name}/{place.name}"
-        return cells
+        watched = self.best[0].removeprefix("val_") if self.best else ""
+        watched = watched if watched in self.test else "loss"
+        found = (self.test.get("inspection") or {}).get("at_threshold")
+        files = [*(self.export.get("bytes") or {}).values(), *self.best_bytes]
+        times = (self.export.get("latency") or {}).values()
+        latency = [values["p50"] for values in times if isinstance(values, dict)]
+        cells = {
+            "name": str(self.config.get("name", self.folder.parent.name)),
+            "run": self.folder.name,
+            "kind": self.kind,
+            "date": f"{self.began:%Y-%m-%d %H:%M}",
+            "state": self.state,
+            "epochs": f"{len(self.history)}/{self._epochs}",
+            "data": str(record.get("data") or "")[:8],
+            "samples": " + ".join(f"{count:,}" for count in samples.values()),
+            "validation": self.best and _figure(*self.best, samples.get("validated on")),
+            "test": self.test and _figure(watched, self.test.get(watched), self.test.get("n")),
+            "escaped": found and f"{found.get('missed')} of {found.get('targets')}",
+            "minutes": round(sum(row.get("seconds", 0.0) for row in self.history) / 60, 1),
+            "MB": round(files[0] / 1e6, 2) if files else "",
+            "ms": round(min(latency), 2) if latency else "",
+            "from": self.parent and f"{self.parent.parent.name}/{self.parent.name}",
+        }
+        return {column: cells.get(column) or "" for column in COLUMNS}
+
+    @property
+    def best_bytes(self) -> list[int]:
+        """The size of the best checkpoint, if there is one."""
+        return [file.stat().st_size for file in self.folder.glob(BEST)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,15 +194,14 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
         raise UserError(f"{root} holds no runs: train one first, or name the folder that does")
     by_folder = {run.folder.resolve(): run for run in runs}
     for run in runs:
-        parent = run.about.get("parent")
-        if parent and (made := by_folder.get((run.folder / str(parent)).resolve())):
+        if made := by_folder.get(run.parent):
             made.children.append(run.id)
     own = [run for run in runs if run.family is None]
     rows = []
     for position, run in enumerate(own):
         before = next((o for o in own[position + 1 :] if o.config.get("name") ==
                        run.config.get("name")), None)  # fmt: skip
-        before = before or by_folder.get((run.folder / str(run.about.get("parent"))).resolve())
+        before = before or by_folder.get(run.parent)
         changed = difference(before.config, run.config) if before else {}
         row = run.row() | {"changed": ", ".join(f"{k} {new}" for k, (_, new) in changed.items())}
         rows.append((row, run, changed))
@@ -297,7 +297,9 @@ def _per_class(first: Run, second: Run) -> list[tuple[str, list[float], list[flo
     ]
 
 
-def _figure(name: str, value: float, count: object) -> str:
+def _figure(name: str, value: object, count: object) -> str:
+    if not isinstance(value, int | float):
+        return ""
     return f"{name.removeprefix('val_')} {value:.4g}" + (
         f" (n {count:,})" if isinstance(count, int) else ""
     )

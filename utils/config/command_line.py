@@ -41,7 +41,7 @@ class ExitCode(int):
     result: Any = None
 
 
-Main = Callable[[ConfigParser, argparse.Namespace], Any]
+Main = Callable[[ConfigParser, argparse.Namespace], object]
 Command = Callable[[list[str] | None], ExitCode]
 
 
@@ -68,7 +68,7 @@ def command(
     script = Script(**traits)
 
     def decorate(function: Main) -> Command:
-        def call(argv: list[str] | None) -> tuple[int, Any]:
+        def call(argv: list[str] | None) -> tuple[int, object]:
             open_screen()
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
@@ -121,7 +121,7 @@ def command(
 
 def _run(
     function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable
-) -> tuple[int, Any]:
+) -> tuple[int, object]:
     """Run a script that trains; `read(trial_dir)` gives its configuration. Returns the exit code
     and the function's result.
     """
