@@ -45,7 +45,7 @@ LARGE = 5_000_000  # bytes
 FIRST_SECTION, LAST_SECTION = "## Install and run", "## Licence"  # of README, that are taken along
 LICENCE = """## Licence
 
-MIT, see [LICENSE](LICENSE). Made from {template} {version}{commit} on {date}.
+MIT, see [LICENSE](LICENSE). Made from {template} {version}{commit} on {date}{before}.
 """
 
 
@@ -85,7 +85,8 @@ def main(argv: list[str] | None = None) -> int:
             weights = copy_run(*found, dest, sections_of(folders), images, classes)
         start = ["-r", weights.as_posix()] if weights else []
         command = shell_command("python", "train.py", "-c", "config.json", *start)
-        write_documents(dest, arguments.without, command)
+        kind = arguments.with_examples, bool(found or proposed)
+        write_documents(dest, arguments.without, command, *kind)
         begin_repository(dest)
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -229,11 +230,17 @@ def code_used_by(config: dict) -> set[Path]:
     return files
 
 
-def gone(without: Collection[str]) -> re.Pattern:
-    """Matches what a page may not name without some verbs, and links to pages left out."""
+def gone(without: Collection[str], examples: bool, own_config: bool) -> re.Pattern:
+    """Matches what a page may not name: pages left out, what belongs to verbs that are missing,
+    examples that are not there, and what is said of the template's config.json if it has another.
+    """
     folders = {folder_of(verb) for verb in without}
     names = {*folders, *(f"{verb}.py" for verb in without), *sections_of(folders)}
     names |= {*PAGES_OF_TEMPLATE, *pages_of(folders)}
+    if not examples:
+        names |= {f"configs/{file.name}" for file in TEMPLATE.glob("configs/*.json")}
+        names |= {"configs/           more examples"}
+    names |= {"The first line trains"} if own_config else set()
     defined: dict[str, set[str]] = {}
     for file in TEMPLATE.glob("*/*.py") if folders else ():
         with contextlib.suppress(SyntaxError, ValueError):
@@ -257,15 +264,19 @@ def pages_of(folders: Collection[str]) -> set[str]:
     return {page for module in modules for page in getattr(module, "PAGES", ())}
 
 
-def write_documents(dest: Path, without: Collection[str], command: str) -> None:
+def write_documents(
+    dest: Path, without: Collection[str], command: str, examples: bool, own_config: bool
+) -> None:
     """README, docs/, CI and metadata of the new project, about what it has.
 
     Args:
         dest: the new folder, with the code
         without: verbs that it lacks
         command: that trains
+        examples: whether it has configs/
+        own_config: whether its config.json is not the template's
     """
-    name, pattern = dest.resolve().name, gone(without)
+    name, pattern = dest.resolve().name, gone(without, examples, own_config)
     left_out = {*PAGES_OF_TEMPLATE, *pages_of(map(folder_of, without))}
     (dest / "docs").mkdir(exist_ok=True)
     for page in (TEMPLATE / "docs").iterdir():
@@ -284,17 +295,19 @@ def write_documents(dest: Path, without: Collection[str], command: str) -> None:
     text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
     (dest / "docs" / "config.schema.json").write_text(text, encoding="utf-8")
     metadata = tomllib.loads((TEMPLATE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    manual = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     commit = _git(TEMPLATE, "rev-parse", "--short=12", "HEAD").stdout.strip()
+    before = re.search(r"Made from (.+)\.$", manual.strip().splitlines()[-1])
     licence = LICENCE.format(
-        template=metadata["name"].capitalize(),
+        template=manual.partition("\n")[0].removeprefix("# "),
         version=metadata["version"],
         commit=commit and f" ({commit})",
         date=datetime.date.today(),
+        before=f", and that from {before[1]}" if before else "",
     )
-    # a project that was itself made from the template has no such README
-    manual = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     manual = manual[manual.find(FIRST_SECTION) : manual.rfind(LAST_SECTION)]
     manual = re.sub(r"python train\.py -c config\.json( -r \S+)?", command, manual, count=1)
+    manual = manual.replace("the complete example\n", "what a run does\n")
     readme = f"# {name}\n\n{markdown.without(manual, pattern)}\n{licence}"
     (dest / "README.md").write_text(readme, encoding="utf-8")
     project = dest / "pyproject.toml"

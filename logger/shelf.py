@@ -22,7 +22,7 @@ from logger.page import write_html
 from utils import lock
 from utils.errors import UserError
 from utils.files import printable
-from utils.run_folder import BEST, log_dir_for, read_json, read_run_file
+from utils.run_folder import BEST, RUN_FILE, log_dir_for, read_json, read_run_file
 from utils.screen import leave_screen, open_screen
 
 FAMILIES = {"folds": "folds", "search": "search"}  # folder in saved/ -> what its families are
@@ -83,8 +83,12 @@ class Run:
 
     @property
     def state(self) -> str:
-        """ "finished", "stopped", "training", or "broken off" if nothing trains it any more."""
+        """ "finished", "stopped", "training", "broken off" if nothing trains it any more; of old
+        runs "unfinished"; "unreadable" if run.json is damaged.
+        """
         state = self.about.get("state")
+        if state is None and (self.folder / RUN_FILE).exists():
+            return "unreadable"
         if state is None:  # before December 2026
             return "finished" if len(self.history) >= self._epochs else "unfinished"
         if state == "training" and lock.is_free(self.folder):
@@ -95,7 +99,8 @@ class Run:
     def _epochs(self) -> int:
         trainer = self.config.get("trainer")
         epochs = trainer.get("epochs") if isinstance(trainer, dict) else None
-        return epochs if isinstance(epochs, int) else len(self.history)
+        known = isinstance(epochs, int) and epochs >= len(self.history)  # pruning has several times
+        return epochs if known else len(self.history)
 
     @property
     def best(self) -> tuple[str, float] | None:
@@ -130,12 +135,12 @@ class Run:
         times = (self.export.get("latency") or {}).values()
         latency = [values["p50"] for values in times if isinstance(values, dict)]
         cells = {
-            "name": str(self.config.get("name", self.folder.parent.name)),
+            "name": self.folder.parent.name,
             "run": self.folder.name,
             "kind": self.kind,
             "date": f"{self.began:%Y-%m-%d %H:%M}",
             "state": self.state,
-            "epochs": f"{len(self.history)}/{self._epochs}",
+            "epochs": f"{len(self.history)}/{self._epochs}".removesuffix("/0"),
             "data": str(record.get("data") or "")[:8],
             "samples": " + ".join(f"{count:,}" for count in samples.values()),
             "validation": self.best and _figure(*self.best, samples.get("validated on")),
@@ -183,7 +188,7 @@ def find_runs(root: Path) -> Iterator[Run]:
     for kind in FAMILIES:
         for family in root.glob(f"{kind}/*/*"):
             places += [(folder, family) for folder in family.glob("models/*/*")]
-    found = [Run.read(*place) for place in places if (place[0] / "config.json").exists()]
+    found = [Run.read(*place) for place in places if any(place[0].glob("*.json"))]
     yield from sorted(found, key=lambda run: (run.began, run.id), reverse=True)
 
 
@@ -210,7 +215,7 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
     known = [column for column in COLUMNS if any(row[column] != "" for row in table)]
     write_csv(root / "index.csv", list(COLUMNS), (row.values() for row in table))
     if as_text:
-        shown = ("name", "run", "state", "validation", "test")
+        shown = ("name", "run", "kind", "state", "validation", "test")
         print("\n".join(aligned([list(shown), *([str(row[c]) for c in shown] for row in table)])))
     write_html(
         root / "index.html",

@@ -1,9 +1,12 @@
 """Runs that belong together: those of folds, or of a search."""
 
+import argparse
 import copy
 import importlib
 import json
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,9 +15,11 @@ from base.base_trainer import Result
 from utils import run_folder
 from utils.config import config_file
 from utils.config.config import SAVE_DIR
+from utils.engine.signals import cleaned_up
 from utils.errors import Interrupted, RunError, UserError
 from utils.files import ROOT, safe_name, shell_command, write_text
 from utils.run_folder import read_run_file
+from utils.screen import leave_screen, open_screen
 
 FILE = "family.json"
 
@@ -99,6 +104,37 @@ class Family:
             config_file.write(config, file)
             return call_script("train", ["-c", str(file)], self.device)
         return call_script("train", ["-r", str(run)], self.device)
+
+
+def family_command(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    run: Callable[[argparse.Namespace], Any],
+) -> int:
+    """Parse the command line and `run`; returns the exit code. A signal also says how to go on."""
+    open_screen()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    arguments = parser.parse_args(argv)
+    words = parser.prog.split()
+
+    def say() -> None:
+        print(f"stopped; go on with:\n  {shell_command(*words, '-r')}", flush=True)
+
+    try:
+        with cleaned_up(say):
+            run(arguments)
+    except (UserError, RunError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunError) else 2
+    except Interrupted as stop:
+        say()
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        say()
+        return 130
+    finally:
+        leave_screen()
+    return 0
 
 
 def call_script(script: str, arguments: list[str], device: str | None) -> Any:

@@ -15,25 +15,24 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from base.base_data_loader import LEAST_FOLDS
 from base.base_trainer import Result
 from logger.files import aligned
 from trainer.decisions import CONFIDENCE, upper_bound
-from trainer.family import Family, judges
+from trainer.family import Family, family_command, judges
 from utils import checkpoint
 from utils.config import config_file
 from utils.config.config import ConfigParser
-from utils.errors import Interrupted, RunError, UserError
-from utils.files import shell_command
-from utils.screen import leave_screen, open_screen
+from utils.errors import UserError
 
 KIND = "folds"
+SHOWN = 6  # values of the runs, on the screen
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(prog="python -m trainer.folds", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("-c", "--config", metavar="FILE", type=Path)
@@ -44,17 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     add("-d", "--device", metavar="DEVICE")
     add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
         help="with -c: set any key of the config")  # fmt: skip
-    arguments = parser.parse_args(argv)
-    try:
-        run_folds(_open(arguments))
-    except (UserError, RunError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    except Interrupted as stop:
-        print(f"stopped; go on with:\n  {shell_command('python', '-m', 'trainer.folds', '-r')}")
-        return 128 + stop.signum
-    leave_screen()
-    return 0
+    return family_command(parser, argv, lambda arguments: run_folds(_open(arguments)))
 
 
 def _open(arguments: argparse.Namespace) -> Family:
@@ -67,11 +56,27 @@ def _open(arguments: argparse.Namespace) -> Family:
     config, _ = config_file.read_layers(arguments.config)
     for assignment in arguments.set:
         config_file.override(config, assignment)
-    ConfigParser(changed(config, 0, arguments.k, 0), origin=str(arguments.config))
+    parser = ConfigParser(changed(config, 0, arguments.k, 0), origin=str(arguments.config))
+    _compare_with_classes(parser, arguments.k)
     config.pop("$schema", None)
     about = {"kind": KIND, "folds": arguments.k, "repeat": arguments.repeat, "state": "unfinished"}
     about["members"] = arguments.k * arguments.repeat
     return Family.begin(KIND, config, about, arguments.device)
+
+
+def _compare_with_classes(parser: ConfigParser, folds: int) -> None:
+    """Warn of classes that some folds will lack. Raises UserError if one is inspection's target."""
+    loader = parser.init_obj("data_loader")
+    names, targets = loader.classes, loader.dataset.offers.targets
+    if names is None or targets is None or np.ndim(targets) != 1:
+        return
+    counts = np.bincount(np.asarray(targets), minlength=len(names))
+    few = {name: int(n) for name, n in zip(names, counts, strict=True) if n < folds}
+    shown = ", ".join(f"{name} ({count})" for name, count in [*few.items()][:5])
+    if (target := parser.option("inspection", "target")) in few:
+        raise UserError(f"-k {folds}: there are only {few[target]} samples of {target}")
+    if few:
+        print(f"warning: fewer than {folds} samples: {shown}; some folds lack these classes")
 
 
 def changed(config: dict, fold: int, count: int, repetition: int) -> dict:
@@ -115,7 +120,8 @@ def run_folds(family: Family) -> dict:
     rows = [["", "mean ± spread", "95 % of the mean", "each"]]
     for name, values in spread.items():
         interval = f"{values['low']:.4g} to {values['high']:.4g}" if "low" in values else ""
-        each = " ".join(f"{value:.4g}" for value in values["each"][:5])
+        each = " ".join(f"{value:.4g}" for value in values["each"][:SHOWN])
+        each += " ..." if len(values["each"]) > SHOWN else ""
         rows.append([name, in_words(values), interval, each])
     lines = aligned(rows)
     if inspected:

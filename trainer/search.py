@@ -23,12 +23,11 @@ from typing import TYPE_CHECKING
 from base.monitor import Monitor
 from logger.base_tracker import BaseTracker, watching
 from logger.files import aligned
-from trainer.family import Family, judges
+from trainer.family import Family, family_command, judges
 from utils.config import config_file
 from utils.config.config import ConfigParser
-from utils.errors import Interrupted, RunError, UserError
+from utils.errors import Interrupted, UserError
 from utils.files import shell_command
-from utils.screen import leave_screen, open_screen
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -60,9 +59,7 @@ class Watch(BaseTracker):
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(prog="python -m trainer.search", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     start = parser.add_mutually_exclusive_group(required=True)
     start.add_argument("-c", "--config", metavar="FILE", type=Path)
@@ -72,17 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     add("-d", "--device", metavar="DEVICE")
     add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
         help="with -c: set any key of the config")  # fmt: skip
-    arguments = parser.parse_args(argv)
-    try:
-        search(_open(arguments))
-    except (UserError, RunError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    except Interrupted as stop:
-        print(f"stopped; go on with:\n  {shell_command('python', '-m', 'trainer.search', '-r')}")
-        return 128 + stop.signum
-    leave_screen()
-    return 0
+    return family_command(parser, argv, lambda arguments: search(_open(arguments)))
 
 
 def _open(arguments: argparse.Namespace) -> Family:
@@ -114,23 +101,28 @@ def _open(arguments: argparse.Namespace) -> Family:
 
 def corners(space: dict) -> list[dict]:
     """Values for all keys at once: the first of each, and the last. Raises UserError."""
-    if not space:
-        raise UserError("--space: the file names no keys")
-    ends = {}
+    ends, faults = {}, [] if space else ["--space: the file names no keys"]
     for key, spec in space.items():
-        values = spec if isinstance(spec, list) else None
-        if isinstance(spec, dict) and spec.keys() < {"log", "float", "int"}:
-            [values] = spec.values()
-            is_range = isinstance(values, list) and len(values) == 2
-            numbers = is_range and all(type(value) in (int, float) for value in values)
-            if not numbers or values[0] >= values[1] or ("log" in spec and values[0] <= 0):
-                values = None
-        if not values:
-            raise UserError(
-                f'--space: "{key}" should be a list of values, or {{"log": [LOW, HIGH]}}, '
-                '{"float": [LOW, HIGH]}, {"int": [LOW, HIGH]}'
-            )
-        ends[key] = values
+        values = next(iter(spec.values())) if isinstance(spec, dict) and spec else spec
+        kind = next(iter(spec), None) if isinstance(spec, dict) else "list"
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        is_one = not isinstance(spec, dict) or len(spec) == 1
+        if (
+            not isinstance(values, list)
+            or not is_one
+            or kind not in ("list", "log", "float", "int")
+        ):
+            faults.append(f'{key}: should be a list of values, or {{"log": [LOW, HIGH]}}')
+        elif not values:
+            faults.append(f"{key}: the list is empty")
+        elif kind != "list" and not (numbers and len(values) == 2 and values[0] < values[1]):
+            faults.append(f'{key}: "{kind}" should have two numbers, the lower one first')
+        elif kind == "log" and values[0] <= 0:
+            faults.append(f'{key}: the lower end of "log" should be above 0')
+        else:
+            ends[key] = values
+    if faults:
+        raise UserError("\n  ".join(["--space:", *faults]))
     return [{key: values[0] for key, values in ends.items()},
             {key: values[-1] for key, values in ends.items()}]  # fmt: skip
 
@@ -159,11 +151,13 @@ def search(family: Family) -> dict:
     backend = optuna.storages.journal.JournalFileBackend(str(family.folder / "study.log"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
-        sampler=optuna.samplers.TPESampler(seed=family.config.get("seed", 0)),
         study_name="search",
         direction="maximize" if rule.mode == "max" else "minimize",
         load_if_exists=True,
     )
+    # another seed each time: one that goes on would draw the same values again
+    seed = family.config.get("seed", 0) + len(study.trials)
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
     study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=int(WARM_UP * epochs))
     if not study.trials and (own := values_of(family.config, space)):
         study.enqueue_trial(own)

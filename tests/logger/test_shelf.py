@@ -53,6 +53,9 @@ def test_state_of_a_run(digits, train, tmp_path, monkeypatch):
     assert rows(root)[run.name]["state"] == "training"
     (run / "run.json").write_text("{broken")
     shelf.write_shelf(root)
+    assert rows(root)[run.name]["state"] == "unreadable"
+    (run / "run.json").unlink()  # as of a run of an earlier version
+    shelf.write_shelf(root)
     assert rows(root)[run.name]["state"] == "finished"
 
 

@@ -145,7 +145,7 @@ def test_nothing_says_that_the_project_is_the_template(tmp_path):
     dest = tmp_path / "Line"
     assert new_project.main([str(dest)]) == 0
     stamp = (dest / "README.md").read_text(encoding="utf-8").splitlines()[-1]
-    assert stamp.startswith("MIT, see [LICENSE](LICENSE). Made from Kata 0.1.0")
+    assert stamp.startswith("MIT, see [LICENSE](LICENSE). Made from Kata 型 0.1.0")
     for file in dest.rglob("*"):
         inside = file.relative_to(dest).parts
         if not file.is_file() or inside[0] in (".git", "LICENSE", "new_project.py"):

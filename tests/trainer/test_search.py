@@ -63,9 +63,23 @@ def test_runs_that_fall_behind_are_stopped_and_can_be_resumed(files, tmp_path):
     assert len(runs) == 12
 
 
+def test_search_that_goes_on_tries_new_values(files, tmp_path):
+    pytest.importorskip("optuna")
+    config, space = files
+    fast = ["-s", "trainer.epochs=1"]
+    assert search.main(["-c", config, "--space", space, "-n", "3", *fast]) == 0
+    [folder] = (tmp_path / "saved" / "search").glob("*/*")
+    assert search.main(["-r", str(folder), "-n", "6"]) == 0
+    configs = [json.loads(file.read_text()) for file in folder.glob("configs/*.json")]
+    rates = [config["optimizer"]["args"]["lr"] for config in configs]
+    assert len(set(rates)) == 6
+
+
 @pytest.mark.parametrize(("space", "message"), [
     ({}, "the file names no keys"),
-    ({"optimizer.args.lr": {"log": [0, 1]}}, "should be a list of values"),
+    ({"optimizer.args.lr": {"log": [0, 1]}}, "lower end of \"log\" should be above 0"),
+    ({"optimizer.args.lr": {"int": [3, 1]}}, "the lower one first"),
+    ({"optimizer.args.lr": []}, "the list is empty"),
     ({"optimizer.args.lr": 3}, "should be a list of values"),
     ({"optimizer.args.rate": [1, 2]}, 'takes no "rate"'),
     ({"arch.args.num_classes": {"int": [0, 3]}}, "num_classes"),

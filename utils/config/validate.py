@@ -159,7 +159,7 @@ def _check_name(name: object) -> list[str]:
         return [f'name: "{name}" becomes a folder, and Windows reserves this name']
     if name.strip(" .") and len(name) <= 100 and not re.search(r'[\\/:*?"<>|\x00-\x1f]', name):
         return []
-    shown = json.dumps(name)[:110]
+    shown = json.dumps(name, ensure_ascii=False)[:110]
     return [f'name: {shown} becomes a folder: 1 to 100 characters, none of \\ / : * ? " < > |']
 
 
