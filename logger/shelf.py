@@ -26,8 +26,8 @@ from utils.run_folder import BEST, RUN_FILE, log_dir_for, read_json, read_run_fi
 from utils.screen import leave_screen, open_screen
 
 FAMILIES = {"folds": "folds", "search": "search"}  # folder in saved/ -> what its families are
-COLUMNS = ("name", "run", "kind", "date", "state", "epochs", "data", "samples", "validation",
-           "test", "escaped", "minutes", "MB", "ms", "changed", "from")  # fmt: skip
+COLUMNS = ("name", "run", "state", "validation", "test", "escaped", "changed", "from", "kind",
+           "date", "epochs", "samples", "minutes", "MB", "ms", "data")  # fmt: skip
 IGNORED = ("name", "trainer.save_dir", "trainer.tensorboard", "trainer.verbosity")  # no difference
 CURVE = 120, 30  # pixels of the small curve
 
@@ -202,36 +202,37 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
         if made := by_folder.get(run.parent):
             made.children.append(run.id)
     own = [run for run in runs if run.family is None]
-    rows = []
+    shown = []  # what the page shows in each row
     for position, run in enumerate(own):
-        before = next((o for o in own[position + 1 :] if o.config.get("name") ==
-                       run.config.get("name")), None)  # fmt: skip
-        before = before or by_folder.get(run.parent)
+        names = (other for other in own[position + 1 :] if other.folder.parent == run.folder.parent)
+        before = next(names, by_folder.get(run.parent))
         changed = difference(before.config, run.config) if before else {}
         row = run.row() | {"changed": ", ".join(f"{k} {new}" for k, (_, new) in changed.items())}
-        rows.append((row, run, changed))
-    families = [*_families(root, runs)]
-    table = [row for row, _, _ in rows] + [row for row, _ in families]
+        report = run.folder / "test" / "report.html"
+        shown.append((row, report, changed, run.children, _polyline(run)))
+    shown += [(row, report, {}, [], "") for row, report in _families(root, runs)]
+    shown.sort(key=lambda each: str(each[0]["date"]), reverse=True)
+    table = [row for row, *_ in shown]
     known = [column for column in COLUMNS if any(row[column] != "" for row in table)]
     write_csv(root / "index.csv", list(COLUMNS), (row.values() for row in table))
     if as_text:
-        shown = ("name", "run", "kind", "state", "validation", "test")
-        print("\n".join(aligned([list(shown), *([str(row[c]) for c in shown] for row in table)])))
+        few = ("name", "run", "kind", "state", "validation", "test")
+        print("\n".join(aligned([list(few), *([str(row[c]) for c in few] for row in table)])))
+    links = {path: path.relative_to(root).as_posix() for _, path, *_ in shown if path.exists()}
     write_html(
         root / "index.html",
         Path(__file__).with_name("shelf.html"),
         name="Runs",
         run=str(root.resolve().name),
         columns=known,
-        rows=[(row, run, changed, _link(root, run), _polyline(run)) for row, run, changed in rows],
-        families=families,
+        rows=[(row, links.get(path), *more) for row, path, *more in shown],
         curve=CURVE,
     )
     return root / "index.html"
 
 
-def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, str | None]]:
-    """A row for each family, and the path of its report."""
+def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, Path]]:
+    """A row for each family, and where its report is."""
     for kind, name in FAMILIES.items():
         for file in sorted(root.glob(f"{kind}/*/*/family.json"), reverse=True):
             about, folder = read_json(file), file.parent
@@ -244,8 +245,7 @@ def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, str | None]]:
             row |= {key: about[key] for key in ("validation", "test", "escaped", "samples")
                     if key in about}  # fmt: skip
             row["minutes"] = round(sum(float(m.row()["minutes"] or 0) for m in members), 1)
-            report = folder / "report.html"
-            yield row, report.relative_to(root).as_posix() if report.exists() else None
+            yield row, folder / "report.html"
 
 
 def compare(first: Path, second: Path, root: Path) -> Path:
@@ -326,11 +326,6 @@ def _polyline(run: Run) -> str:
     return " ".join(
         f"{n * step:.1f},{height - 2 - (value - low) * scale:.1f}" for n, value in enumerate(values)
     )
-
-
-def _link(root: Path, run: Run) -> str | None:
-    report = run.folder / "test" / "report.html"
-    return report.relative_to(root).as_posix() if report.exists() else None
 
 
 def _time(file: Path) -> float:
