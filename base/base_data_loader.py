@@ -35,14 +35,14 @@ class BaseDataLoader(WorkerLoader, ABC):
         batch_size: samples in a batch, of all processes of a run together
         shuffle: another order of the training samples in each epoch; follows from (seed, epoch)
         validation_split: training samples to validate with instead: a share (0.1) or a number (100)
-        fold: [number, count], as [0, 5]: the training samples are shared out to so many folds; this
-            one is for testing, the next for validation, the others for training
         num_workers: processes that prepare batches; the result is the same for any number. 0 uses
             the training process; "auto" spare cores if a GPU trains, unless the data is in memory
         collate_fn: function of a list of samples that makes the batch, as the method of that name
         drop_last: leave out the last training batch if it is not full
         seed: determines order, split and augmentation; by default the config's seed
         subset: the samples to serve: "train", "val" or "test"
+        fold: [number, count], as [0, 5]: the training samples are shared out to so many folds; this
+            one is for testing, the next for validation, the others for training
     """
 
     _for_training = True
@@ -59,12 +59,12 @@ class BaseDataLoader(WorkerLoader, ABC):
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
-        fold: tuple[NonNegativeInt, PositiveInt] | None = None,
         num_workers: NonNegativeInt | Literal["auto"] = 0,
         collate_fn: Callable[[list[Sample]], Batch] | None = None,
         drop_last: bool = False,
         seed: int = 0,
         subset: Literal["train", "val", "test"] = "train",
+        fold: tuple[NonNegativeInt, PositiveInt] | None = None,
     ):
         if isinstance(dataset, int):  # before November 2026 batch_size came first
             raise UserError(f"BaseDataLoader: takes a dataset first; pass batch_size={dataset}")

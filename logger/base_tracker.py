@@ -37,8 +37,8 @@ class BaseTracker(ABC):
         """
 
 
-class Trackers(BaseTracker):
-    """All trackers of a run as one."""
+class Trackers:
+    """All trackers of a run as one; with the methods of a tracker."""
 
     def __init__(self, trackers: Iterable[BaseTracker] = ()):
         self.trackers = [*trackers]

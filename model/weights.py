@@ -93,8 +93,8 @@ def load_weights(
             weights[name] = weights[name].sum(dim=1, keepdim=True)  # for grey images
     heads = tuple(f"{name}." for name in find_heads(network))
     for name in own.keys() & weights.keys() if rows is not None else ():
-        fitting = own[name].shape[1:] == weights[name].shape[1:] and len(own[name]) == len(rows)
-        if name.startswith(heads) and fitting:
+        wanted = (len(rows), *weights[name].shape[1:])
+        if name.startswith(heads) and own[name].shape == wanted:
             kept = [place for place, row in enumerate(rows) if row is not None]
             taken = weights[name][[row for row in rows if row is not None]]
             weights[name] = (

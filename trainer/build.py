@@ -197,7 +197,8 @@ def build_model(
             rows = rows_by_name(state.get("classes"), classes)
             if rows is not None and None in rows:
                 kept = [name for name, row in zip(classes, rows, strict=True) if row is not None]
-                logger.info(f"the outputs of {shorten(kept)} are kept, by their names")
+                new = [name for name in classes if name not in kept]
+                logger.info(f"outputs kept by their names: {shorten(kept)}; new: {shorten(new)}")
     network = build_network(config, classes, data_loader.input["shape"])
     falls_back = engine.memory_format == torch.channels_last and not network.takes_channels_last
     if falls_back and not config.continued:

@@ -72,7 +72,8 @@ def test_everything_names_its_checkpoint_and_moves_with_it(exported, tmp_path, c
     assert made <= names(exported / "replaced")
     left = {name for name in names(exported) if not name.startswith("replaced/")}
     assert left == {
-        "config.json", "checkpoint-epoch1.pth", "checkpoint-epoch2.pth", "model_best.pth",
+        "config.json", "run.json", "model_best.pth", "checkpoint-epoch1.pth",
+        "checkpoint-epoch2.pth",
     }  # fmt: skip
     assert capsys.readouterr().out.count("model_best.pth was replaced: moved what") == 1
     assert test_script.main(["-r", str(elsewhere), "--check"]) == 0

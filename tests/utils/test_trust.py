@@ -148,8 +148,8 @@ def place(config, where, name, args):
     elif where == "schedulers":
         config["lr_scheduler"] = {"type": "SequentialLR", "args": {"schedulers": [spec]}}
         config["lr_scheduler"]["args"]["milestones"] = [1]
-    elif where == "metrics":
-        config["metrics"] = [spec]
+    elif where in ("metrics", "trackers"):
+        config[where] = [spec]
     elif where.endswith("own"):
         config["mine"] = spec | {"role": where.partition(" ")[0]}
     else:
