@@ -38,8 +38,8 @@ def test_repetitions_share_out_anew(family):
     members = [result["member"] for result in about["results"]]
     assert members == ["fold1", "fold2", "fold3", "fold1-2", "fold2-2", "fold3-2"]
     first, second = (
-        about["spread"]["test_loss"]["each"][:3],
-        about["spread"]["test_loss"]["each"][3:],
+        about["spread"]["val_loss"]["each"][:3],
+        about["spread"]["val_loss"]["each"][3:],
     )
     assert set(first).isdisjoint(second)
 
