@@ -40,6 +40,7 @@ class MlflowTracker(BaseTracker):
             # else it would try for minutes while the training waits
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
             from mlflow import MlflowClient
 
             self._opened = MlflowClient(self.uri, self.uri)

@@ -18,7 +18,7 @@ COUNT = 30  # images of each kind
 @pytest.fixture
 def project(tmp_path, kata_data):
     source, folder = kata_data / "neu_surface_defects", tmp_path / "Project"
-    left_out = shutil.ignore_patterns(".*", "saved", "data", "__pycache__")
+    left_out = shutil.ignore_patterns(".git", ".*cache", "venv", "saved", "data", "__pycache__")
     shutil.copytree(ROOT, folder, ignore=left_out)
     for data, kinds in ("steel", None), ("castings", {"crazing", "patches"}):
         for kind in sorted((source / "train").iterdir()):
