@@ -227,7 +227,8 @@ def _finish(family: Family, study: "Study", rule: Monitor) -> dict:
     for trial in study.trials:
         values = {key: spec[trial.params[key]] if isinstance(spec := space[key], list) else
                   trial.params[key] for key in space if key in trial.params}  # fmt: skip
-        shown = "stopped early" if trial.value is None else f"{trial.value:.4g}"
+        shown = "none" if trial.value is None else f"{trial.value:.4g}"
+        shown += ", stopped early" * (trial.state.name == "PRUNED")
         cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values.values())
         rows.append([str(trial.number + 1), shown, *cells])
         if trial.value is not None and trial.state.name == "COMPLETE":
