@@ -15,8 +15,7 @@ from torch import Tensor
 from base import BaseDataLoader
 from logger.charts import image_uri, to_pil_image
 from logger.page import write_html
-from utils.config import config_file
-from utils.config.config import ConfigParser
+from utils.config.resolve import from_file
 from utils.errors import UserError
 from utils.files import printable, shell_command
 from utils.screen import leave_screen, open_screen
@@ -50,10 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(file: Path, changes: list[str], count: int, output: Path | None) -> Path:
     """Write the page; returns its path. Raises UserError if the samples are not images."""
-    config, _ = config_file.read_layers(file)
-    for assignment in changes:
-        config_file.override(config, assignment)
-    parser = ConfigParser(config, origin=str(file))
+    parser = from_file(file, changes)
     loader: BaseDataLoader = parser.init_obj("data_loader")
     if output is None:
         folder = getattr(getattr(loader, "folder", None), "folder", None)
@@ -71,7 +67,7 @@ def show(file: Path, changes: list[str], count: int, output: Path | None) -> Pat
     write_html(
         output,
         Path(__file__).with_name("show.html"),
-        name=config["name"],
+        name=parser["name"],
         run=file.name,
         rows=rows,
         shape="x".join(map(str, shape)),

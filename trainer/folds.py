@@ -23,8 +23,8 @@ from logger.files import aligned
 from trainer.decisions import CONFIDENCE, upper_bound
 from trainer.family import Family, family_command, judges
 from utils import checkpoint
-from utils.config import config_file
 from utils.config.config import ConfigParser
+from utils.config.resolve import from_file
 from utils.errors import UserError
 
 KIND = "folds"
@@ -53,9 +53,7 @@ def _open(arguments: argparse.Namespace) -> Family:
         return Family(arguments.resume, arguments.device)
     if arguments.k < LEAST_FOLDS or arguments.repeat < 1:
         raise UserError(f"-k: at least {LEAST_FOLDS}, to train on, to validate and to test")
-    config, _ = config_file.read_layers(arguments.config)
-    for assignment in arguments.set:
-        config_file.override(config, assignment)
+    config = from_file(arguments.config, arguments.set).config
     parser = ConfigParser(changed(config, 0, arguments.k, 0), origin=str(arguments.config))
     _compare_with_classes(parser, arguments.k)
     config.pop("$schema", None)

@@ -26,6 +26,7 @@ from logger.files import aligned
 from trainer.family import Family, family_command, judges
 from utils.config import config_file
 from utils.config.config import ConfigParser
+from utils.config.resolve import from_file
 from utils.errors import Interrupted, UserError
 from utils.files import shell_command
 
@@ -85,11 +86,8 @@ def _open(arguments: argparse.Namespace) -> Family:
         return family
     if arguments.space is None:
         raise UserError("--space: what is to be searched? Pass a JSON file; --help shows one")
-    config, _ = config_file.read_layers(arguments.config)
-    for assignment in arguments.set:
-        config_file.override(config, assignment)
-    space, _ = config_file.read_layers(arguments.space)
-    parser = ConfigParser(config, origin=str(arguments.config))
+    parser = from_file(arguments.config, arguments.set)
+    config, (space, _) = parser.config, config_file.read_layers(arguments.space)
     if Monitor(parser["trainer"].get("monitor", "off")).mode == "off":
         raise UserError("trainer.monitor: a search needs to know what is better, max val_accuracy")
     for values in corners(space):  # both ends of each range must be possible

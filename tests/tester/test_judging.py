@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from tests.conftest import save_images
+from tests.conftest import ROOT, save_images
 from trainer import folds, search
 
 SMALL = {"trainer.epochs": 2, "trainer.tensorboard": False}
@@ -86,3 +86,21 @@ def test_search_states_what_the_test_samples_say(digits, tmp_path, capsys):
     [run] = (folder / "models" / best).glob("*/")
     accuracy = json.loads((run / "test" / "result.json").read_text())["accuracy"]
     assert f"is {accuracy:.4g} by {best.replace('trial', 'trial ')}" in capsys.readouterr().out
+
+
+def test_example_that_extends_another_works(tmp_path, data_dir):
+    """And whose task is not classification."""
+    changes = ["trainer.epochs=1", "trainer.tensorboard=false", f"trainer.save_dir={tmp_path}",
+               f"data_loader.args.data_dir={data_dir}"]  # fmt: skip
+    (tmp_path / "base.json").write_text((ROOT / "config.json").read_text(encoding="utf-8"))
+    config = {
+        "extends": "base.json", "task": "MultiLabelTask", "metrics": [],
+        "data_loader": {"type": "TwoDigitsDataLoader"},
+        "loss": "binary_cross_entropy_with_logits",
+        "lr_scheduler": {"type": "OneCycleLR", "args": {"max_lr": 0.01}},
+    }  # fmt: skip
+    (tmp_path / "labels.json").write_text(json.dumps(config | {"trainer": {"monitor": "off"}}))
+    assert folds.main(["-c", str(tmp_path / "labels.json"), "-k", "3", "-s", *changes]) == 0
+    [folder] = tmp_path.glob("folds/*/*")
+    samples = [row["sample"] for row in rows(folder / "predictions.csv")]
+    assert len(samples) == len(set(samples)) > 100

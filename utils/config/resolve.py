@@ -109,6 +109,18 @@ def resolve(
     return parser
 
 
+def from_file(file: Path, assignments: Iterable[str] = ()) -> ConfigParser:
+    """The configuration in a file, with what -s says. Raises UserError."""
+    config, layers = config_file.read_layers(file)
+    changes: dict = {}
+    for assignment in assignments:
+        for place in (config, changes):
+            config_file.override(place, assignment)
+    trust = Trust(changes, str(file))
+    notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
+    return ConfigParser(config, origin=str(file), warnings=notes, trust=trust)
+
+
 def _read(
     arguments: argparse.Namespace, script: Script
 ) -> tuple[dict, list[dict], str, Path | None, dict | None]:
