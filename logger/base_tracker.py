@@ -26,7 +26,7 @@ class BaseTracker(ABC):
 
     @abstractmethod
     def log(self, values: Values, step: int) -> None:
-        """What an epoch measured; `step` counts the batches that were trained."""
+        """What an epoch measured, and its number as "epoch"; `step` counts the batches trained."""
 
     def end(self, state: str) -> None:
         """The run is "finished" or "stopped"."""
@@ -38,24 +38,13 @@ class BaseTracker(ABC):
 
 
 class Trackers:
-    """All trackers of a run as one; with the methods of a tracker."""
+    """All trackers of a run."""
 
     def __init__(self, trackers: Iterable[BaseTracker] = ()):
         self.trackers = [*trackers]
 
-    def begin(self, run: Path, config: dict, parent: Path | None) -> None:
-        self._tell("begin", run, config, parent)
-
-    def log(self, values: Values, step: int) -> None:
-        self._tell("log", values, step)
-
-    def end(self, state: str) -> None:
-        self._tell("end", state)
-
-    def result(self, run: Path, name: str, values: Values, files: list[Path]) -> None:
-        self._tell("result", run, name, values, files)
-
-    def _tell(self, method: str, *values: object) -> None:
+    def tell(self, method: str, *values: object) -> None:
+        """Call this method of each with these values."""
         for tracker in _watching:
             getattr(tracker, method)(*values)
         for tracker in [*self.trackers]:
@@ -84,7 +73,8 @@ def tell_trackers(
         values: what was measured
         files: what was written
     """
-    Trackers((trackers or {}).values()).result(run_folder.run_of(used), name, values, files)
+    run = run_folder.run_of(used)
+    Trackers((trackers or {}).values()).tell("result", run, name, values, files)
 
 
 _watching: list[BaseTracker] = []

@@ -73,11 +73,11 @@ class Recorder:
         self._about = about | kept
         self._note(run, "training")
         if self.keep:
-            self.trackers.begin(run, config, parent)
+            self.trackers.tell("begin", run, config, parent)
 
     def _note(self, run: Path, state: str) -> None:
         """Write run.json: "training", "stopped" or "finished"."""
-        self._about |= {"state": state, "seconds": self._training_seconds}
+        self._about["state"] = state
         if self.keep:
             text = json.dumps(self._about, indent=2, ensure_ascii=False)
             write_text(run / RUN_FILE, f"{text}\n")
@@ -90,7 +90,6 @@ class Recorder:
         """A run continues after these epochs and `step` trained batches: drop later records."""
         self.metrics.write(history)
         self.writer.purge_from(step + 1)
-        self._training_seconds = sum(row.get("seconds", 0.0) for row in history)
 
     def epoch(self, epochs: int, history: list[Log], best: bool, model: nn.Module) -> None:
         """An epoch is done, the last in `history`: show it, a row, a point on each curve,
@@ -108,7 +107,7 @@ class Recorder:
                 self.writer.add_scalar(tag, value)
         self._training_seconds += log["seconds"]
         if self.keep:
-            self.trackers.log(log, step)
+            self.trackers.tell("log", {"epoch": epoch, **log}, step)
         self.writer.set_step(step)
         self.writer.add_parameters(model, self._training_seconds)
         self.writer.flush()
@@ -140,7 +139,7 @@ class Recorder:
         self.writer.close()
         self._note(run, state)
         if self.keep:
-            self.trackers.end(state)
+            self.trackers.tell("end", state)
 
 
 def next_commands(run: Path) -> list[str]:

@@ -18,7 +18,6 @@ from utils.config.config import SAVE_DIR
 from utils.engine.signals import cleaned_up
 from utils.errors import Interrupted, RunError, UserError
 from utils.files import ROOT, safe_name, shell_command, write_text
-from utils.run_folder import read_run_file
 from utils.screen import leave_screen, open_screen
 
 FILE = "family.json"
@@ -46,25 +45,23 @@ class Family:
             raise UserError(f"{folder} is not a family of runs: {error}") from None
 
     @classmethod
-    def begin(
-        cls, kind: str, config: dict, about: dict, device: str | None, root: str | None = None
-    ) -> "Family":
+    def begin(cls, kind: str, config: dict, about: dict, device: str | None) -> "Family":
         """Make the folder of a new family; `about` is kept in its family.json."""
         trainer = config.get("trainer")
         save_dir = trainer.get("save_dir") if isinstance(trainer, dict) else None
         name = safe_name(str(config.get("name"))) or "run"
-        root = Path(root or (save_dir if isinstance(save_dir, str) else SAVE_DIR))
+        root = Path(save_dir if isinstance(save_dir, str) else SAVE_DIR)
         folder = run_folder.new_run_dir(root, name, kind=kind)
         config_file.write(config, folder / "config.json")
         write_text(folder / FILE, json.dumps(about, indent=2) + "\n")
         return cls(folder, device)
 
     @classmethod
-    def newest(cls, kind: str, device: str | None, root: str = SAVE_DIR) -> "Family":
+    def newest(cls, kind: str, device: str | None) -> "Family":
         """The newest one of this kind. Raises UserError if there is none."""
-        files = sorted(Path(root).glob(f"{kind}/*/*/{FILE}"), key=lambda f: f.stat().st_mtime)
+        files = sorted(Path(SAVE_DIR).glob(f"{kind}/*/*/{FILE}"), key=lambda f: f.stat().st_mtime)
         if not files:
-            raise UserError(f"{Path(root) / kind} holds no families of runs yet; pass -c FILE")
+            raise UserError(f"{Path(SAVE_DIR) / kind} holds no families of runs yet; pass -c FILE")
         return cls(files[-1].parent, device)
 
     def keep(self, **more: object) -> None:
@@ -77,23 +74,18 @@ class Family:
         runs = sorted((self.folder / "models" / member).glob("*/"))
         return next((run for run in reversed(runs) if any(run.glob("*.pth"))), None)
 
-    def is_finished(self, member: str) -> bool:
-        run = self.find(member)
-        return run is not None and read_run_file(run).get("state") == "finished"
-
-    def train(self, member: str, changes: dict, **sections: object) -> Result:
+    def train(self, member: str, changes: dict) -> Result:
         """Train a member, or go on with it.
 
         Args:
             member: its name
             changes: "a.b.c" -> value, in its configuration
-            sections: further ones of the configuration
 
         Raises Interrupted if a signal stopped it, UserError or RunError if it failed.
         """
         run = self.find(member)
         if run is None:
-            config = copy.deepcopy(self.config) | sections
+            config = copy.deepcopy(self.config)
             for key, value in changes.items():
                 config_file.assign(config, key.split("."), value)
             config["name"] = member

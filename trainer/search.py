@@ -27,7 +27,7 @@ from trainer.family import Family, family_command, judges
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.config.resolve import from_file
-from utils.errors import Interrupted, UserError
+from utils.errors import Interrupted, RunError, UserError
 from utils.files import shell_command
 
 if TYPE_CHECKING:
@@ -45,15 +45,13 @@ class Watch(BaseTracker):
     """
 
     def __init__(self, trial: "Trial", metric: str):
-        self.trial, self.metric = trial, metric
-        self.stopped, self.epoch = False, 0
+        self.trial, self.metric, self.stopped = trial, metric, False
 
     def begin(self, run: Path, config: dict, parent: Path | None) -> None:
-        pass
+        """Nothing: the trial has begun already."""
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self.epoch += 1
-        self.trial.report(values[self.metric], self.epoch)
+        self.trial.report(values[self.metric], int(values["epoch"]))
         if self.trial.should_prune() and not self.stopped:
             self.stopped = True
             signal.raise_signal(signal.SIGTERM)  # the run saves its state, and ends
@@ -172,6 +170,8 @@ def search(family: Family) -> dict:
             if not watch.stopped:
                 raise
             study.tell(trial, state=states.PRUNED)
+        except RunError:  # its loss became infinite, say: the others need not end with it
+            study.tell(trial, state=states.FAIL)
         else:
             study.tell(trial, result.best)
     return _finish(family, study, rule)
@@ -225,12 +225,14 @@ def _finish(family: Family, study: "Study", rule: Monitor) -> dict:
     for trial in study.trials:
         values = {key: spec[trial.params[key]] if isinstance(spec := space[key], list) else
                   trial.params[key] for key in space if key in trial.params}  # fmt: skip
-        shown = "none" if trial.value is None else f"{trial.value:.4g}"
+        shown = "failed" if trial.value is None else f"{trial.value:.4g}"
         shown += ", stopped early" * (trial.state.name == "PRUNED")
         cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values.values())
         rows.append([str(trial.number + 1), shown, *cells])
         if trial.value is not None and trial.state.name == "COMPLETE":
             complete.append((trial, values))
+    if not complete:
+        raise RunError("no trial has reached its last epoch, see above")
     sign = -1 if rule.mode == "max" else 1
     best, values = min(complete, key=lambda pair: sign * pair[0].value)
     file = family.folder / "best.json"

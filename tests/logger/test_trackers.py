@@ -31,7 +31,7 @@ def test_failing_tracker_is_dropped_once_and_the_others_go_on(caplog):
     failing, noting = Failing(), Noting()
     trackers = Trackers([failing, noting])
     for step in (1, 2, 3):
-        trackers.log({"val_accuracy": 0.5}, step)
+        trackers.tell("log", {"val_accuracy": 0.5}, step)
     assert (len(failing.calls), len(noting.calls)) == (1, 3)
     [record] = caplog.records
     assert record.message == (

@@ -63,6 +63,17 @@ def test_runs_that_fall_behind_are_stopped_and_can_be_resumed(files, tmp_path):
     assert len(runs) == 12
 
 
+def test_trial_that_diverges_does_not_end_the_search(files, tmp_path, capsys):
+    pytest.importorskip("optuna")
+    space = tmp_path / "wild.json"
+    space.write_text(json.dumps({"optimizer.args.lr": [1e30, 2e-3]}))
+    assert search.main(["-c", files[0], "--space", str(space), "-n", "6"]) == 0
+    [folder] = (tmp_path / "saved" / "search").glob("*/*")
+    best = config_file.read_layers(folder / "best.json")[0]
+    assert best["optimizer"]["args"]["lr"] == 2e-3
+    assert "failed" in capsys.readouterr().out
+
+
 def test_search_that_goes_on_tries_new_values(files, tmp_path):
     pytest.importorskip("optuna")
     config, space = files
