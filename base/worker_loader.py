@@ -4,8 +4,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import connection
+from multiprocessing.queues import Queue
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -34,7 +36,7 @@ class WorkerLoader(DataLoader):
             *args,
             num_workers=num_workers,
             collate_fn=finished,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_prepare_worker,
             persistent_workers=num_workers > 0,
             **kwargs,
         )
@@ -68,7 +70,7 @@ class WorkerLoader(DataLoader):
                     f"({reason}: {cause}); for fewer workers "
                     f"-s data_loader.args.num_workers={self.num_workers // 2}"
                 ) from error
-        if "DataLoader worker" in str(error):
+        if "DataLoader worker" in str(error) or "open files" in str(error):
             raise RunError(f"data_loader: {first_line(error)}") from error
 
 
@@ -85,10 +87,17 @@ def _kept_handler() -> Iterator[None]:
             signal.signal(number, before)
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    # A batch that cannot be sent (too many open files, say) would be waited for without end.
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
     # Ctrl-C, and a batch system's SIGTERM, reach the whole process group. A worker that dies of
     # it would cost the epoch that the trainer wants to save. In its own group it lives on.
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    print(f"data_loader: a worker could not send its batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)

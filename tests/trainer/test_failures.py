@@ -14,6 +14,7 @@ from utils.errors import UserError, explained
 OWN = """
 import os
 import torch
+from multiprocessing.reduction import ForkingPickler
 from torch import nn
 from base import BaseDataLoader
 
@@ -38,6 +39,8 @@ class Rows(torch.utils.data.Dataset):
                 row = row[:3]
             if self.kind == "nan":
                 row[1] = float("nan")
+            if self.kind == "unsent":
+                ForkingPickler.register(torch.Tensor, lambda tensor: open("gone"))
             if self.kind.isdecimal():
                 os.kill(os.getpid(), int(self.kind))
         return row, index % 2
@@ -142,6 +145,13 @@ def test_dead_worker_says_which_sample_it_loaded(config, train, capfd, kind, cau
     train(config(kind, 2), code=1)
     error = capfd.readouterr().err.splitlines()[-1]
     assert f"of 2 died while it loaded rows/40.csv (signal {cause}" in error
+
+
+def test_batch_that_a_worker_cannot_send_is_not_waited_for(config, train, capfd):
+    train(config("unsent", 1), code=1)
+    error = capfd.readouterr().err
+    assert "a worker could not send its batch: [Errno 2] No such file" in error
+    assert "worker 1 of 1 died" in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
