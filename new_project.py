@@ -14,8 +14,7 @@ behind, and what else is large and holds no Python code.
 """
 
 import argparse
-import ast
-import contextlib
+import copy
 import datetime
 import importlib
 import json
@@ -24,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from utils import markdown
@@ -35,13 +34,14 @@ from utils.screen import leave_screen, open_screen
 
 TEMPLATE = Path(__file__).resolve().parent
 LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
-OUTER = ("data", "saved", "docs", "README*", "*.pth", "*.pt", "*.onnx", "benchmarks.json")
+OUTER = ("data", "saved", "README*", "*.pth", "*.pt", "*.onnx", "benchmarks.json")
 TESTS_OF_TEMPLATE = ("benchmarks", "examples", "faults", "template")
 # about the template itself
 PAGES_OF_TEMPLATE = ("benchmarks.md", "trust.md", "from-pytorch-template.md", "README.ja.md",
                      "report.png", "report.ja.png", "shelf.png", "tutorial.md",
                      "tutorial.ja.md")  # fmt: skip
 LARGE = 5_000_000  # bytes
+DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 FIRST_SECTION, LAST_SECTION = "## Install and run", "## Licence"  # of README, that are taken along
 LICENCE = """## Licence
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         found = find_run(arguments.run, arguments.trust) if arguments.run else None
         proposed = propose(arguments, _name(dest))
         used = code_used_by(found[1]["config"]) if found else set()
-        copy_template(dest, arguments.without, arguments.with_examples, used)
+        copy_template(dest, folders, arguments.with_examples, used)
         if proposed:
             (dest / "config.json").write_text(proposed, encoding="utf-8")
         weights = None
@@ -85,8 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             weights = copy_run(*found, dest, sections_of(folders), images, classes)
         start = ["-r", weights.as_posix()] if weights else []
         command = shell_command("python", "train.py", "-c", "config.json", *start)
-        kind = arguments.with_examples, bool(found or proposed)
-        write_documents(dest, arguments.without, command, *kind)
+        write_documents(dest, folders, command, arguments.with_examples, bool(found or proposed))
         begin_repository(dest)
     except (UserError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -127,36 +126,40 @@ def optional_verbs() -> set[str]:
 
 def sections_of(folders: Collection[str]) -> set[str]:
     """The sections of a config that these folders declare."""
-    names: set[str] = set()
-    for folder in folders:
-        module = importlib.import_module(f"{folder}.sections")
-        names |= {*getattr(module, "SECTIONS", {}), *getattr(module, "PLAIN", {})}
-    return names
+    return declared(folders, "SECTIONS") | declared(folders, "PLAIN")
+
+
+def declared(folders: Collection[str], kind: str) -> set[str]:
+    """The names that these folders declare under `kind` in their sections.py."""
+    modules = [importlib.import_module(f"{folder}.sections") for folder in folders]
+    return {name for module in modules for name in getattr(module, kind, ())}
 
 
 def check_folders(folders: Collection[str]) -> None:
     """Raises UserError if a verb that stays uses the folder of one that is left out."""
     for verb in sorted(optional_verbs()):
-        if folder_of(verb) in folders:
-            continue
-        for file in [TEMPLATE / f"{verb}.py", *(TEMPLATE / folder_of(verb)).glob("*.py")]:
-            code = file.read_text(encoding="utf-8")
+        if folder_of(verb) not in folders:
+            code = code_in([TEMPLATE / f"{verb}.py", *TEMPLATE.glob(f"{folder_of(verb)}/*.py")])
             imported = re.findall(r"^ *(?:from|import) (\w+)", code, re.MULTILINE)
             if used := sorted(folders & set(imported)):
                 raise UserError(f"--without: {verb} uses {used[0]}/; leave out {verb}, too")
 
 
+def code_in(files: Iterable[Path]) -> str:
+    return "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+
+
 def copy_template(
     dest: Path,
-    without: Collection[str] = (),
+    folders: Collection[str] = (),
     with_examples: bool = False,
     used: Collection[Path] = (),
 ) -> None:
-    """Copy the template's code to `dest`. Raises UserError if that is not empty.
+    """Copy the template's code and pages to `dest`. Raises UserError if that is not empty.
 
     Args:
         dest: the new folder
-        without: verbs to leave out
+        folders: those of the verbs to leave out
         with_examples: copy configs/, too
         used: files that are copied even if git does not know them
     """
@@ -164,27 +167,26 @@ def copy_template(
         raise UserError(f"{dest} is not empty; name a folder that does not exist yet")
     if dest.resolve().is_relative_to(TEMPLATE):
         raise UserError(f"{dest} is inside the template; name one beside it, like ../{dest.name}")
-    folders = {folder_of(verb) for verb in without}
-    sections = sections_of(folders)
-    examples = TEMPLATE.glob("configs/*.json")
-    known = known_to_git(TEMPLATE)
-    outer = OUTER if with_examples else (*OUTER, "configs")
+    sections, examples = sections_of(folders), TEMPLATE.glob("configs/*.json")
+    scripts = [f"{verb}.py" for verb in optional_verbs() if folder_of(verb) in folders]
     by_folder = {
-        TEMPLATE: (*outer, *folders, *(f"{verb}.py" for verb in without)),
+        TEMPLATE: (*OUTER, *folders, *scripts, *([] if with_examples else ["configs"])),
         TEMPLATE / "configs": [file.name for file in examples if _uses(file, sections)],
+        TEMPLATE / "docs": (*PAGES_OF_TEMPLATE, "origin.html", *declared(folders, "PAGES")),
         TEMPLATE / "tests": (*TESTS_OF_TEMPLATE, *folders),
     }
+    known = known_to_git()
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        ignore = shutil.ignore_patterns(*LEFT_OUT, *by_folder.get(Path(folder), ()))
-        ignored = ignore(folder, names)
-        if known is not None:
-            paths = {name: Path(folder, name) for name in names if name not in ignored}
-            ignored |= {n for n, path in paths.items() if path not in known and path not in used}
-        large = {name for name in names if name not in ignored and _is_foreign(Path(folder, name))}
-        for name in sorted(large):
-            print(f"left out: {Path(folder, name)}")
-        return ignored | large
+        patterns = (*LEFT_OUT, *by_folder.get(Path(folder), ()))
+        ignored = shutil.ignore_patterns(*patterns)(folder, names)
+        for path in [Path(folder, name) for name in sorted(names) if name not in ignored]:
+            if known is not None and path not in known and path not in used:
+                ignored.add(path.name)
+            elif _is_foreign(path):
+                ignored.add(path.name)
+                print(f"left out: {path}")
+        return ignored
 
     shutil.copytree(TEMPLATE, dest, ignore=left_out, dirs_exist_ok=True)
     for kept in (".gitignore", ".ci/run"):
@@ -192,23 +194,16 @@ def copy_template(
         shutil.copy2(TEMPLATE / kept, dest / kept)
     (dest / "saved").mkdir()
     (dest / "saved" / ".gitkeep").touch()
-    config, requirements = dest / "config.json", dest / "requirements.txt"
-    name = json.dumps(_name(dest))
-    text = config.read_text(encoding="utf-8")
-    text = re.sub(r'("name":\s*)"[^"]*"', lambda match: match[1] + name, text, count=1)
-    config.write_text(text, encoding="utf-8")
-    # a requirement of one folder only names that in a comment
-    lines = requirements.read_text(encoding="utf-8").splitlines(keepends=True)
-    lines = [line for line in lines if line.partition("# ")[2].strip() not in folders]
-    requirements.write_text("".join(lines), encoding="utf-8")
+    name = f'"name": {json.dumps(_name(dest))}'
+    edit(dest / "config.json", lambda text: sub(r'"name":\s*"[^"]*"', name, text))
 
 
-def known_to_git(folder: Path) -> set[Path] | None:
-    """The files in a repository that git knows, and their folders; None if it is not one."""
-    if not (folder / ".git").exists() or shutil.which("git") is None:
+def known_to_git() -> set[Path] | None:
+    """The template's files that git knows, and their folders; None without git."""
+    if not (TEMPLATE / ".git").exists() or shutil.which("git") is None:
         return None
-    done = _git(folder, "ls-files", "-z")
-    files = {folder / name for name in done.stdout.split("\0") if name}
+    names = _git(TEMPLATE, "ls-files", "-z").stdout.split("\0")
+    files = {TEMPLATE / name for name in names if name}
     return files | {parent for file in files for parent in file.parents}
 
 
@@ -217,109 +212,95 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
 
 
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    """Replace the text of a file by what `change` makes of it."""
+    file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def sub(pattern: str, replacement: str, text: str) -> str:
+    """The text with the first match replaced, literally."""
+    return re.sub(pattern, lambda match: replacement, text, count=1, flags=re.M | re.S)
+
+
 def code_used_by(config: dict) -> set[Path]:
     """The files of the project that define what a configuration names."""
     from utils.config.sections import sources_of
     from utils.config.trust import texts
 
-    named, files = set(texts(config)), set()
-    for source in sources_of(config).values():
-        for name, module in source.own_names().items():
-            if name in named:
-                files.add(TEMPLATE / f"{module.replace('.', '/')}.py")
-    return files
+    named, sources = set(texts(config)), sources_of(config).values()
+    defined = [names for source in sources for names in source.own_names().items()]
+    return {TEMPLATE / f"{module.replace('.', '/')}.py" for n, module in defined if n in named}
 
 
-def gone(without: Collection[str], examples: bool, own_config: bool) -> re.Pattern:
+def gone(folders: Collection[str], examples: bool, own_config: bool) -> re.Pattern:
     """Matches what a page may not name: pages left out, what belongs to verbs that are missing,
     examples that are not there, and what is said of the template's config.json if it has another.
     """
-    folders = {folder_of(verb) for verb in without}
-    names = {*folders, *(f"{verb}.py" for verb in without), *sections_of(folders)}
-    names |= {*PAGES_OF_TEMPLATE, *pages_of(folders)}
+    scripts = {f"{verb}.py" for verb in optional_verbs() if folder_of(verb) in folders}
+    names = {*folders, *scripts, *sections_of(folders)}
+    names |= {*PAGES_OF_TEMPLATE, *declared(folders, "PAGES")}
     if not examples:
         names |= {f"configs/{file.name}" for file in TEMPLATE.glob("configs/*.json")}
         names |= {"configs/           more examples"}
-    names |= {"The first line trains"} if own_config else set()
-    defined: dict[str, set[str]] = {}
-    for file in TEMPLATE.glob("*/*.py") if folders else ():
-        with contextlib.suppress(SyntaxError, ValueError):
-            for node in ast.parse(file.read_text(encoding="utf-8")).body:
-                defined.setdefault(getattr(node, "name", ""), set()).add(file.parent.name)
-    names |= {
-        name
-        for name, places in defined.items()
-        if places <= folders and re.search(r"[a-z]_[a-z]|[a-z][A-Z]", name)
-    }
-    for line in (TEMPLATE / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        package, _, folder = re.split(r"([<>=].*# |$)", line, maxsplit=1)[:3]
-        if folder.strip() in folders:
-            names |= {package, package.replace("-", "_")}
+    if own_config:
+        names |= {"The first line trains"}
+    inside = code_in(file for folder in folders for file in TEMPLATE.glob(f"{folder}/*.py"))
+    kept = code_in(file for file in TEMPLATE.glob("*/*.py") if file.parent.name not in folders)
+    only_inside = {*DEFINED.findall(inside)} - {*DEFINED.findall(kept)}
+    names |= {name for name in only_inside if re.search(r"[a-z]_[a-z]|[a-z][A-Z]", name)}
+    for folder in folders:
+        requirements = (TEMPLATE / "requirements.txt").read_text(encoding="utf-8")
+        packages = re.findall(rf"^([\w-]+).*# {folder}$", requirements, re.MULTILINE)
+        names |= {*packages, *(package.replace("-", "_") for package in packages)}
     return re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, sorted(names)))})(?!\w)")
 
 
-def pages_of(folders: Collection[str]) -> set[str]:
-    """The pages in docs/ that describe these folders alone."""
-    modules = [importlib.import_module(f"{folder}.sections") for folder in folders]
-    return {page for module in modules for page in getattr(module, "PAGES", ())}
-
-
 def write_documents(
-    dest: Path, without: Collection[str], command: str, examples: bool, own_config: bool
+    dest: Path, folders: Collection[str], command: str, examples: bool, own_config: bool
 ) -> None:
-    """README, docs/, CI and metadata of the new project, about what it has.
+    """Make README, docs/, CI and metadata of the new project say what it has.
 
     Args:
-        dest: the new folder, with the code
-        without: verbs that it lacks
+        dest: the new folder, with the template's code and pages
+        folders: those of the verbs that it lacks
         command: that trains
         examples: whether it has configs/
         own_config: whether its config.json is not the template's
     """
-    name, pattern = dest.resolve().name, gone(without, examples, own_config)
-    left_out = {*PAGES_OF_TEMPLATE, *pages_of(map(folder_of, without))}
-    (dest / "docs").mkdir(exist_ok=True)
-    for page in (TEMPLATE / "docs").iterdir():
-        if page.name in left_out or page.name.startswith("."):
-            continue
-        if page.is_dir():
-            shutil.copytree(
-                page, dest / "docs" / page.name, ignore=shutil.ignore_patterns(*LEFT_OUT)
-            )
-        elif page.suffix == ".md":
-            text = markdown.without(page.read_text(encoding="utf-8"), pattern)
-            (dest / "docs" / page.name).write_text(text, encoding="utf-8")
-    schema = json.loads((TEMPLATE / "docs" / "config.schema.json").read_text(encoding="utf-8"))
-    for section in sections_of(map(folder_of, without)):
+    name, pattern = dest.resolve().name, gone(folders, examples, own_config)
+    for page in dest.glob("docs/*.md"):
+        edit(page, lambda text: markdown.without(text, pattern))
+    schema = json.loads((dest / "docs" / "config.schema.json").read_text(encoding="utf-8"))
+    for section in sections_of(folders):
         schema["properties"].pop(section, None)
-    text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
-    (dest / "docs" / "config.schema.json").write_text(text, encoding="utf-8")
-    metadata = tomllib.loads((TEMPLATE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    schema_text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    edit(dest / "docs" / "config.schema.json", lambda text: schema_text)
     manual = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     commit = _git(TEMPLATE, "rev-parse", "--short=12", "HEAD").stdout.strip()
     before = re.search(r"Made from (.+)\.$", manual.strip().splitlines()[-1])
+    project = (TEMPLATE / "pyproject.toml").read_text(encoding="utf-8")
     licence = LICENCE.format(
         template=manual.partition("\n")[0].removeprefix("# "),
-        version=metadata["version"],
+        version=tomllib.loads(project)["project"]["version"],
         commit=commit and f" ({commit})",
         date=datetime.date.today(),
         before=f", and that from {before[1]}" if before else "",
     )
     manual = manual[manual.find(FIRST_SECTION) : manual.rfind(LAST_SECTION)]
-    manual = re.sub(r"python train\.py -c config\.json( -r \S+)?", command, manual, count=1)
+    manual = sub(r"python train\.py -c config\.json( -r \S+)?", command, manual)
     manual = manual.replace("the complete example\n", "what a run does\n")
     readme = f"# {name}\n\n{markdown.without(manual, pattern)}\n{licence}"
     (dest / "README.md").write_text(readme, encoding="utf-8")
-    project = dest / "pyproject.toml"
-    text = project.read_text(encoding="utf-8")
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "project"
     for key, value in {"name": slug, "version": "0.1.0", "description": name}.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-        text = re.sub(rf'^{key} = ".*"$', lambda _, line=line: line, text, count=1, flags=re.M)
-    project.write_text(text, encoding="utf-8")
-    script = dest / ".ci" / "run"
-    text = script.read_text(encoding="utf-8")
-    script.write_text(re.sub(r"# Tests on real data.*?^fi\n", "", text, flags=re.S | re.M), "utf-8")
+        project = sub(rf'^{key} = "[^\n]*"$', line, project)
+    edit(dest / "pyproject.toml", lambda text: project)
+    # a requirement of one folder only names that in a comment
+    lines = (dest / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    requirements = "".join(li for li in lines if li.partition("# ")[2].strip() not in folders)
+    (dest / "requirements.txt").write_text(requirements, encoding="utf-8")
+    edit(dest / ".ci" / "run", lambda text: sub(r"# Tests on real data.*?^fi\n", "", text))
 
 
 def begin_repository(dest: Path) -> None:
@@ -374,42 +355,39 @@ def copy_run(
     from utils.config.sections import LOADERS, sources_of
     from utils.config.trust import Trust
 
-    config = {key: value for key, value in state["config"].items() if key != "versions"}
-    source, settings = sources_of(config, Trust(config))["trainer"], config["trainer"]
+    left_out, settings = {"versions", *without}, state["config"]["trainer"]
+    source = sources_of(state["config"], Trust(state["config"]))["trainer"]
     folder = source.find(source.split(settings)[0]).__module__.partition(".")[0]
     if folder in map(folder_of, optional_verbs()):
         accepted = source.signature(source.find(source.default)).parameters
-        config["trainer"] = {key: value for key, value in settings.items() if key in accepted}
-        without = {*without, *sections_of([folder])}
-    config = {key: value for key, value in config.items() if key not in without}
-    own = {"name": _name(dest), "$schema": "docs/config.schema.json"}
-    for section in LOADERS:  # what a resumed run took from its checkpoint is not the new data's
-        spec = config.get(section)
-        if isinstance(spec, dict) and "args" in spec:
-            kept = {k: v for k, v in spec["args"].items() if k not in ("classes", "pixel_range")}
-            own[section] = spec | {"args": kept}
+        settings = {key: value for key, value in settings.items() if key in accepted}
+        left_out |= sections_of([folder])
     if images is not None:
-        own |= _for_images(config | own, images)
-        config = {k: v for k, v in config.items() if k not in (*LOADERS[1:], "inspection")}
-    if classes:
-        args = own["data_loader"].setdefault("args", {})
-        args["classes"] = [name.strip() for name in classes]
-    for section in LOADERS:  # a path of the template's, seen from the new folder
-        args = (own.get(section) or {}).get("args", {})
+        left_out |= {*LOADERS[1:], "inspection"}
+    kept = {key: value for key, value in state["config"].items() if key not in left_out}
+    kept["trainer"] = settings
+    config = copy.deepcopy(kept) | {"name": _name(dest), "$schema": "docs/config.schema.json"}
+    for section in LOADERS:
+        args = config[section].get("args", {}) if isinstance(config.get(section), dict) else {}
+        for key in ("classes", "pixel_range"):  # what a resumed run took from its checkpoint
+            args.pop(key, None)
         place = args.get("data_dir")
         if isinstance(place, str) and not Path(place).is_absolute() and Path(place).exists():
             args["data_dir"] = str(Path(place).resolve())
-    config_file.write(config | own, dest / "config.json")
+    if images is not None:
+        config |= _for_images(config, images)
+    if classes:
+        args = config["data_loader"].setdefault("args", {})
+        args["classes"] = [name.strip() for name in classes]
+    config_file.write(config, dest / "config.json")
     run = path.absolute().parent.name
-    folder = Path("saved/models") / (safe_name(str(config["name"])) or "run") / safe_name(run)
+    folder = Path("saved/models") / (safe_name(str(kept["name"])) or "run") / safe_name(run)
     (dest / folder).mkdir(parents=True)
     shutil.copy2(path, dest / folder / path.name)
     found = {key: None for key in ("inspection", "novelty", "decided") if state.get(key)}
-    same = config.keys() == state["config"].keys() - {"versions"} and config["trainer"] == settings
-    if found or not same:
-        checkpoint.save(state | {"config": config} | found, dest / folder / path.name)
+    if found or kept != {k: v for k, v in state["config"].items() if k != "versions"}:
+        checkpoint.save(state | {"config": kept} | found, dest / folder / path.name)
     if (report := path.parent / "test" / "report.html").exists():
-        (dest / "docs").mkdir(exist_ok=True)
         shutil.copy2(report, dest / "docs" / "origin.html")
     return folder / path.name
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NotRequired
 
 import torch
 from annotated_types import Gt, Len
-from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -23,15 +23,14 @@ def _dense(value: object) -> object:
     return value
 
 
-OPEN = ConfigDict(extra="allow")
 Object = dict[str, Any]
-Weights = dict[str, Annotated[Any, AfterValidator(_dense)]]
+Dense = Annotated[Any, AfterValidator(_dense)]
+Weights = dict[str, Dense]
 
 
 class Input(TypedDict):
     """Of the network: the shape of a sample, and how its values were made."""
 
-    __pydantic_config__ = OPEN
     shape: list[NonNegativeInt]
     mean: NotRequired[list[float] | None]
     std: NotRequired[list[float] | None]
@@ -41,7 +40,6 @@ class Input(TypedDict):
 class Origin(TypedDict, total=False):
     """See `utils.origin.origin`; files and reports also have the path of their checkpoint."""
 
-    __pydantic_config__ = OPEN
     digest: str | None
     data: str | None
     seed: int | None
@@ -51,7 +49,6 @@ class Origin(TypedDict, total=False):
 
 
 class Inspection(TypedDict):
-    __pydantic_config__ = OPEN
     target: str
     threshold: float
     sure_threshold: NotRequired[float]
@@ -61,10 +58,9 @@ class Inspection(TypedDict):
 class Novelty(TypedDict):
     """What is known of the validation samples, to find others that are unlike them."""
 
-    __pydantic_config__ = OPEN
-    means: NotRequired[Annotated[Any, AfterValidator(_dense)]]
-    directions: NotRequired[Annotated[Any, AfterValidator(_dense)]]
-    scales: NotRequired[Annotated[Any, AfterValidator(_dense)]]
+    means: NotRequired[Dense]
+    directions: NotRequired[Dense]
+    scales: NotRequired[Dense]
     rest: NotRequired[Annotated[float, Gt(0)]]
     limit: NotRequired[Annotated[float, Gt(0)]]
     rank: NotRequired[PositiveInt]
@@ -74,7 +70,6 @@ class Novelty(TypedDict):
 
 
 class Average(TypedDict):
-    __pydantic_config__ = OPEN
     n_averaged: int
     state_dict: Weights
 
@@ -82,19 +77,16 @@ class Average(TypedDict):
 class Structure(TypedDict):
     """See `model.structure`."""
 
-    __pydantic_config__ = OPEN
     shapes: dict[str, Annotated[list[list[NonNegativeInt]], Len(2, 2)]]  # built and now
     attributes: dict[str, Object]
 
 
 class Optimizer(TypedDict):
-    __pydantic_config__ = OPEN
     state: dict[int, Object]
     param_groups: list[Object]
 
 
 class Monitor(TypedDict):
-    __pydantic_config__ = OPEN
     rule: str
     best: float | None
     best_epoch: int
@@ -102,7 +94,6 @@ class Monitor(TypedDict):
 
 
 class Meters(TypedDict):
-    __pydantic_config__ = OPEN
     count: NonNegativeInt
     sums: dict[str, float]
     objects: dict[str, Object]
@@ -111,7 +102,6 @@ class Meters(TypedDict):
 class Trainer(TypedDict):
     """How far the run is."""
 
-    __pydantic_config__ = OPEN
     step: NonNegativeInt
     monitor: Monitor
     processes: NotRequired[PositiveInt]
