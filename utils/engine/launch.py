@@ -127,7 +127,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from utils.engine.signals import SAVING, SECONDS_IGNORED, stopping_signals
+    from utils.engine.signals import SECONDS_IGNORED, handled
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     # localhost: the machine's own name may not resolve, in containers for example
@@ -146,20 +146,16 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
         for process in _processes_of(script):
             os.kill(process, signum)
 
-    handlers = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
-    if hasattr(signal, SAVING):
-        handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, pass_on)
     logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
-        run.run(arguments)
+        with handled(stop, pass_on):
+            run.run(arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)
-    except SignalException as stop:
-        return 128 + stop.sigval
+    except SignalException as stopped:
+        return 128 + stopped.sigval
     finally:
         logging.disable(logging.NOTSET)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
     return 0
 
 

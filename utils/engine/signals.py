@@ -11,6 +11,7 @@ from utils.errors import Interrupted
 SECONDS_IGNORED = 2.0  # in which wrappers and impatient people repeat a signal
 STOPPING = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU"
 SAVING = "SIGUSR1"
+Handler = Callable[[int, object], None]
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -20,31 +21,47 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
-    """Until the trainer handles signals, one that ends the process runs `clean_up` before, and
-    SIGUSR1 does nothing.
+def handled(stop: Handler, save: Handler | signal.Handlers) -> Iterator[None]:
+    """Inside, `stop` handles the signals that end a run, and `save` handles SIGUSR1.
+
+    After Interrupted they still do: a repeated signal would end the process with another exit code.
     """
-    process = os.getpid()
-
-    def end(signum: int, frame: object) -> None:
-        if os.getpid() == process:  # not a data loader's worker
-            clean_up()
-        signal.signal(signum, signal.SIG_DFL)
-        signal.raise_signal(signum)
-
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python's condition
-        handlers = {s: signal.signal(s, end) for s in stopping_signals() if s != signal.SIGINT}
+        handlers = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
         if hasattr(signal, SAVING):
-            handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, save)
     try:
         yield
     except Interrupted:
-        handlers = {}  # a repeated signal would end the process with another exit code
+        handlers.clear()
         raise
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
+    """Until the trainer handles signals, one that ends the process runs `clean_up` before, and
+    SIGUSR1 does nothing. Ctrl-C raises KeyboardInterrupt as ever.
+    """
+    process = os.getpid()
+
+    def end(signum: int, frame: object) -> None:
+        if os.getpid() == process and signum != signal.SIGINT:  # and not a data loader's worker
+            clean_up()
+        _end_by(signum)
+
+    with handled(end, signal.SIG_IGN):
+        yield
+
+
+def _end_by(signum: int) -> None:
+    """What the signal does if nothing handles it."""
+    handler = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+    signal.signal(signum, handler)
+    signal.raise_signal(signum)
 
 
 class StopSignals:
@@ -57,26 +74,23 @@ class StopSignals:
     """
 
     def __init__(self):
+        self._largest = AsyncMax()
+        self._reset()
+
+    def _reset(self) -> None:
         self.received: int | None = None
         self.save_wanted = self._asked = self._saved = False
         self._agreed = 0
-        self._largest = AsyncMax()
 
     def __enter__(self) -> "StopSignals":
-        self.received, self._agreed = None, 0
-        self.save_wanted = self._asked = self._saved = False
-        self._handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python's condition
-            for signum in stopping_signals():
-                self._handlers[signum] = signal.signal(signum, self._stop)
-            if hasattr(signal, SAVING):
-                self._handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask)
+        self._reset()
+        self._handled = handled(self._stop, self._ask)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
         self._saved = kind is not None and issubclass(kind, Interrupted)
-        if not self._saved:  # else a repeated signal would end the process with another exit code
-            self._restore()
+        self._handled.__exit__(kind, *exception)
 
     def arrived(self, save: bool = False) -> bool:
         """Whether any process has received a signal to stop; all get the same answer. With `save`,
@@ -104,9 +118,4 @@ class StopSignals:
             if not self._saved:
                 os.write(2, b"stopped before everything was saved\n")
                 os._exit(1)
-            self._restore()
-            signal.raise_signal(signum)
-
-    def _restore(self) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+            _end_by(signum)
