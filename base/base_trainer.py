@@ -20,7 +20,7 @@ from base.monitor import Monitor
 from base.schedule import Schedule
 from utils import checkpoint, run_folder
 from utils.config.config import ConfigParser
-from utils.config.hints import Duration, NonNegativeInt, PositiveInt, Share, seconds
+from utils.config.hints import BestRule, Duration, NonNegativeInt, PositiveInt, Share, seconds
 from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
@@ -132,7 +132,7 @@ class BaseTrainer(ABC):
         save_every: NonNegativeInt | Duration = "15min",
         keep_last: PositiveInt | None = None,
         verbosity: Literal[0, 1, 2] = 2,
-        monitor: str = "off",
+        monitor: BestRule = "off",
         early_stop: NonNegativeInt = 0,
         tensorboard: bool = True,
         len_epoch: PositiveInt | None = None,

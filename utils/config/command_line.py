@@ -38,7 +38,12 @@ class ExitCode(int):
             processes trained
     """
 
-    result: Any = None
+    result: Any
+
+    def __new__(cls, code: int, result: object = None) -> "ExitCode":
+        exit_code = super().__new__(cls, code)
+        exit_code.result = result
+        return exit_code
 
 
 Main = Callable[[ConfigParser, argparse.Namespace], object]
@@ -68,51 +73,33 @@ def command(
     script = Script(**traits)
 
     def decorate(function: Main) -> Command:
-        def call(argv: list[str] | None) -> tuple[int, object]:
+        @functools.wraps(function)
+        def main(argv: list[str] | None = None) -> ExitCode:
             open_screen()
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
             arguments = parser.parse_args(argv)
-
-            @_fast_imports()
-            def read(trial_dir: str | None = None) -> ConfigParser:
-                return resolve(arguments, options, script, trial_dir)
-
+            read = _fast_imports()(functools.partial(resolve, arguments, options, script))
             try:
                 if arguments.info:
                     print(describe_resumed(arguments, script))
-                    return 0, None
-                if prepare(arguments):
-                    return 0, None
-                if script.trains:
+                elif prepare(arguments):
+                    pass
+                elif script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
-                if launch.dist_info().rank == 0:
+                elif launch.dist_info().rank == 0:
                     config = read()
-                    with _memory_explained(functools.partial(less_memory, config)):
-                        return 0, function(config, arguments)
+                    with _memory_explained(config):
+                        return ExitCode(0, function(config, arguments))
             except (UserError, RunError, OSError, RecursionError) as error:
-                if arguments.verbose:
-                    traceback.print_exc()
-                message = f"{parser.prog}: {_describe(error)}"
-                if launch.is_first_to_say(message):
-                    with contextlib.suppress(OSError):  # the screen is gone
-                        print(message, file=sys.stderr, flush=True)
-                is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-                return 1 if is_full or isinstance(error, RunError) else 2, None
+                return _report(parser.prog, error, arguments.verbose)
             except Interrupted as stop:
-                return 128 + stop.signum, None
+                return ExitCode(128 + stop.signum)
             except KeyboardInterrupt:
-                return 130, None
+                return ExitCode(130)
             finally:
                 leave_screen()
-            return 0, None
-
-        @functools.wraps(function)
-        def main(argv: list[str] | None = None) -> ExitCode:
-            code, result = call(argv)
-            exit_code = ExitCode(code)
-            exit_code.result = result
-            return exit_code
+            return ExitCode(0)
 
         return main
 
@@ -121,10 +108,8 @@ def command(
 
 def _run(
     function: Main, argv: list[str], arguments: argparse.Namespace, read: Callable
-) -> tuple[int, object]:
-    """Run a script that trains; `read(trial_dir)` gives its configuration. Returns the exit code
-    and the function's result.
-    """
+) -> ExitCode:
+    """Run a script that trains; `read(trial_dir)` gives its configuration."""
     with contextlib.ExitStack() as stack:
         if launch.dist_info().world_size > 1:  # torchrun, SLURM or `launch.start` started others
             from utils.engine import distributed
@@ -139,29 +124,30 @@ def _run(
         count = launch.processes_to_start(arguments.device, arguments.procs, config.get("n_gpu", 1))
         if count > 1:
             file = inspect.getfile(function)
-            return launch.start(count, file, argv, arguments.max_restarts), None
+            return ExitCode(launch.start(count, file, argv, arguments.max_restarts))
         from utils import lock
         from utils.engine.signals import cleaned_up
 
         stack.callback(lock.release)
         stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
-            with _memory_explained(functools.partial(less_memory, config)):
-                return 0, function(config, arguments)
+            with _memory_explained(config):
+                return ExitCode(0, function(config, arguments))
         except BaseException:
             config.remove_empty_run()
             raise
 
 
 @contextlib.contextmanager
-def _memory_explained(advice: Callable[[], str]) -> Iterator[None]:
+def _memory_explained(config: ConfigParser) -> Iterator[None]:
     """Raises RunError, with what to do, if the memory is full."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise RunError(f"the memory is full; {advice()} ({first_line(error)[:200]})") from error
+        reason = first_line(error)[:200]
+        raise RunError(f"the memory is full; {less_memory(config)} ({reason})") from error
 
 
 def build_parser(
@@ -193,12 +179,21 @@ def build_parser(
     return parser
 
 
-def _describe(error: BaseException) -> str:
+def _report(program: str, error: Exception, verbose: bool) -> ExitCode:
+    """Print an error, once for all processes, and its traceback if asked for."""
+    if verbose:
+        traceback.print_exc()
+    text = "\n".join([str(error), *getattr(error, "__notes__", [])])
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system'}: {error.strerror}"
-    if isinstance(error, RecursionError):
-        return "the configuration is nested too deeply"
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+        text = f"{error.filename or 'the system'}: {error.strerror}"
+    elif isinstance(error, RecursionError):
+        text = "the configuration is nested too deeply"
+    message = f"{program}: {text}"
+    if launch.is_first_to_say(message):
+        with contextlib.suppress(OSError):  # the screen is gone
+            print(message, file=sys.stderr, flush=True)
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return ExitCode(1 if is_full or isinstance(error, RunError) else 2)
 
 
 @contextlib.contextmanager

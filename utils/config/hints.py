@@ -19,17 +19,25 @@ UNITS = {"s": 1, "min": 60, "h": 3600}  # of a duration
 DURATION = r"^([1-9][0-9]*) ?(s|min|h)$"
 
 
-class DurationText:
-    """Makes a hint accept such texts only; pydantic asks for these methods."""
+class Like:
+    """Makes a hint accept only texts that match a pattern, for example these.
+
+    It stands for pydantic's Field, which --help must not load; pydantic asks for the methods.
+    """
+
+    def __init__(self, pattern: str, *examples: str):
+        self.pattern, self.examples = pattern, examples
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> dict:
-        return handler(source) | {"pattern": DURATION}
+        return handler(source) | {"pattern": self.pattern}
 
     def __get_pydantic_json_schema__(self, schema: dict, handler: Callable) -> dict:
-        return handler(schema) | {"examples": ["15min", "30s", "2h"]}
+        return handler(schema) | {"examples": list(self.examples)}
 
 
-Duration = Annotated[str, DurationText()]
+Duration = Annotated[str, Like(DURATION, "15min", "30s", "2h")]
+# of what makes a network the best; which names are logged only the rehearsal knows
+BestRule = Annotated[str, Like(r"^(off|(min|max) .+)$", "off", "min val_loss", "max val_accuracy")]
 
 
 def seconds(duration: str) -> int:

@@ -79,26 +79,19 @@ def resolve(
     """
     config, layers, origin, resume, state = _read(arguments, script)
     continued = state is not None and config is state["config"]
-    changes: dict = {}  # what the command line says
     for section, name in script.defaults.items():
         spec = config.setdefault(section, {})
         if isinstance(spec, dict):
             spec.setdefault("type", name)
-    for place in (config, changes):
-        for option in options:
-            value = getattr(arguments, ".".join(option.keys))
-            if value is not None:
-                config_file.assign(place, option.keys, value)
-        for assignment in arguments.set:
-            config_file.override(place, assignment)
+    flags = [(option.keys, getattr(arguments, ".".join(option.keys))) for option in options]
+    changes = _change(config, arguments.set, flags)
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
     trust = Trust(changes, arguments.config or arguments.began_with, arguments.trust)
     notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
     how = {"continued": continued, "trial": trial_dir is not None, "warnings": notes}
-    how["trust"] = trust
-    parser = ConfigParser(config, resume, origin=origin, **how)
+    parser = ConfigParser(config, resume, origin=origin, trust=trust, **how)
     if state is not None and (continued or script.keeps_network or not script.trains):
         parser = adopt_network(parser, state, arch=not script.trains)
     if script.trains:
@@ -112,13 +105,24 @@ def resolve(
 def from_file(file: Path, assignments: Iterable[str] = ()) -> ConfigParser:
     """The configuration in a file, with what -s says. Raises UserError."""
     config, layers = config_file.read_layers(file)
-    changes: dict = {}
-    for assignment in assignments:
-        for place in (config, changes):
-            config_file.override(place, assignment)
+    changes = _change(config, assignments)
     trust = Trust(changes, str(file))
     notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
     return ConfigParser(config, origin=str(file), warnings=notes, trust=trust)
+
+
+def _change(
+    config: dict, assignments: Iterable[str], flags: Iterable[tuple[list[str], object]] = ()
+) -> dict:
+    """Carry out flags (the keys and the value of each) and -s; returns what they say alone."""
+    changes: dict = {}
+    for place in (config, changes):
+        for keys, value in flags:
+            if value is not None:
+                config_file.assign(place, keys, value)
+        for assignment in assignments:
+            config_file.override(place, assignment)
+    return changes
 
 
 def _read(
@@ -177,12 +181,12 @@ def _place(arguments: argparse.Namespace, config: dict | None, to_train: bool) -
     from utils.checkpoint import newest_run
     from utils.engine import distributed
 
-    config = copy.deepcopy(config)
-    for assignment in arguments.set if config else ():  # which may name another run
-        config_file.override(config, assignment)
-    trainer = (config or {}).get("trainer", {})
+    name, trainer = None, {}
+    if config is not None:
+        config = copy.deepcopy(config)
+        _change(config, arguments.set)  # which may name another run
+        name, trainer = str(config.get("name")), config.get("trainer")
     save_dir = trainer.get("save_dir", SAVE_DIR) if isinstance(trainer, dict) else SAVE_DIR
-    name = None if config is None else str(config.get("name"))
     newest = newest_run(Path(str(save_dir)), name, to_train)
     return Path(distributed.broadcast(str(newest)))
 

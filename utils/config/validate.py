@@ -28,17 +28,20 @@ def find_errors(config: dict, dotted: Container[str] = ()) -> list[str]:
     """
     errors, sources = find_infinite(config), sources_of(config, dotted)
     errors += [f"{section}: missing" for section in REQUIRED if section not in config]
-    if "loss" not in config and not _may_lack_loss(config):
+    trainer = config.get("trainer")
+    trainer_type = trainer.get("type") if isinstance(trainer, dict) else None
+    # a task or a trainer of one's own may do without; the rehearsal tells
+    if not config.keys() & {"loss", "task"} and trainer_type in (None, "Trainer"):
         errors.append("loss: missing")
     for section, value in config.items():
         if section in PLAIN:
             errors += find_type_errors(section, value, PLAIN[section])
-        elif section in sources and sources[section].listed:
-            errors += _check_list(sources[section], section, value)
-        elif section in sources and sources[section].inner:
-            errors.append(f"{section}: belongs into another section, as data_loader.args.{section}")
-        elif section in sources:
-            errors += _check_spec(sources[section], section, value)
+        elif source := sources.get(section):
+            if source.inner:
+                place = f"data_loader.args.{section}"
+                errors.append(f"{section}: belongs into another section, as {place}")
+            else:
+                errors += (_check_list if source.listed else _check_spec)(source, section, value)
         elif isinstance(value, dict) and {"role", "type"} <= value.keys():
             roles = ", ".join(ROLES)
             errors.append(f"{section}.role: {json.dumps(value['role'])} should be one of {roles}")
@@ -47,14 +50,7 @@ def find_errors(config: dict, dotted: Container[str] = ()) -> list[str]:
                 near += f'; or say what it is: "role": one of {", ".join(ROLES)}'
             errors.append(f"{section}: unknown section{near}")
     errors += _check_references(config)
-    return errors + _check_name(config.get("name")) + _check_monitor(config)
-
-
-def _may_lack_loss(config: dict) -> bool:
-    """Whether a task or a trainer of one's own may do without; the rehearsal tells."""
-    trainer = config.get("trainer")
-    kind = trainer.get("type") if isinstance(trainer, dict) else None
-    return "task" in config or kind not in (None, "Trainer")
+    return errors + _check_name(config.get("name"))
 
 
 def _check_references(config: dict) -> list[str]:
@@ -161,16 +157,3 @@ def _check_name(name: object) -> list[str]:
         return []
     shown = json.dumps(name, ensure_ascii=False)[:110]
     return [f'name: {shown} becomes a folder: 1 to 100 characters, none of \\ / : * ? " < > |']
-
-
-def _check_monitor(config: dict) -> list[str]:
-    """Whether the rule can be read; which names are logged only the rehearsal knows."""
-    trainer = config.get("trainer")
-    rule = trainer.get("monitor") if isinstance(trainer, dict) else None
-    if not isinstance(rule, str) or rule == "off":
-        return []
-    mode, _, watched = rule.partition(" ")
-    if mode in ("min", "max") and watched:
-        return []
-    example = '"off", "min NAME" or "max NAME", as in "max val_accuracy"'
-    return [f'trainer.monitor: "{rule}" should be {example}']
