@@ -171,7 +171,9 @@ def copy_template(
     scripts = [f"{verb}.py" for verb in optional_verbs() if folder_of(verb) in folders]
     by_folder = {
         TEMPLATE: (*OUTER, *folders, *scripts, *([] if with_examples else ["configs"])),
-        TEMPLATE / "configs": [file.name for file in examples if _uses(file, sections)],
+        TEMPLATE / "configs": [
+            file.name for file in examples if config_file.read_layers(file)[0].keys() & sections
+        ],
         TEMPLATE / "docs": (*PAGES_OF_TEMPLATE, "origin.html", *declared(folders, "PAGES")),
         TEMPLATE / "tests": (*TESTS_OF_TEMPLATE, *folders),
     }
@@ -405,11 +407,6 @@ def _for_images(config: dict, images: dict) -> dict:
     args |= {key: value for key, value in other["args"].items() if key in layout}
     target = {"inspection": images["inspection"]} if "inspection" in images else {}
     return {"data_loader": loader | {"args": args}} | target
-
-
-def _uses(file: Path, sections: Collection[str]) -> bool:
-    """Whether an example configuration, or one that it extends, has one of the sections."""
-    return not config_file.read_layers(file)[0].keys().isdisjoint(sections)
 
 
 def _is_foreign(path: Path) -> bool:

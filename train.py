@@ -29,8 +29,7 @@ def add_arguments(parser):
     add("--data", metavar="FOLDER",
         help="write configs/<FOLDER>.json for the images in it, and train by that; a CSV or TSV "
              "file with the columns path and label, too")  # fmt: skip
-    add("--target", metavar="CLASS",
-        help="with --data: the class that must not be missed")  # fmt: skip
+    add("--target", metavar="CLASS", help="with --data: the class that must not be missed")
     add("--weights", metavar="FILE",
         help="with --data: trained weights to start from, or torchvision's DEFAULT")  # fmt: skip
 
@@ -54,34 +53,22 @@ def build_trainer(config, device, new_head=True, **supplied):
     """
     # imported lazily: --help must not load torch
     from model.freezing import Freezing
-    from trainer.build import (
-        build_loaders,
-        build_model,
-        build_task,
-        class_count,
-        class_weights,
-        start,
-    )
-    from trainer.optimization import (
-        build_optimizer,
-        build_optimizers,
-        build_schedule,
-        build_schedules,
-    )
+    from trainer import build, optimization
 
-    engine, recorder = start(config, device)
-    data_loader, valid_data_loader = build_loaders(config)
-    model = build_model(config, engine, data_loader, new_head)
-    criterion = config.init_obj("loss", **class_weights(data_loader))
-    task = build_task(config, engine, model, criterion, data_loader)
+    engine, recorder = build.start(config, device)
+    data_loader, valid_data_loader = build.build_loaders(config)
+    model = build.build_model(config, engine, data_loader, new_head)
+    criterion = config.init_obj("loss", **build.class_weights(data_loader))
+    task = build.build_task(config, engine, model, criterion, data_loader)
+    class_count = build.class_count(data_loader)
     freezing = Freezing(config.option("arch", "freeze"), config.option("arch", "unfreeze_at"))
     return config.init_obj(
         "trainer",
         model=model,
         criterion=criterion,
-        metrics=config.init_obj("metrics", **class_count(data_loader)),
-        optimizer=build_optimizer(config, engine, model, task=task),
-        lr_scheduler=build_schedule(config),
+        metrics=config.init_obj("metrics", **class_count),
+        optimizer=optimization.build_optimizer(config, engine, model, task=task),
+        lr_scheduler=optimization.build_schedule(config),
         config=config,
         engine=engine,
         recorder=recorder,
@@ -89,9 +76,9 @@ def build_trainer(config, device, new_head=True, **supplied):
         valid_data_loader=valid_data_loader,
         freeze=freezing.apply,
         task=task,
-        optimizers=build_optimizers(config, engine, task),
-        schedules=build_schedules(config),
-        **class_count(data_loader),
+        optimizers=optimization.build_optimizers(config, engine, task),
+        schedules=optimization.build_schedules(config),
+        **class_count,
         **supplied,
     )
 

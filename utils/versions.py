@@ -26,16 +26,14 @@ def environment(device: "torch.device") -> dict[str, str | int | None]:
     """What else the bits of a result depend on: libraries, system, processor, threads, GPU."""
     import torch
 
-    is_gpu = device.type == "cuda"
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         **versions(),
         **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy")},
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _processor(),
         "threads": torch.get_num_threads(),
-        "gpu": f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-        if is_gpu
-        else None,
+        "gpu": gpu and f"{gpu}, CUDA {torch.version.cuda}",
     }
 
 

@@ -16,15 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.config import RUN, ConfigParser
-from utils.config.resolve import (
-    NEWEST,
-    CustomArgs,
-    Script,
-    add_options,
-    describe_resumed,
-    less_memory,
-    resolve,
-)
+from utils.config.resolve import NEWEST, CustomArgs, Script, add_options, describe_resumed, resolve
 from utils.engine import launch
 from utils.errors import Interrupted, RunError, UserError, first_line, is_out_of_memory
 from utils.screen import leave_screen, open_screen
@@ -147,7 +139,20 @@ def _memory_explained(config: ConfigParser) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = first_line(error)[:200]
-        raise RunError(f"the memory is full; {less_memory(config)} ({reason})") from error
+        raise RunError(f"the memory is full; {_less_memory(config)} ({reason})") from error
+
+
+def _less_memory(config: ConfigParser) -> str:
+    """What to set if the memory is not enough, in words."""
+    loader, trainer = (config.signature(name).parameters for name in ("data_loader", "trainer"))
+    size = config.argument("data_loader", "batch_size") if "batch_size" in loader else 1
+    if size == 1:
+        return "a smaller network, smaller inputs or data_loader.args.num_workers=0 need less"
+    advice = f"batches of {size} are too large: -s data_loader.args.batch_size={size // 2}"
+    if "grad_accum_steps" in trainer and not config.own_sections("optimizer"):
+        steps = 2 * config.argument("trainer", "grad_accum_steps")
+        advice += f" trainer.grad_accum_steps={steps}"
+    return f"{advice} takes about half"
 
 
 def build_parser(

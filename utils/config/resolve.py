@@ -250,19 +250,6 @@ def multiply_batches(config: ConfigParser, processes: int) -> ConfigParser:
     return config.replace(**sections)
 
 
-def less_memory(config: ConfigParser) -> str:
-    """What to set if the memory is not enough, in words."""
-    loader, trainer = (config.signature(name).parameters for name in ("data_loader", "trainer"))
-    size = config.argument("data_loader", "batch_size") if "batch_size" in loader else 1
-    if size == 1:
-        return "a smaller network, smaller inputs or data_loader.args.num_workers=0 need less"
-    advice = f"batches of {size} are too large: -s data_loader.args.batch_size={size // 2}"
-    if "grad_accum_steps" in trainer and not config.own_sections("optimizer"):
-        steps = 2 * config.argument("trainer", "grad_accum_steps")
-        advice += f" trainer.grad_accum_steps={steps}"
-    return f"{advice} takes about half"
-
-
 def _with_arguments(spec: str | dict, **arguments: object) -> dict:
     spec = {"type": spec} if isinstance(spec, str) else spec
     return spec | {"args": spec.get("args", {}) | arguments}

@@ -37,7 +37,7 @@ def build_schema() -> dict:
     }
     for section, source in SOURCES.items():
         if not source.inner:
-            spec = _flat_spec(source) if source.default else _spec(source)
+            spec = _spec(source)
             properties[section] = {"type": "array", "items": spec} if source.listed else spec
     for section in LOADERS[1:]:
         properties[section] = {"$ref": "#/properties/data_loader"}
@@ -81,7 +81,14 @@ def _is_light(source: Source) -> bool:
 
 
 def _spec(source: Source) -> dict:
-    """ "Name", or {"type": "Name", "args": {...}} with the arguments of each name that is known."""
+    """ "Name", or {"type": "Name", "args": {...}} with the arguments of each name that is known.
+
+    With a default type, an object of that one's arguments.
+    """
+    if source.default:
+        arguments = _arguments(source, source.find(source.default))
+        kind = {"type": {"type": "string", "default": source.default}}
+        return arguments | {"properties": kind | arguments["properties"]}
     known = known_names(source)
     any_other = {"pattern": r"\." if _is_light(source) else ""}
     names = {"type": "string", "anyOf": [{"enum": sorted(known)}, any_other]}
@@ -94,12 +101,6 @@ def _spec(source: Source) -> dict:
         cases.append({"if": condition, "then": arguments})
     closed = {"required": ["type"], "additionalProperties": False}
     return {"anyOf": [names, {"type": "object", "properties": keys, **closed, "allOf": cases}]}
-
-
-def _flat_spec(source: Source) -> dict:
-    arguments = _arguments(source, source.find(source.default))
-    kind = {"type": {"type": "string", "default": source.default}}
-    return arguments | {"properties": kind | arguments["properties"]}
 
 
 def _arguments(source: Source, target: Callable) -> dict:

@@ -26,7 +26,11 @@ def get_signature(target: Callable) -> Signature:
     may supply itself.
     """
     if inspect.isclass(target):
-        calls = _constructors(target)
+        # the constructors that calling the class runs, the nearest first
+        classes = [c for c in target.__mro__ if "__init__" in vars(c) and c is not object]
+        calls = [vars(c)["__init__"] for c in classes]
+        if not calls or "__new__" in vars(target):
+            calls = [target.__new__]
         # object's own constructor says that it takes anything, and takes nothing
         return Signature({}, False) if calls == [object.__new__] else _merge(calls)
     signature, built = _merge([target]), get_hints(target).get("return")
@@ -56,13 +60,6 @@ def _merge(calls: list[Callable]) -> Signature:
         if inspect.Parameter.VAR_KEYWORD not in kinds:
             return Signature(parameters, False)
     return Signature(parameters, True)
-
-
-def _constructors(cls: type) -> list[Callable]:
-    """The constructors that calling the class runs, the nearest first."""
-    classes = [c for c in cls.__mro__ if "__init__" in vars(c) and c is not object]
-    own = [vars(c)["__init__"] for c in classes]
-    return own if own and "__new__" not in cls.__dict__ else [cls.__new__]
 
 
 def get_hints(call: Callable) -> dict[str, Any]:

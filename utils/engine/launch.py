@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,8 +142,11 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
             raise SignalException("stopped", signal.Signals(signum))
 
     def pass_on(signum: int, frame: object) -> None:
-        for process in _processes_of(script):
-            os.kill(process, signum)
+        with contextlib.suppress(OSError):  # not Linux, or a child has ended
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
+            for child in map(int, children.split()):
+                if script.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signum)
 
     logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
@@ -157,15 +159,6 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
     finally:
         logging.disable(logging.NOTSET)
     return 0
-
-
-def _processes_of(script: str) -> Iterator[int]:
-    """The process ids of this process's children that run `script`, where the system tells."""
-    with contextlib.suppress(OSError):  # not Linux, or a child has ended
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-        for child in map(int, children.split()):
-            if script.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                yield child
 
 
 def _exit_code(failures: "dict[int, ProcessFailure]") -> int:
