@@ -30,7 +30,7 @@ from utils import markdown
 from utils.config import config_file
 from utils.errors import UserError
 from utils.files import safe_name, shell_command
-from utils.screen import leave_screen, open_screen
+from utils.screen import run_command
 
 TEMPLATE = Path(__file__).resolve().parent
 LEFT_OUT = (".*", "__pycache__", "*.pyc", "*.egg-info", "node_modules")  # wherever they are
@@ -50,9 +50,7 @@ MIT, see [LICENSE](LICENSE). Made from {template} {version}{commit} on {date}{be
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     add = parser.add_argument
     add("dest", metavar="DEST", type=Path, help="the new folder; its name becomes the project's")
     add("--from", dest="run", metavar="RUN", type=Path, help="a run or checkpoint to start from")
@@ -67,32 +65,30 @@ def main(argv: list[str] | None = None) -> int:
     add("--without", metavar="VERB", nargs="+", default=[], choices=sorted(optional_verbs()),
         help=f"leave out: {', '.join(sorted(optional_verbs()))}")  # fmt: skip
     add("--with-examples", action="store_true", help="copy the examples in configs/, too")
-    arguments = parser.parse_args(argv)
+    return run_command(parser, argv, create)
+
+
+def create(arguments: argparse.Namespace) -> None:
+    """Make the project that the command line asks for. Raises UserError."""
     dest, folders = arguments.dest, {folder_of(verb) for verb in arguments.without}
-    try:
-        check_folders(folders)
-        # before anything is written
-        found = find_run(arguments.run, arguments.trust) if arguments.run else None
-        proposed = propose(arguments, _name(dest))
-        used = code_used_by(found[1]["config"]) if found else set()
-        copy_template(dest, folders, arguments.with_examples, used)
-        if proposed:
-            (dest / "config.json").write_text(proposed, encoding="utf-8")
-        weights = None
-        if found:
-            images = proposed and config_file.read_layers(dest / "config.json")[0]
-            classes = arguments.classes and arguments.classes.split(",")
-            weights = copy_run(*found, dest, sections_of(folders), images, classes)
-        start = ["-r", weights.as_posix()] if weights else []
-        command = shell_command("python", "train.py", "-c", "config.json", *start)
-        write_documents(dest, folders, command, arguments.with_examples, bool(found or proposed))
-        begin_repository(dest)
-    except (UserError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    check_folders(folders)
+    # before anything is written
+    found = find_run(arguments.run, arguments.trust) if arguments.run else None
+    proposed = propose(arguments, _name(dest))
+    used = code_used_by(found[1]["config"]) if found else set()
+    copy_template(dest, folders, arguments.with_examples, used)
+    if proposed:
+        (dest / "config.json").write_text(proposed, encoding="utf-8")
+    weights = []
+    if found:
+        images = proposed and config_file.read_layers(dest / "config.json")[0]
+        classes = arguments.classes and arguments.classes.split(",")
+        path = copy_run(*found, dest, sections_of(folders), images, classes)
+        weights = ["-r", path.as_posix()]
+    command = shell_command("python", "train.py", "-c", "config.json", *weights)
+    write_documents(dest, folders, command, arguments.with_examples, bool(found or proposed))
+    begin_repository(dest)
     print(f"{dest} is ready:\n  {shell_command('cd', dest)} && {command}")
-    leave_screen()
-    return 0
 
 
 def propose(arguments: argparse.Namespace, name: str) -> str | None:

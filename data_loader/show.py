@@ -18,7 +18,7 @@ from logger.page import write_html
 from utils.config.resolve import from_file
 from utils.errors import UserError
 from utils.files import printable, shell_command
-from utils.screen import leave_screen, open_screen
+from utils.screen import run_command
 
 AUGMENTED = 3
 CLASSES = 20  # at most, those with the fewest images
@@ -26,9 +26,7 @@ LARGEST = 256  # pixels of an image in the page
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(prog="python -m data_loader.show", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", type=Path, required=True)
     add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
@@ -36,15 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     add("-n", type=int, default=4, metavar="N", help="images of each class (4)")
     add("-o", "--output", metavar="FILE", type=Path,
         help="the page (default: show.html in the cache folder beside the data)")  # fmt: skip
-    arguments = parser.parse_args(argv)
-    try:
-        path = show(arguments.config, arguments.set, arguments.n, arguments.output)
-    except (UserError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"written: {path}")
-    leave_screen()
-    return 0
+
+    def write(arguments: argparse.Namespace) -> None:
+        page = show(arguments.config, arguments.set, arguments.n, arguments.output)
+        print(f"written: {page}")
+
+    return run_command(parser, argv, write)
 
 
 def show(file: Path, changes: list[str], count: int, output: Path | None) -> Path:

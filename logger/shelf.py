@@ -23,7 +23,7 @@ from utils import lock
 from utils.errors import UserError
 from utils.files import printable
 from utils.run_folder import BEST, RUN_FILE, log_dir_for, read_json, read_run_file
-from utils.screen import leave_screen, open_screen
+from utils.screen import run_command
 
 FAMILIES = {"folds": "folds", "search": "search"}  # folder in saved/ -> what its families are
 COLUMNS = ("name", "run", "state", "validation", "test", "escaped", "changed", "from", "kind",
@@ -160,26 +160,21 @@ class Run:
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(prog="python -m logger.shelf", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("root", metavar="FOLDER", nargs="?", type=Path, default=Path("saved"),
         help="where the runs are (saved)")  # fmt: skip
     add("--text", action="store_true", help="show the table on the screen, too")
     add("--compare", nargs=2, metavar=("A", "B"), type=Path, help="the folders of two runs")
-    arguments = parser.parse_args(argv)
-    try:
+
+    def write(arguments: argparse.Namespace) -> None:
         if arguments.compare:
             path = compare(*arguments.compare, arguments.root)
         else:
             path = write_shelf(arguments.root, arguments.text)
-    except (UserError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    print(f"written: {path}")
-    leave_screen()
-    return 0
+        print(f"written: {path}")
+
+    return run_command(parser, argv, write)
 
 
 def find_runs(root: Path) -> Iterator[Run]:

@@ -16,7 +16,7 @@ from logger.files import aligned
 from model.summary import count
 from utils.config.sections import SOURCES
 from utils.errors import UserError
-from utils.screen import leave_screen, open_screen
+from utils.screen import run_command
 
 HEADER = ["arch", "parameters", "multiply-adds", "from"]
 SIZES = ((3, 224, 224), (3, 299, 299), (3, 32, 32), (1, 28, 28))  # the first that fits
@@ -24,11 +24,14 @@ CLASSES = 1000
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_screen()
     parser = argparse.ArgumentParser(prog="python -m model", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("words", nargs="*", metavar="WORD")
-    words = [word.lower() for word in parser.parse_args(argv).words]
+    return run_command(parser, argv, lambda arguments: list_networks(arguments.words))
+
+
+def list_networks(words: list[str]) -> None:
+    """Print the networks whose names contain one of the words. Raises UserError if none does."""
+    words = [word.lower() for word in words]
     source, rows = SOURCES["arch"], [HEADER]
     names = dict.fromkeys(source.own_names(), "model/")
     names |= dict.fromkeys(source.library_names("torchvision.models"), "torchvision")
@@ -37,11 +40,8 @@ def main(argv: list[str] | None = None) -> int:
             sizes = SIZES if origin == "torchvision" else SIZES[::-1]
             rows.append([name, *_measured(source.find(name), sizes), origin])
     if len(rows) == 1:
-        print(f"python -m model: no network has {' or '.join(words)} in its name", file=sys.stderr)
-        return 2
+        raise UserError(f"no network has {' or '.join(words)} in its name")
     print("\n".join(aligned(rows)))
-    leave_screen()
-    return 0
 
 
 def _measured(builder: object, sizes: Sequence[tuple[int, int, int]]) -> list[str]:

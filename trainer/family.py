@@ -5,7 +5,6 @@ import copy
 import importlib
 import json
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +17,7 @@ from utils.config.config import SAVE_DIR
 from utils.engine.signals import cleaned_up
 from utils.errors import Interrupted, RunError, UserError
 from utils.files import ROOT, safe_name, shell_command, write_text
-from utils.screen import leave_screen, open_screen
+from utils.screen import run_command
 
 FILE = "family.json"
 
@@ -104,29 +103,20 @@ def family_command(
     run: Callable[[argparse.Namespace], Any],
 ) -> int:
     """Parse the command line and `run`; returns the exit code. A signal also says how to go on."""
-    open_screen()
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    arguments = parser.parse_args(argv)
     words = parser.prog.split()
 
     def say() -> None:
         print(f"stopped; go on with:\n  {shell_command(*words, '-r')}", flush=True)
 
-    try:
-        with cleaned_up(say):
-            run(arguments)
-    except (UserError, RunError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
-    except Interrupted as stop:
-        say()
-        return 128 + stop.signum
-    except KeyboardInterrupt:
-        say()
-        return 130
-    finally:
-        leave_screen()
-    return 0
+    def work(arguments: argparse.Namespace) -> None:
+        try:
+            with cleaned_up(say):
+                run(arguments)
+        except (Interrupted, KeyboardInterrupt):
+            say()
+            raise
+
+    return run_command(parser, argv, work)
 
 
 def call_script(script: str, arguments: list[str], device: str | None) -> Any:

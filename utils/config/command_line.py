@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import functools
 import gc
 import inspect
@@ -10,33 +9,14 @@ import os
 import shlex
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from utils.config.config import RUN, ConfigParser
 from utils.config.resolve import NEWEST, CustomArgs, Script, add_options, describe_resumed, resolve
 from utils.engine import launch
-from utils.errors import Interrupted, RunError, UserError, first_line, is_out_of_memory
-from utils.screen import leave_screen, open_screen
-
-
-class ExitCode(int):
-    """What a script's main() returns: 0 for success.
-
-    Attributes:
-        result: what the script found or made, see its main(); None if it failed, or if several
-            processes trained
-    """
-
-    result: Any
-
-    def __new__(cls, code: int, result: object = None) -> "ExitCode":
-        exit_code = super().__new__(cls, code)
-        exit_code.result = result
-        return exit_code
-
+from utils.errors import RunError, first_line, is_out_of_memory
+from utils.screen import ExitCode, run_command
 
 Main = Callable[[ConfigParser, argparse.Namespace], object]
 Command = Callable[[list[str] | None], ExitCode]
@@ -67,12 +47,11 @@ def command(
     def decorate(function: Main) -> Command:
         @functools.wraps(function)
         def main(argv: list[str] | None = None) -> ExitCode:
-            open_screen()
             parser = build_parser(description, options, script.trains)
             add_arguments(parser)
-            arguments = parser.parse_args(argv)
-            read = _fast_imports()(functools.partial(resolve, arguments, options, script))
-            try:
+
+            def work(arguments: argparse.Namespace) -> ExitCode | None:
+                read = _fast_imports()(functools.partial(resolve, arguments, options, script))
                 if arguments.info:
                     print(describe_resumed(arguments, script))
                 elif prepare(arguments):
@@ -83,15 +62,9 @@ def command(
                     config = read()
                     with _memory_explained(config):
                         return ExitCode(0, function(config, arguments))
-            except (UserError, RunError, OSError, RecursionError) as error:
-                return _report(parser.prog, error, arguments.verbose)
-            except Interrupted as stop:
-                return ExitCode(128 + stop.signum)
-            except KeyboardInterrupt:
-                return ExitCode(130)
-            finally:
-                leave_screen()
-            return ExitCode(0)
+                return None
+
+            return run_command(parser, argv, work)
 
         return main
 
@@ -160,7 +133,6 @@ def build_parser(
 ) -> argparse.ArgumentParser:
     """The arguments of all scripts, flags for `options`, and the arguments of training scripts."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="the configuration, JSON with comments")
     add("-r", "--resume", metavar="PATH", nargs="?", const=NEWEST,
@@ -182,23 +154,6 @@ def build_parser(
         add("--max-restarts", type=int, default=0, metavar="N",
             help="if a process dies, resume from the last checkpoint, up to N times")  # fmt: skip
     return parser
-
-
-def _report(program: str, error: Exception, verbose: bool) -> ExitCode:
-    """Print an error, once for all processes, and its traceback if asked for."""
-    if verbose:
-        traceback.print_exc()
-    text = "\n".join([str(error), *getattr(error, "__notes__", [])])
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename or 'the system'}: {error.strerror}"
-    elif isinstance(error, RecursionError):
-        text = "the configuration is nested too deeply"
-    message = f"{program}: {text}"
-    if launch.is_first_to_say(message):
-        with contextlib.suppress(OSError):  # the screen is gone
-            print(message, file=sys.stderr, flush=True)
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return ExitCode(1 if is_full or isinstance(error, RunError) else 2)
 
 
 @contextlib.contextmanager
