@@ -1,7 +1,6 @@
 """Checkpoints and run folders on disk: plain data, written atomically, found again."""
 
 import contextlib
-import functools
 import glob
 import importlib
 import itertools
@@ -280,13 +279,12 @@ def set_aside(run: Path, epoch: int) -> list[Path]:
     if not distributed.is_main():
         return []
     remove_leftovers(run)
-    moved = {}
-    for path in [*numbered_checkpoints(run), run / BEST]:
-        if path.exists() and _epoch(path) > epoch:
-            moved[path] = _move_to_replaced(path, run)
-    if moved:
-        _set_derived_aside(list(moved)[-1])
-    return list(moved.values())
+    files = [file for file in (*numbered_checkpoints(run), run / BEST) if file.exists()]
+    later = [file for file in files if _epoch(file) > epoch]
+    moved = [_move_to_replaced(file, run) for file in later]
+    if later:
+        _set_derived_aside(later[-1])
+    return moved
 
 
 def _epoch(path: Path) -> float:
@@ -354,15 +352,11 @@ def _set_derived_aside(path: Path) -> None:
 
     What has no record was made from `path`, unless that is a numbered checkpoint.
     """
-    moved, is_numbered = [], re.fullmatch(NUMBERED, path.name)
-
-    @functools.cache  # asked before the first file of a group is moved
-    def is_outdated(described_in: Path) -> bool:
-        record = read_origin(described_in)
-        return not (record is None and is_numbered) and outdated(described_in, record) is not None
-
-    for file, described_in in _derived(path):
-        if is_outdated(described_in):
+    moved, derived, is_numbered = [], [*_derived(path)], re.fullmatch(NUMBERED, path.name)
+    records = {described_in: read_origin(described_in) for _, described_in in derived}
+    old = {f for f, r in records.items() if (r or not is_numbered) and outdated(f, r)}
+    for file, described_in in derived:
+        if described_in in old:
             with contextlib.suppress(OSError):  # in use; who reads it is told
                 _move_to_replaced(file, path.parent)
                 moved.append(file.relative_to(path.parent).as_posix())

@@ -40,7 +40,8 @@ def run_command(
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     arguments = parser.parse_args(argv)
     try:
-        return work(arguments) or ExitCode()
+        code = work(arguments)
+        return ExitCode() if code is None else code
     except (UserError, RunError, OSError, RecursionError) as error:
         if getattr(arguments, "verbose", False):
             traceback.print_exc()
