@@ -218,27 +218,20 @@ def did_you_mean(name: str, known: Iterable[str], complete: bool = True) -> str:
 
 
 def _is_typo(name: str, known: str) -> bool:
-    """Whether the names differ in case, underscores, the order of letters, or little in a word.
+    """Whether the names differ in case, underscores, the order of letters, or a letter of many.
 
-    A name with other words is another name: UNet is not LeNet, and cel_loss is not l1_loss. The
-    last word may be missing: cross_entropy for CrossEntropyLoss.
+    A name with other words or digits is another name: UNet is not LeNet, and resnet19 not resnet18.
+    The end may be missing: hinge_embedding for hinge_embedding_loss.
     """
     words, known_words = _words(name), _words(known)
     text, known_text = "".join(words), "".join(known_words)
-    if sorted(text) == sorted(known_text) or (words == known_words[:-1] and len(text) > 5):
+    if re.sub(r"\D", "", text) != re.sub(r"\D", "", known_text):
+        return False
+    if sorted(text) == sorted(known_text) or (len(text) > 5 and known_text.startswith(text)):
         return True
-    # SGDW is not SGD, and Adan is not Adam: with four letters, only one may be missing
-    is_enough = len(text) > 4 or len(text) < len(known_text)
-    is_as_long = len(words) == len(known_words)
-    return is_enough and is_as_long and all(map(_is_similar, words, known_words))
-
-
-def _is_similar(word: str, other: str) -> bool:
-    """Whether a word is probably another one that was mistyped."""
-    longer, difference = max(len(word), len(other)), abs(len(word) - len(other))
-    if longer < 4 or (longer < 8 and (difference > 1 or word[0] != other[0])):
-        return sorted(word) == sorted(other)
-    return difference < 4 and _ratio(word, other) >= 0.75
+    # mae_loss is not mse_loss: at most one letter in eight differs
+    is_like = len(words) == len(known_words) and text[:1] == known_text[:1]
+    return is_like and _ratio(text, known_text) >= 0.87
 
 
 def _ratio(text: str, other: str) -> float:
