@@ -29,7 +29,7 @@ from pathlib import Path
 from utils import markdown
 from utils.config import config_file
 from utils.errors import UserError
-from utils.files import safe_name, shell_command
+from utils.files import safe_name, shell_command, write_text
 from utils.screen import run_command
 
 TEMPLATE = Path(__file__).resolve().parent
@@ -78,7 +78,7 @@ def create(arguments: argparse.Namespace) -> None:
     used = code_used_by(found[1]["config"]) if found else set()
     copy_template(dest, folders, arguments.with_examples, used)
     if proposed:
-        (dest / "config.json").write_text(proposed, encoding="utf-8")
+        write_text(dest / "config.json", proposed)
     weights = []
     if found:
         images = proposed and config_file.read_layers(dest / "config.json")[0]
@@ -211,7 +211,7 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def edit(file: Path, change: Callable[[str], str]) -> None:
-    """Replace the text of a file by what `change` makes of it."""
+    """Replace the text of a file by what `change` makes of it; its mode stays."""
     file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -272,7 +272,7 @@ def write_documents(
     for section in sections_of(folders):
         schema["properties"].pop(section, None)
     schema_text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
-    edit(dest / "docs" / "config.schema.json", lambda text: schema_text)
+    write_text(dest / "docs" / "config.schema.json", schema_text)
     manual = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     commit = _git(TEMPLATE, "rev-parse", "--short=12", "HEAD").stdout.strip()
     before = re.search(r"Made from (.+)\.$", manual.strip().splitlines()[-1])
@@ -288,16 +288,16 @@ def write_documents(
     manual = sub(r"python train\.py -c config\.json( -r \S+)?", command, manual)
     manual = manual.replace("the complete example\n", "what a run does\n")
     readme = f"# {name}\n\n{markdown.without(manual, pattern)}\n{licence}"
-    (dest / "README.md").write_text(readme, encoding="utf-8")
+    write_text(dest / "README.md", readme)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "project"
     for key, value in {"name": slug, "version": "0.1.0", "description": name}.items():
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
         project = sub(rf'^{key} = "[^\n]*"$', line, project)
-    edit(dest / "pyproject.toml", lambda text: project)
+    write_text(dest / "pyproject.toml", project)
     # a requirement of one folder only names that in a comment
     lines = (dest / "requirements.txt").read_text(encoding="utf-8").splitlines(keepends=True)
-    requirements = "".join(li for li in lines if li.partition("# ")[2].strip() not in folders)
-    (dest / "requirements.txt").write_text(requirements, encoding="utf-8")
+    kept = (line for line in lines if line.partition("# ")[2].strip() not in folders)
+    write_text(dest / "requirements.txt", "".join(kept))
     edit(dest / ".ci" / "run", lambda text: sub(r"# Tests on real data.*?^fi\n", "", text))
 
 
