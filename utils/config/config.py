@@ -15,7 +15,7 @@ from utils.config.lookup import did_you_mean, metric_name
 from utils.config.sections import ALIASES, role_of, sources_of
 from utils.config.signature import Signature, get_signature
 from utils.config.trust import Trust
-from utils.errors import ConfigError, RunError, UserError, in_words
+from utils.errors import ConfigError, UserError, rephrased
 from utils.run_folder import log_dir_for, new_run_dir
 
 if TYPE_CHECKING:
@@ -223,13 +223,9 @@ class ConfigParser:
         source = self.sources[section]
         if not source.is_builder(target):
             return functools.partial(target, **arguments)
-        try:
+        what = f"{section}: {target.__name__} could not be built from its arguments"
+        with rephrased(UserError, what):
             return source.checked_result(target(**arguments), target)
-        except (UserError, RunError, OSError):
-            raise
-        except Exception as error:
-            what = f"{section}: {target.__name__} could not be built from its arguments"
-            raise UserError(f"{what}: {in_words(error)}") from error
 
     def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""

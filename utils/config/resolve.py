@@ -132,21 +132,20 @@ def _read(
     if (not script.trains or script.needs) and not arguments.resume:
         newest = "" if script.trains and arguments.config else ", or -r for the newest run"
         raise UserError(f"which network? Pass -r PATH, a checkpoint or a run's folder{newest}")
-    config = layers = None
+    if not arguments.resume and not arguments.config:
+        raise UserError("which configuration? Pass -c FILE, or -r PATH to resume a run")
+    config = layers = resume = state = None
     if arguments.config:
         config, layers = config_file.read_layers(Path(arguments.config))
-    if not arguments.resume:
-        if config is None:
-            raise UserError("which configuration? Pass -c FILE, or -r PATH to resume a run")
-        return config, layers, str(arguments.config), None, None
-    from utils import checkpoint
+    if arguments.resume:
+        from utils import checkpoint
 
-    place = _place(arguments, config, script.trains)
-    if arguments.resume == NEWEST and script.trains:
-        config = None  # -r -c FILE resumes the newest run of that name, with its own config
-    resume, state = checkpoint.find(place, best=not script.trains or config is not None)
-    if script.trains and not state["state_dict"]:
-        raise UserError(f"{resume} can only be tested; train from the checkpoint it was made of")
+        place = _place(arguments, config, script.trains)
+        if arguments.resume == NEWEST and script.trains:
+            config = None  # -r -c FILE resumes the newest run of that name, with its own config
+        resume, state = checkpoint.find(place, best=not script.trains or config is not None)
+        if script.trains and not state["state_dict"]:
+            raise UserError(f"{resume} can only be tested; train from the checkpoint it came from")
     if config is not None:
         return config, layers, str(arguments.config), resume, state
     run = resume.parent.parent
