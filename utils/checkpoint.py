@@ -4,7 +4,6 @@ import contextlib
 import glob
 import importlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
 from utils.files import ROOT, atomic_write, numbered, remove_leftovers
 from utils.origin import origin
-from utils.run_folder import BEST
+from utils.run_folder import BEST, read_json
 
 NUMBERED = r"checkpoint-epoch(\d+)\.pth"
 TESTED = r"(?:result|report|predictions|wrong_images)(_val|_train|)(?:-\d+)?(?:\.\w+)?"  # in test/
@@ -311,9 +310,9 @@ def read_origin(file: Path, with_config: bool = False) -> dict | None:
 
     `with_config` adds the checkpoint's "config", for a record that outlives it.
     """
+    if file.suffix == ".json":
+        return read_json(file).get("origin")
     try:
-        if file.suffix == ".json":
-            return json.loads(file.read_text("utf-8")).get("origin")
         state = load(file)
         record = origin(state) if state.get("state_dict") else state.get("origin")
         return record | {"config": state["config"]} if record and with_config else record

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.run_folder import read_json
 
 NAME = ".lock"
 UNSUPPORTED = errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP
@@ -90,8 +91,7 @@ def _lock(file: int) -> None:
 
 
 def _holder(path: Path) -> str:
-    try:
-        about = json.loads(path.read_text())
-        return f"by process {about['process']} on {about['host']} since {about['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    about = read_json(path)
+    if not {"process", "host", "since"} <= about.keys():
         return "by another process"
+    return f"by process {about['process']} on {about['host']} since {about['since']}"

@@ -4,12 +4,10 @@ import platform
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from utils.files import ROOT
-
-if TYPE_CHECKING:
-    import torch
 
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 
@@ -17,15 +15,11 @@ CPU_INFO = Path("/proc/cpuinfo")  # of Linux
 @functools.cache
 def versions() -> dict[str, str | None]:
     """The versions of Python, torch and the project (its git commit; "+" means with changes)."""
-    import torch
-
     return {"python": platform.python_version(), "torch": str(torch.__version__), "git": _commit()}
 
 
-def environment(device: "torch.device") -> dict[str, str | int | None]:
+def environment(device: torch.device) -> dict[str, str | int | None]:
     """What else the bits of a result depend on: libraries, system, processor, threads, GPU."""
-    import torch
-
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         **versions(),

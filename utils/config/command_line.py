@@ -147,7 +147,7 @@ def build_parser(
         help="show what made the checkpoint of -r, and stop")  # fmt: skip
     add("--trust", action="store_true",
         help="use any code that the checkpoint's own configuration names")  # fmt: skip
-    parser.set_defaults(began_with=None)  # the -c of a run that was restarted
+    parser.set_defaults(config_before_restart=None)
     add("--verbose", action="store_true", help="show the traceback of an error")
     if trains:
         add("--procs", type=int, metavar="N", help="with -d cpu: train in N processes")
@@ -181,5 +181,5 @@ def _resume_after_restart(arguments: argparse.Namespace) -> None:
     is_there = run is not None and Path(run).is_dir()
     saved = is_there and any(checkpoint.numbered_checkpoints(Path(run)))
     if run is not None and distributed.broadcast(saved):
-        arguments.began_with = arguments.config
+        arguments.config_before_restart = arguments.config
         arguments.resume, arguments.config = run, None

@@ -1,5 +1,6 @@
 """A checked configuration, which builds what it names."""
 
+import argparse
 import copy
 import functools
 import logging
@@ -8,7 +9,7 @@ import shutil
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.config.config_file import assign, split_target
 from utils.config.lookup import did_you_mean, metric_name
@@ -17,9 +18,6 @@ from utils.config.signature import Signature, get_signature
 from utils.config.trust import Trust
 from utils.errors import ConfigError, UserError, rephrased
 from utils.run_folder import log_dir_for, new_run_dir
-
-if TYPE_CHECKING:
-    import argparse
 
 SAVE_DIR = "saved/"
 RUN = "run folder"  # key under which restarted processes find the run they had begun
@@ -82,7 +80,7 @@ class ConfigParser:
 
     @classmethod
     def from_args(
-        cls, parser: "argparse.ArgumentParser", options: Iterable[tuple] = ()
+        cls, parser: argparse.ArgumentParser, options: Iterable[tuple] = ()
     ) -> "ConfigParser":
         """The configuration that pytorch-template's scripts ask for: `parser` knows -c, -r and -d,
         and `options` are its CustomArgs. Scripts of this project use `parse_config.command`.
@@ -90,7 +88,7 @@ class ConfigParser:
         from utils.config.resolve import Script, add_options, resolve
 
         options = add_options(parser, options)
-        parser.set_defaults(set=[], trust=False, began_with=None)
+        parser.set_defaults(set=[], trust=False, config_before_restart=None)
         arguments = parser.parse_args()
         if getattr(arguments, "device", None) is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = arguments.device
@@ -138,8 +136,7 @@ class ConfigParser:
         resume, state = checkpoint.find(place, best=True)
         config, continued = state["config"] or self.config, state["config"] is not None
         origin = f"the config in {resume}"
-        how = {"origin": origin, "continued": continued, "trust": self.trust}
-        parser = ConfigParser(config, resume, **how)
+        parser = ConfigParser(config, resume, origin=origin, continued=continued, trust=self.trust)
         return adopt_network(parser, state)
 
     def init_obj(

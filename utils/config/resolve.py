@@ -88,17 +88,17 @@ def resolve(
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
-    trust = Trust(changes, arguments.config or arguments.began_with, arguments.trust)
+    trust = Trust(changes, arguments.config or arguments.config_before_restart, arguments.trust)
     notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
-    how = {"continued": continued, "trial": trial_dir is not None, "warnings": notes}
-    parser = ConfigParser(config, resume, origin=origin, trust=trust, **how)
+    kind = {"continued": continued, "trial": trial_dir is not None}
+    parser = ConfigParser(config, resume, origin=origin, warnings=notes, trust=trust, **kind)
     if state is not None and (continued or script.keeps_network or not script.trains):
         parser = adopt_network(parser, state, arch=not script.trains)
     if script.trains:
         parser = multiply_batches(parser, launch.dist_info().world_size)
     if trial_dir is not None:
-        kept_in = {"save_dir": trial_dir, "tensorboard": False}
-        parser = parser.replace(trainer=parser["trainer"] | kept_in)
+        nothing_kept = {"save_dir": trial_dir, "tensorboard": False}
+        parser = parser.replace(trainer=parser["trainer"] | nothing_kept)
     return parser
 
 

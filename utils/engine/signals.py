@@ -44,7 +44,7 @@ def handled(stop: Handler, save: Handler | signal.Handlers) -> Iterator[None]:
 @contextlib.contextmanager
 def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
     """Until the trainer handles signals, one that ends the process runs `clean_up` before, and
-    SIGUSR1 does nothing. Ctrl-C raises KeyboardInterrupt as ever.
+    SIGUSR1 does nothing. Ctrl-C raises KeyboardInterrupt as usual.
     """
     process = os.getpid()
 
