@@ -59,7 +59,8 @@ def _record(record: dict) -> Iterator[tuple[str, object]]:
 
 def _in_words(values: dict | None) -> str:
     """The numbers and words among them: "epoch 3, val_accuracy 0.9861"."""
-    plain = {k: v for k, v in (values or {}).items() if isinstance(v, int | float | str)}
-    plain.pop("step", None)
-    words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()]
+    words = []
+    for key, value in (values or {}).items():
+        if isinstance(value, int | float | str) and value != "" and key != "step":
+            words.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(words)
