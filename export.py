@@ -7,18 +7,10 @@
 --compare A B ...  size, accuracy and latency of checkpoints, runs and exported files, side by side
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from parse_config import command
-
-
-class Compare(argparse.Action):
-    """--compare A B: the first also takes the place of -r."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        namespace.compare, namespace.resume = values, namespace.resume or values[0]
 
 
 def add_arguments(parser):
@@ -27,14 +19,19 @@ def add_arguments(parser):
         help="where to write (default: model.onnx beside the checkpoint)")  # fmt: skip
     add("--int8", action="store_true",
         help="also write it in 8-bit integers, calibrated on training data")  # fmt: skip
-    add("--compare", nargs="+", metavar="PATH", action=Compare,
-        help="compare these, each with the first")  # fmt: skip
+    add("--compare", nargs="+", metavar="PATH", help="compare these, each with the first")
     add("--threads", type=int, default=1, metavar="N",
         help="threads for the latency measurement; 0 for all (default: 1)")  # fmt: skip
     parser.set_defaults(device="cpu")
 
 
-@command(__doc__, add_arguments=add_arguments, trains=False, defaults={"exporter": "OnnxExporter"})
+def prepare(arguments):
+    """The first file to compare also takes the place of -r."""
+    if arguments.compare and not arguments.resume:
+        arguments.resume = arguments.compare[0]
+
+
+@command(__doc__, (), add_arguments, prepare, trains=False, defaults={"exporter": "OnnxExporter"})
 def main(config, arguments):
     # imported lazily: --help must not load torch
     from exporter.compare import compare

@@ -1,4 +1,4 @@
-"""What can go wrong, by who must act; `parse_config.command` prints it and sets the exit code."""
+"""What can go wrong, by who must act; `screen.run_command` prints it and sets the exit code."""
 
 import contextlib
 import errno
