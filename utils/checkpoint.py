@@ -202,12 +202,12 @@ def find(path: Path, best: bool = False) -> tuple[Path, dict]:
         return path, load(path)
     errors: list[str] = []
     numbered = _readable(numbered_checkpoints(path), errors)
-    bests = _readable([path / BEST] if (path / BEST).exists() else [], errors)
+    bests = _readable(filter(Path.exists, [path / BEST]), errors)
     if best:
-        found = next(itertools.chain(bests, numbered), None)
+        candidates = itertools.islice(itertools.chain(bests, numbered), 1)
     else:
-        newest = itertools.chain(itertools.islice(numbered, 1), bests)
-        found = max(newest, key=lambda file: _progress(file[1]), default=None)
+        candidates = itertools.chain(itertools.islice(numbered, 1), bests)
+    found = max(candidates, key=lambda file: _progress(file[1]), default=None)
     if found is None:
         none = f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})"
         raise CheckpointError("; ".join(errors) or none)
