@@ -46,30 +46,30 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 
 @contextlib.contextmanager
-def rephrased(kind: type[UserError], problem: str) -> Iterator[None]:
-    """Errors inside that nobody foresaw become a `kind`, which says where they happened."""
-    try:
-        yield
-    except (UserError, RunError, Interrupted, OSError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}; --verbose shows the traceback"
-        raise kind(f"{problem}: {type(error).__name__}: {error} ({where})") from error
-
-
-def explained_by(checkpoint: Path | None) -> contextlib.AbstractContextManager:
+def explained_by(checkpoint: Path | None) -> Iterator[None]:
     """Around code that uses a checkpoint's content, in which parts of one's own may be anything.
 
     Raises CheckpointError, which names the file, for errors that nobody foresaw; None changes
     nothing.
     """
-    if checkpoint is None:
-        return contextlib.nullcontext()
-    problem = f"{checkpoint} does not fit, or the code that goes on with it fails"
-    return rephrased(CheckpointError, problem)
+    try:
+        yield
+    except (UserError, RunError, Interrupted, OSError):
+        raise
+    except Exception as error:
+        if checkpoint is None or is_out_of_memory(error):
+            raise
+        problem = f"{checkpoint} does not fit, or the code that goes on with it fails"
+        raise CheckpointError(f"{problem}: {in_words(error)}") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error of any code, with the place where it happened."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}; "
+        "--verbose shows the traceback)"
+    )
 
 
 def first_line(error: BaseException) -> str:

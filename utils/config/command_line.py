@@ -60,7 +60,7 @@ def command(
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
                 elif launch.dist_info().rank == 0:
                     config = read()
-                    with _memory_explained(config):
+                    with _memory_explained(config.less_memory):
                         return ExitCode(0, function(config, arguments))
                 return None
 
@@ -96,7 +96,7 @@ def _run(
         stack.callback(lock.release)
         stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
-            with _memory_explained(config):
+            with _memory_explained(config.less_memory):
                 return ExitCode(0, function(config, arguments))
         except BaseException:
             config.remove_empty_run()
@@ -104,28 +104,14 @@ def _run(
 
 
 @contextlib.contextmanager
-def _memory_explained(config: ConfigParser) -> Iterator[None]:
+def _memory_explained(advice: Callable[[], str]) -> Iterator[None]:
     """Raises RunError, with what to do, if the memory is full."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        reason = first_line(error)[:200]
-        raise RunError(f"the memory is full; {_less_memory(config)} ({reason})") from error
-
-
-def _less_memory(config: ConfigParser) -> str:
-    """What to set if the memory is not enough, in words."""
-    loader, trainer = (config.signature(name).parameters for name in ("data_loader", "trainer"))
-    size = config.argument("data_loader", "batch_size") if "batch_size" in loader else 1
-    if size == 1:
-        return "a smaller network, smaller inputs or data_loader.args.num_workers=0 need less"
-    advice = f"batches of {size} are too large: -s data_loader.args.batch_size={size // 2}"
-    if "grad_accum_steps" in trainer and not config.own_sections("optimizer"):
-        steps = 2 * config.argument("trainer", "grad_accum_steps")
-        advice += f" trainer.grad_accum_steps={steps}"
-    return f"{advice} takes about half"
+        raise RunError(f"the memory is full; {advice()} ({first_line(error)[:200]})") from error
 
 
 def build_parser(

@@ -16,7 +16,7 @@ from utils.config.lookup import did_you_mean, metric_name
 from utils.config.sections import ALIASES, role_of, sources_of
 from utils.config.signature import Signature, get_signature
 from utils.config.trust import Trust
-from utils.errors import ConfigError, UserError, rephrased
+from utils.errors import ConfigError, RunError, UserError, in_words
 from utils.run_folder import log_dir_for, new_run_dir
 
 SAVE_DIR = "saved/"
@@ -215,14 +215,30 @@ class ConfigParser:
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def less_memory(self) -> str:
+        """What to set if the memory is not enough, in words."""
+        loader, trainer = (self.signature(name).parameters for name in ("data_loader", "trainer"))
+        size = self.argument("data_loader", "batch_size") if "batch_size" in loader else 1
+        if size == 1:
+            return "a smaller network, smaller inputs or data_loader.args.num_workers=0 need less"
+        advice = f"batches of {size} are too large: -s data_loader.args.batch_size={size // 2}"
+        if "grad_accum_steps" in trainer and not self.own_sections("optimizer"):
+            steps = 2 * self.argument("trainer", "grad_accum_steps")
+            advice += f" trainer.grad_accum_steps={steps}"
+        return f"{advice} takes about half"
+
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
         target, arguments = self._resolve(section, spec, supplied)
         source = self.sources[section]
         if not source.is_builder(target):
             return functools.partial(target, **arguments)
-        what = f"{section}: {target.__name__} could not be built from its arguments"
-        with rephrased(UserError, what):
+        try:
             return source.checked_result(target(**arguments), target)
+        except (UserError, RunError, OSError):
+            raise
+        except Exception as error:
+            what = f"{section}: {target.__name__} could not be built from its arguments"
+            raise UserError(f"{what}: {in_words(error)}") from error
 
     def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
         """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
