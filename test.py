@@ -26,8 +26,7 @@ def add_arguments(parser):
         help="with --arch: its weights, a file or torchvision's (default: DEFAULT)")  # fmt: skip
     add("--heatmap", action="store_true",
         help="with --images: show where the network saw the class")  # fmt: skip
-    add("--lang", choices=["en", "ja"],
-        help="language of the report (default: the system's)")  # fmt: skip
+    add("--lang", choices=["en", "ja"], help="language of the report (default: the system's)")
     add("--threads", type=int, default=1, metavar="N",
         help="threads that run an exported file; 0 for all (default: 1)")  # fmt: skip
 

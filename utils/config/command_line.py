@@ -129,8 +129,7 @@ def build_parser(
         help="set any key of the config: -s trainer.epochs=5 metrics.0=accuracy")  # fmt: skip
     add_options(parser, options)
     add("--check", action="store_true", help="build everything, run one batch, save, load, stop")
-    add("--info", action="store_true",
-        help="show what made the checkpoint of -r, and stop")  # fmt: skip
+    add("--info", action="store_true", help="show what made the checkpoint of -r, and stop")
     add("--trust", action="store_true",
         help="use any code that the checkpoint's own configuration names")  # fmt: skip
     parser.set_defaults(config_before_restart=None)
