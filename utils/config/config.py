@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -167,8 +167,7 @@ class ConfigParser:
                 near = did_you_mean(spec["type"], vars(module))
                 raise UserError(f'{section}: {module.__name__} has no "{spec["type"]}"{near}')
             return functools.partial(target, *args, **spec.get("args", {}), **supplied)
-        target, arguments = self._resolve(section, self.config[section], supplied)
-        return functools.partial(target, **arguments)
+        return self._bind(section, self.config[section], supplied)
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings only (0), a line per epoch (1) or everything (2)."""
@@ -228,20 +227,19 @@ class ConfigParser:
         return f"{advice} takes about half"
 
     def _build(self, section: str, spec: str | dict, supplied: dict) -> Any:
-        target, arguments = self._resolve(section, spec, supplied)
-        source = self.sources[section]
-        if not source.is_builder(target):
-            return functools.partial(target, **arguments)
+        bound, source = self._bind(section, spec, supplied), self.sources[section]
+        if not source.is_builder(bound.func):
+            return bound
         try:
-            return source.checked_result(target(**arguments), target)
+            return source.checked_result(bound(), bound.func)
         except (UserError, RunError, OSError):
             raise
         except Exception as error:
-            what = f"{section}: {target.__name__} could not be built from its arguments"
+            what = f"{section}: {bound.func.__name__} could not be built from its arguments"
             raise UserError(f"{what}: {in_words(error)}") from error
 
-    def _resolve(self, section: str, spec: str | dict, supplied: dict) -> tuple[Callable, dict]:
-        """What a spec names, and its arguments: the config's, coerced, and the supplied ones."""
+    def _bind(self, section: str, spec: str | dict, supplied: dict) -> functools.partial:
+        """What a spec names, with its arguments: the config's, coerced, and the supplied ones."""
         from utils.config.types import coerce, drop_nulls
 
         source = self.sources[section]
@@ -261,7 +259,8 @@ class ConfigParser:
             accepted |= {*source.given}
         if signature.open and "in_channels" in source.offered:
             accepted |= {"num_classes"}  # builders of networks (timm.create_model) all know it
-        return target, {k: v for k, v in supplied.items() if k in accepted} | arguments
+        taken = {key: value for key, value in supplied.items() if key in accepted}
+        return functools.partial(target, **(taken | arguments))
 
     def _build_nested(self, section: str, value: object, supplied: dict) -> object:
         """What a list of specs, or an object of such lists, names; a text stays as it is."""
