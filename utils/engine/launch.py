@@ -126,7 +126,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from utils.engine.signals import SECONDS_IGNORED, handled
+    from utils.engine.signals import SECONDS_IGNORED, handled, stopping_signals
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     # localhost: the machine's own name may not resolve, in containers for example
@@ -150,7 +150,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
 
     logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
-        with handled(stop, pass_on):
+        with handled(stopping_signals(), stop, pass_on):
             run.run(arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)

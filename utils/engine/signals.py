@@ -21,47 +21,50 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def handled(stop: Handler, save: Handler | signal.Handlers) -> Iterator[None]:
-    """Inside, `stop` handles the signals that end a run, and `save` handles SIGUSR1.
+def handled(
+    signals: list[signal.Signals], stop: Handler, save: Handler | signal.Handlers
+) -> Iterator[Callable[[], None]]:
+    """Inside, `stop` handles these signals, and `save` handles SIGUSR1.
 
     After Interrupted they still do: a repeated signal would end the process with another exit code.
+    Yields a function that restores the handlers before.
     """
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python's condition
-        handlers = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
+        handlers = {signum: signal.signal(signum, stop) for signum in signals}
         if hasattr(signal, SAVING):
             handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, save)
-    try:
-        yield
-    except Interrupted:
-        handlers.clear()
-        raise
-    finally:
+
+    def restore() -> None:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+
+    try:
+        yield restore
+    except Interrupted:
+        raise
+    except BaseException:
+        restore()
+        raise
+    restore()
 
 
 @contextlib.contextmanager
 def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
     """Until the trainer handles signals, one that ends the process runs `clean_up` before, and
-    SIGUSR1 does nothing. Ctrl-C raises KeyboardInterrupt as usual.
+    SIGUSR1 does nothing. SIGINT raises KeyboardInterrupt as usual.
     """
     process = os.getpid()
 
     def end(signum: int, frame: object) -> None:
-        if os.getpid() == process and signum != signal.SIGINT:  # and not a data loader's worker
+        if os.getpid() == process:  # not a data loader's worker
             clean_up()
-        _end_by(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
 
-    with handled(end, signal.SIG_IGN):
+    signals = [signum for signum in stopping_signals() if signum != signal.SIGINT]
+    with handled(signals, end, signal.SIG_IGN):
         yield
-
-
-def _end_by(signum: int) -> None:
-    """What the signal does if nothing handles it."""
-    handler = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
-    signal.signal(signum, handler)
-    signal.raise_signal(signum)
 
 
 class StopSignals:
@@ -84,8 +87,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self._reset()
-        self._handled = handled(self._stop, self._ask)
-        self._handled.__enter__()
+        self._handled = handled(stopping_signals(), self._stop, self._ask)
+        self._restore = self._handled.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
@@ -118,4 +121,5 @@ class StopSignals:
             if not self._saved:
                 os.write(2, b"stopped before everything was saved\n")
                 os._exit(1)
-            _end_by(signum)
+            self._restore()
+            signal.raise_signal(signum)
