@@ -126,7 +126,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from utils.engine.signals import SECONDS_IGNORED, handled, stopping_signals
+    from utils.engine.signals import SAVING, SECONDS_IGNORED, stopping_signals
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     # localhost: the machine's own name may not resolve, in containers for example
@@ -148,16 +148,20 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
                 if script.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(child, signum)
 
+    handlers = {signum: signal.signal(signum, stop) for signum in stopping_signals()}
+    if hasattr(signal, SAVING):
+        handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, pass_on)
     logging.disable(logging.CRITICAL)  # the processes report their errors themselves
     try:
-        with handled(stopping_signals(), stop, pass_on):
-            run.run(arguments)
+        run.run(arguments)
     except ChildFailedError as error:
         return _exit_code(error.failures)
     except SignalException as stopped:
         return 128 + stopped.sigval
     finally:
         logging.disable(logging.NOTSET)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
     return 0
 
 

@@ -11,7 +11,6 @@ from utils.errors import Interrupted
 SECONDS_IGNORED = 2.0  # in which wrappers and impatient people repeat a signal
 STOPPING = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU"
 SAVING = "SIGUSR1"
-Handler = Callable[[int, object], None]
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -21,38 +20,9 @@ def stopping_signals() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def handled(
-    signals: list[signal.Signals], stop: Handler, save: Handler | signal.Handlers
-) -> Iterator[Callable[[], None]]:
-    """Inside, `stop` handles these signals, and `save` handles SIGUSR1.
-
-    After Interrupted they still do: a repeated signal would end the process with another exit code.
-    Yields a function that restores the handlers before.
-    """
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # Python's condition
-        handlers = {signum: signal.signal(signum, stop) for signum in signals}
-        if hasattr(signal, SAVING):
-            handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, save)
-
-    def restore() -> None:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-
-    try:
-        yield restore
-    except Interrupted:
-        raise
-    except BaseException:
-        restore()
-        raise
-    restore()
-
-
-@contextlib.contextmanager
 def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
     """Until the trainer handles signals, one that ends the process runs `clean_up` before, and
-    SIGUSR1 does nothing. SIGINT raises KeyboardInterrupt as usual.
+    SIGUSR1 does nothing.
     """
     process = os.getpid()
 
@@ -62,9 +32,19 @@ def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)
         signal.raise_signal(signum)
 
-    signals = [signum for signum in stopping_signals() if signum != signal.SIGINT]
-    with handled(signals, end, signal.SIG_IGN):
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # Python's condition
+        handlers = {s: signal.signal(s, end) for s in stopping_signals() if s != signal.SIGINT}
+        if hasattr(signal, SAVING):
+            handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
         yield
+    except Interrupted:
+        handlers = {}  # a repeated signal would end the process with another exit code
+        raise
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
 
 
 class StopSignals:
@@ -77,23 +57,26 @@ class StopSignals:
     """
 
     def __init__(self):
-        self._largest = AsyncMax()
-        self._reset()
-
-    def _reset(self) -> None:
         self.received: int | None = None
         self.save_wanted = self._asked = self._saved = False
         self._agreed = 0
+        self._largest = AsyncMax()
 
     def __enter__(self) -> "StopSignals":
-        self._reset()
-        self._handled = handled(stopping_signals(), self._stop, self._ask)
-        self._restore = self._handled.__enter__()
+        self.received, self._agreed = None, 0
+        self.save_wanted = self._asked = self._saved = False
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python's condition
+            for signum in stopping_signals():
+                self._handlers[signum] = signal.signal(signum, self._stop)
+            if hasattr(signal, SAVING):
+                self._handlers[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
     def __exit__(self, kind: type | None, *exception: object) -> None:
         self._saved = kind is not None and issubclass(kind, Interrupted)
-        self._handled.__exit__(kind, *exception)
+        if not self._saved:  # else a repeated signal would end the process with another exit code
+            self._restore()
 
     def arrived(self, save: bool = False) -> bool:
         """Whether any process has received a signal to stop; all get the same answer. With `save`,
@@ -123,3 +106,7 @@ class StopSignals:
                 os._exit(1)
             self._restore()
             signal.raise_signal(signum)
+
+    def _restore(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
