@@ -190,6 +190,24 @@ def train(tmp_path):
 
 
 @pytest.fixture
+def family(digits, tmp_path):
+    """A function that trains three folds of the digits, changed as in `digits`; the family's
+    folder.
+    """
+    from trainer import folds
+
+    def train_folds(changes=None, *arguments):
+        small = {"trainer.epochs": 2, "trainer.tensorboard": False}
+        file = tmp_path / "folds.json"
+        file.write_text(json.dumps(digits(small | (changes or {}))), encoding="utf-8")
+        assert folds.main(["-c", str(file), "-k", "3", *arguments]) == 0
+        [folder] = (tmp_path / "saved" / "folds").glob("*/*")
+        return folder
+
+    return train_folds
+
+
+@pytest.fixture
 def resume():
     """A function that continues a run."""
     import train as script

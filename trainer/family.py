@@ -16,7 +16,7 @@ from utils.config import config_file
 from utils.config.config import SAVE_DIR
 from utils.engine.signals import cleaned_up
 from utils.errors import Interrupted, RunError, UserError
-from utils.files import ROOT, safe_name, shell_command, write_text
+from utils.files import ROOT, shell_command
 from utils.screen import run_command
 
 FILE = "family.json"
@@ -24,7 +24,7 @@ FILE = "family.json"
 
 class Family:
     """A folder saved/<kind>/<name>/<mmdd_HHMMSS> with a configuration, and ordinary runs in
-    models/<member>/. What was begun goes on when the same member is trained again.
+    models/<member>/. Training a member again resumes its run.
 
     Args:
         folder: of the family
@@ -36,82 +36,102 @@ class Family:
 
     def __init__(self, folder: Path, device: str | None = None):
         self.folder, self.device = folder, device
-        file = folder / FILE
         try:
-            self.about: dict = json.loads(file.read_text(encoding="utf-8"))
+            self.about: dict = json.loads((folder / FILE).read_text(encoding="utf-8"))
             self.config = config_file.read_layers(folder / "config.json")[0]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} is not a family of runs: {error}") from None
 
     @classmethod
-    def begin(cls, kind: str, config: dict, about: dict, device: str | None) -> "Family":
+    def begin(cls, config: dict, device: str | None, **about: object) -> "Family":
         """Make the folder of a new family; `about` is kept in its family.json."""
-        trainer = config.get("trainer")
-        save_dir = trainer.get("save_dir") if isinstance(trainer, dict) else None
-        name = safe_name(str(config.get("name"))) or "run"
-        root = Path(save_dir if isinstance(save_dir, str) else SAVE_DIR)
-        folder = run_folder.new_run_dir(root, name, kind=kind)
-        config_file.write(config, folder / "config.json")
-        write_text(folder / FILE, json.dumps(about, indent=2) + "\n")
+        root = Path(config["trainer"].get("save_dir", SAVE_DIR))
+        folder = run_folder.new_run_dir(root, config["name"], kind=about["kind"])
+        config_file.write(
+            {k: v for k, v in config.items() if k != "$schema"}, folder / "config.json"
+        )
+        config_file.write(about | {"state": "unfinished"}, folder / FILE)
         return cls(folder, device)
 
     @classmethod
     def newest(cls, kind: str, device: str | None) -> "Family":
         """The newest one of this kind. Raises UserError if there is none."""
-        files = sorted(Path(SAVE_DIR).glob(f"{kind}/*/*/{FILE}"), key=lambda f: f.stat().st_mtime)
-        if not files:
-            raise UserError(f"{Path(SAVE_DIR) / kind} holds no families of runs yet; pass -c FILE")
-        return cls(files[-1].parent, device)
+        files = Path(SAVE_DIR).glob(f"{kind}/*/*/{FILE}")
+        if newest := max(files, key=lambda file: file.stat().st_mtime, default=None):
+            return cls(newest.parent, device)
+        raise UserError(f"{Path(SAVE_DIR) / kind} holds no families of runs yet; pass -c FILE")
 
     def keep(self, **more: object) -> None:
         """Add to family.json."""
         self.about |= more
-        write_text(self.folder / FILE, json.dumps(self.about, indent=2, ensure_ascii=False) + "\n")
+        config_file.write(self.about, self.folder / FILE)
 
     def find(self, member: str) -> Path | None:
         """The folder of a member's run, if it has saved anything."""
         runs = sorted((self.folder / "models" / member).glob("*/"))
         return next((run for run in reversed(runs) if any(run.glob("*.pth"))), None)
 
-    def train(self, member: str, changes: dict) -> Result:
-        """Train a member, or go on with it.
-
-        Args:
-            member: its name
-            changes: "a.b.c" -> value, in its configuration
+    def train(self, member: str, config: dict) -> Result:
+        """Train a member with this configuration, or resume its run.
 
         Raises Interrupted if a signal stopped it, UserError or RunError if it failed.
         """
-        run = self.find(member)
-        if run is None:
-            config = copy.deepcopy(self.config)
-            for key, value in changes.items():
-                config_file.assign(config, key.split("."), value)
-            config["name"] = member
-            config_file.assign(config, ["trainer", "save_dir"], str(self.folder))
-            config = {key: value for key, value in config.items() if value is not None}
-            file = self.folder / "configs" / f"{member}.json"
-            file.parent.mkdir(exist_ok=True)
-            config_file.write(config, file)
-            return call_script("train", ["-c", str(file)], self.device)
-        return call_script("train", ["-r", str(run)], self.device)
+        if run := self.find(member):
+            return call_script("train", ["-r", str(run)], self.device)
+        trainer = config["trainer"] | {"save_dir": str(self.folder)}
+        file = self.folder / "configs" / f"{member}.json"
+        file.parent.mkdir(exist_ok=True)
+        config_file.write(config | {"name": member, "trainer": trainer}, file)
+        return call_script("train", ["-c", str(file)], self.device)
+
+
+def with_values(config: dict, values: dict) -> dict:
+    """The configuration with these values, "a.b.c" -> value."""
+    config = copy.deepcopy(config)
+    for key, value in values.items():
+        config_file.assign(config, key.split("."), value)
+    return config
+
+
+def family_parser(module: str, description: str, name: str) -> argparse.ArgumentParser:
+    """What the commands of families share: -c, -r `name`, -d and -s."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("-c", "--config", metavar="FILE", type=Path)
+    start.add_argument("-r", "--resume", metavar=name, type=Path, nargs="?", const=Path())
+    parser.add_argument("-d", "--device", metavar="DEVICE")
+    parser.add_argument("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
+                        help="with -c: set any key of the config")  # fmt: skip
+    return parser
 
 
 def family_command(
     parser: argparse.ArgumentParser,
     argv: list[str] | None,
-    run: Callable[[argparse.Namespace], Any],
+    kind: str,
+    begin: Callable[[argparse.Namespace], Family],
+    run: Callable[[Family, argparse.Namespace], Any],
 ) -> int:
-    """Parse the command line and `run`; returns the exit code. A signal also says how to go on."""
-    words = parser.prog.split()
+    """Parse the command line, `begin` a family or find that of -r, and `run` it.
+
+    Returns the exit code. A signal also says how to resume.
+    """
 
     def say() -> None:
-        print(f"stopped; go on with:\n  {shell_command(*words, '-r')}", flush=True)
+        command = shell_command(*parser.prog.split(), "-r")
+        print(f"stopped; go on with:\n  {command}", flush=True)
 
     def work(arguments: argparse.Namespace) -> None:
         try:
             with cleaned_up(say):
-                run(arguments)
+                if arguments.resume is None:
+                    family = begin(arguments)
+                elif arguments.resume == Path():
+                    family = Family.newest(kind, arguments.device)
+                else:
+                    family = Family(arguments.resume, arguments.device)
+                run(family, arguments)
         except (Interrupted, KeyboardInterrupt):
             say()
             raise

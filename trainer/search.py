@@ -8,12 +8,11 @@ SPACE is a JSON file that says what to try for keys of the configuration:
    "loss.args.label_smoothing": {"float": [0, 0.2]}, "arch.args.width": {"int": [8, 32]}}
 
 -c FILE --space SPACE   a new search
--r SEARCH               go on where it was cut off; without SEARCH the newest
+-r SEARCH               resume one; without SEARCH the newest
 """
 
 import argparse
 import contextlib
-import copy
 import logging
 import signal
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING
 from base.monitor import Monitor
 from logger.base_tracker import BaseTracker, watching
 from logger.files import aligned
-from trainer.family import Family, family_command, judges
+from trainer.family import Family, family_command, family_parser, judges, with_values
 from utils.config import config_file
 from utils.config.config import ConfigParser
 from utils.config.resolve import from_file
@@ -32,6 +31,7 @@ from utils.files import shell_command
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 KIND = "search"
 WARM_UP = 0.25  # of the epochs, in which no trial is stopped
@@ -58,30 +58,14 @@ class Watch(BaseTracker):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.search", description=__doc__)
-    add = parser.add_argument
-    start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("-c", "--config", metavar="FILE", type=Path)
-    start.add_argument("-r", "--resume", metavar="SEARCH", type=Path, nargs="?", const=Path())
-    add("--space", metavar="SPACE", type=Path, help="what to try, a JSON file")
-    add("-n", "--trials", type=int, metavar="N", help="number of trials in all (20)")
-    add("-d", "--device", metavar="DEVICE")
-    add("-s", "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="with -c: set any key of the config")  # fmt: skip
-    return family_command(parser, argv, lambda arguments: search(_open(arguments)))
+    parser = family_parser("trainer.search", __doc__, "SEARCH")
+    parser.add_argument("--space", metavar="SPACE", type=Path, help="what to try, a JSON file")
+    parser.add_argument("-n", "--trials", type=int, metavar="N", help="trials in all (20)")
+    return family_command(parser, argv, KIND, begin, search)
 
 
-def _open(arguments: argparse.Namespace) -> Family:
-    more = {} if arguments.trials is None else {"members": arguments.trials}
-    if arguments.resume is not None:
-        new = arguments.resume == Path()
-        family = (
-            Family.newest(KIND, arguments.device)
-            if new
-            else Family(arguments.resume, arguments.device)
-        )
-        family.keep(**more)
-        return family
+def begin(arguments: argparse.Namespace) -> Family:
+    """A new search. Raises UserError for a space of which not all can be tried."""
     if arguments.space is None:
         raise UserError("--space: what is to be searched? Pass a JSON file; --help shows one")
     parser = from_file(arguments.config, arguments.set)
@@ -90,48 +74,38 @@ def _open(arguments: argparse.Namespace) -> Family:
         raise UserError("trainer.monitor: a search needs to know what is better, max val_accuracy")
     for values in corners(space):  # both ends of each range must be possible
         ConfigParser(with_values(config, values), origin=f"{arguments.config} with {values}")
-    config.pop("$schema", None)
-    about = {"kind": KIND, "space": space, "state": "unfinished", "members": 20} | more
-    return Family.begin(KIND, config, about, arguments.device)
+    return Family.begin(config, arguments.device, kind=KIND, space=space, members=20)
 
 
 def corners(space: dict) -> list[dict]:
     """Values for all keys at once: the first of each, and the last. Raises UserError."""
-    ends, faults = {}, [] if space else ["--space: the file names no keys"]
-    for key, spec in space.items():
-        values = next(iter(spec.values())) if isinstance(spec, dict) and spec else spec
-        kind = next(iter(spec), None) if isinstance(spec, dict) else "list"
-        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-        is_one = not isinstance(spec, dict) or len(spec) == 1
-        if (
-            not isinstance(values, list)
-            or not is_one
-            or kind not in ("list", "log", "float", "int")
-        ):
-            faults.append(f'{key}: should be a list of values, or {{"log": [LOW, HIGH]}}')
-        elif not values:
-            faults.append(f"{key}: the list is empty")
-        elif kind != "list" and not (numbers and len(values) == 2 and values[0] < values[1]):
-            faults.append(f'{key}: "{kind}" should have two numbers, the lower one first')
-        elif kind == "log" and values[0] <= 0:
-            faults.append(f'{key}: the lower end of "log" should be above 0')
-        else:
-            ends[key] = values
+    faults = [f"{key}: {fault}" for key, spec in space.items() if (fault := find_fault(spec))]
+    if not space:
+        faults = ["the file names no keys"]
     if faults:
         raise UserError("\n  ".join(["--space:", *faults]))
-    return [{key: values[0] for key, values in ends.items()},
-            {key: values[-1] for key, values in ends.items()}]  # fmt: skip
+    ends = {
+        k: spec if isinstance(spec, list) else [*spec.values()].pop() for k, spec in space.items()
+    }
+    return [{key: values[place] for key, values in ends.items()} for place in (0, -1)]
 
 
-def with_values(config: dict, values: dict) -> dict:
-    """The configuration with these values, "a.b.c" -> value."""
-    config = copy.deepcopy(config)
-    for key, value in values.items():
-        config_file.assign(config, key.split("."), value)
-    return config
+def find_fault(spec: object) -> str | None:
+    """What is wrong with what the space says for a key."""
+    if isinstance(spec, list):
+        return None if spec else "the list is empty"
+    [(kind, ends)] = spec.items() if isinstance(spec, dict) and len(spec) == 1 else [(None, None)]
+    if kind not in ("log", "float", "int"):
+        return 'should be a list of values, or {"log": [LOW, HIGH]}'
+    numbers = [end for end in ends if type(end) in (int, float)] if isinstance(ends, list) else []
+    if numbers != ends or len(ends) != 2 or ends[0] >= ends[1]:
+        return f'"{kind}" should have two numbers, the lower one first'
+    if kind == "log" and ends[0] <= 0:
+        return 'the lower end of "log" should be above 0'
+    return None
 
 
-def search(family: Family) -> dict:
+def search(family: Family, arguments: argparse.Namespace) -> dict:
     """Run the trials that are missing, and write best.json; returns the content of family.json.
 
     Raises UserError if Optuna is not installed.
@@ -140,9 +114,14 @@ def search(family: Family) -> dict:
         import optuna
     except ImportError:
         raise UserError("a search needs Optuna: pip install optuna") from None
-    space, count = family.about["space"], family.about["members"]
-    monitor, epochs = (family.config["trainer"].get(key) for key in ("monitor", "epochs"))
-    rule, states = Monitor(monitor), optuna.trial.TrialState
+    if arguments.trials is not None:
+        family.keep(members=arguments.trials)
+    trainer, space, states = (
+        family.config["trainer"],
+        family.about["space"],
+        optuna.trial.TrialState,
+    )
+    rule = Monitor(trainer["monitor"])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(family.folder / "study.log"))
     study = optuna.create_study(
@@ -154,18 +133,20 @@ def search(family: Family) -> dict:
     # another seed each time: one that goes on would draw the same values again
     seed = family.config.get("seed", 0) + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=seed)
-    study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=int(WARM_UP * epochs))
+    study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=int(WARM_UP * trainer["epochs"]))
     if not study.trials and (own := values_of(family.config, space)):
         study.enqueue_trial(own)
-    while (running := begun(study)) or _done(study) < count:
-        trial = optuna.trial.Trial(study, running._trial_id) if running else study.ask()
-        values = {key: suggest(trial, key, spec) for key, spec in space.items()}
-        watch = Watch(trial, rule.name)
-        member = f"trial{trial.number + 1}"
-        family.keep(done=_done(study))
+    while True:
+        cut_off = study.get_trials(states=[states.RUNNING])
+        done = sum(trial.state.is_finished() for trial in study.trials)
+        if not cut_off and done >= family.about["members"]:
+            return _finish(family, study, rule)
+        family.keep(done=done)
+        trial = optuna.trial.Trial(study, cut_off[0]._trial_id) if cut_off else study.ask()
+        values, watch = suggest(trial, space), Watch(trial, rule.name)
         try:
             with watching(watch):
-                result = family.train(member, values)
+                result = family.train(_member(trial), with_values(family.config, values))
         except Interrupted:
             if not watch.stopped:
                 raise
@@ -174,39 +155,47 @@ def search(family: Family) -> dict:
             study.tell(trial, state=states.FAIL)
         else:
             study.tell(trial, result.best)
-    return _finish(family, study, rule)
 
 
-def begun(study: "Study") -> object | None:
-    """A trial that was cut off."""
-    return next((trial for trial in study.trials if trial.state.name == "RUNNING"), None)
+def _member(trial: "Trial | FrozenTrial") -> str:
+    return f"trial{trial.number + 1}"
 
 
-def _done(study: "Study") -> int:
-    return sum(trial.state.is_finished() for trial in study.trials)
+def suggest(trial: "Trial", space: dict) -> dict:
+    """A value for each key, of what the space allows."""
+    for key, spec in space.items():
+        if isinstance(spec, list):  # Optuna stores plain values only
+            trial.suggest_categorical(key, [*range(len(spec))])
+            continue
+        [(kind, (low, high))] = spec.items()
+        if kind == "int":
+            trial.suggest_int(key, low, high)
+        else:
+            trial.suggest_float(key, low, high, log=kind == "log")
+    return suggested(trial, space)
 
 
-def suggest(trial: "Trial", key: str, spec: list | dict) -> object:
-    """A value for a key, of what the space allows."""
-    if isinstance(spec, list):
-        # Optuna stores plain values only
-        number = trial.suggest_categorical(key, [*range(len(spec))])
-        return spec[number]
-    [(kind, (low, high))] = spec.items()
-    if kind == "int":
-        return trial.suggest_int(key, low, high)
-    return trial.suggest_float(key, low, high, log=kind == "log")
+def suggested(trial: "Trial | FrozenTrial", space: dict) -> dict:
+    """The trial's values by key; Optuna knows those of a list by their places in it."""
+    return {
+        key: space[key][value] if isinstance(space[key], list) else value
+        for key, value in trial.params.items()
+    }
 
 
 def values_of(config: dict, space: dict) -> dict:
-    """What the configuration says for the keys of the space; empty if that is not all in it."""
+    """What the configuration says for the keys of the space, as Optuna stores it; empty if that is
+    not all in the space.
+    """
     found = {}
     for key, spec in space.items():
         value: object = config
         for part in key.split("."):
-            with contextlib.suppress(ValueError, IndexError):
-                value = value[int(part)] if isinstance(value, list) else value
-            value = value.get(part) if isinstance(value, dict) else value
+            value = {"type": value} if isinstance(value, str) else value
+            try:
+                value = value[int(part) if isinstance(value, list) else part]
+            except (LookupError, TypeError, ValueError):
+                value = None
         if isinstance(spec, list):
             if value not in spec:
                 return {}
@@ -220,44 +209,45 @@ def values_of(config: dict, space: dict) -> dict:
 
 
 def _finish(family: Family, study: "Study", rule: Monitor) -> dict:
-    space, complete = family.about["space"], []
-    rows = [["trial", rule.name, *space]]
-    for trial in study.trials:
-        values = {key: spec[trial.params[key]] if isinstance(spec := space[key], list) else
-                  trial.params[key] for key in space if key in trial.params}  # fmt: skip
-        shown = "failed" if trial.value is None else f"{trial.value:.4g}"
-        shown += ", stopped early" * (trial.state.name == "PRUNED")
-        cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in values.values())
-        rows.append([str(trial.number + 1), shown, *cells])
-        if trial.value is not None and trial.state.name == "COMPLETE":
-            complete.append((trial, values))
+    space, trials = family.about["space"], study.trials
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if not complete:
         raise RunError("no trial has reached its last epoch, see above")
-    sign = -1 if rule.mode == "max" else 1
-    best, values = min(complete, key=lambda pair: sign * pair[0].value)
-    file = family.folder / "best.json"
-    config_file.write(with_values(family.config, values), file)
-    about = {"state": "finished", "done": len(study.trials), "best": f"trial{best.number + 1}"}
-    name = rule.name.removeprefix("val_")
-    about["validation"] = f"{name} {best.value:.4g}, the best of {len(study.trials)}"
-    lines = [*aligned(rows), "", f"best: trial {best.number + 1}, {rule.name} {best.value:.4g}"]
+    best, name, folder = study.best_trial, rule.name.removeprefix("val_"), family.folder
+    config_file.write(with_values(family.config, suggested(best, space)), folder / "best.json")
+    about = {"state": "finished", "done": len(trials), "best": _member(best)}
+    about["validation"] = f"{name} {best.value:.4g}, the best of {len(trials)}"
     tested, samples = {}, 0
-    for trial in dict.fromkeys([best.number, complete[0][0].number]):
-        run = family.find(f"trial{trial + 1}")
+    for trial in dict.fromkeys([best.number, complete[0].number]):
+        run = family.find(_member(trials[trial]))
         for module in judges():
             with contextlib.suppress(UserError):  # there may be no test data
                 report = module.judge(run, family.device)
                 if name in report:
                     tested[f"trial {trial + 1}"], samples = report[name], report["n"]
+    lines = [*_table(trials, space, rule), ""]
+    lines.append(f"best: trial {best.number + 1}, {rule.name} {best.value:.4g}")
     if tested:
         about["test"] = f"{name} {next(iter(tested.values())):.4g} (n {samples:,})"
         words = ", ".join(f"{value:.4g} by {which}" for which, value in tested.items())
         lines.append(f"on {samples:,} test samples, by which nothing was chosen, {name} is {words}")
     family.keep(**about)
-    command = shell_command("python", "train.py", "-c", file)
-    lines += [f"written: {file}", "next:", f"  {command}"]
+    command = shell_command("python", "train.py", "-c", folder / "best.json")
+    lines += [f"written: {folder / 'best.json'}", "next:", f"  {command}"]
     logging.getLogger("trainer").info("\n".join(lines))
     return family.about
+
+
+def _table(trials: "list[FrozenTrial]", space: dict, rule: Monitor) -> list[str]:
+    rows = [["trial", rule.name, *space]]
+    for trial in trials:
+        shown = "failed" if trial.value is None else f"{trial.value:.4g}"
+        shown += ", stopped early" * (trial.state.name == "PRUNED")
+        values = suggested(trial, space)
+        cells = [values.get(key, "") for key in space]
+        cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        rows.append([str(trial.number + 1), shown, *cells])
+    return aligned(rows)
 
 
 if __name__ == "__main__":

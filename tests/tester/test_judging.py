@@ -13,21 +13,6 @@ from trainer import folds, search
 SMALL = {"trainer.epochs": 2, "trainer.tensorboard": False}
 
 
-@pytest.fixture
-def family(digits, tmp_path, monkeypatch):
-    """A function that trains three folds of the digits; returns the family's folder."""
-
-    def train(changes=None, *arguments):
-        config = digits(SMALL | (changes or {}))
-        file = tmp_path / "folds.json"
-        file.write_text(json.dumps(config), encoding="utf-8")
-        assert folds.main(["-c", str(file), "-k", "3", *arguments]) == 0
-        [folder] = (tmp_path / "saved" / "folds").glob("*/*")
-        return folder
-
-    return train
-
-
 def rows(file):
     with open(file, encoding="utf-8-sig", newline="") as text:
         return list(csv.DictReader(text))

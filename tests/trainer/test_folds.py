@@ -17,21 +17,6 @@ from trainer import folds
 SMALL = {"trainer.epochs": 2, "trainer.tensorboard": False}
 
 
-@pytest.fixture
-def family(digits, tmp_path, monkeypatch):
-    """A function that trains three folds of the digits; returns the family's folder."""
-
-    def train(changes=None, *arguments):
-        config = digits(SMALL | (changes or {}))
-        file = tmp_path / "folds.json"
-        file.write_text(json.dumps(config), encoding="utf-8")
-        assert folds.main(["-c", str(file), "-k", "3", *arguments]) == 0
-        [folder] = (tmp_path / "saved" / "folds").glob("*/*")
-        return folder
-
-    return train
-
-
 def test_repetitions_share_out_anew(family):
     folder = family({"trainer.epochs": 1}, "--repeat", "2")
     about = json.loads((folder / "family.json").read_text())
