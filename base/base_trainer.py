@@ -3,7 +3,7 @@ import functools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,14 +24,7 @@ from utils.config.hints import BestRule, Duration, NonNegativeInt, PositiveInt, 
 from utils.engine import distributed, randomness
 from utils.engine.engine import Engine, unwrap
 from utils.engine.signals import StopSignals
-from utils.errors import (
-    CheckpointError,
-    Interrupted,
-    RunError,
-    UserError,
-    explained_by,
-    first_line,
-)
+from utils.errors import CheckpointError, Interrupted, RunError, UserError, explained_by, first_line
 from utils.origin import origin
 from utils.versions import environment, versions
 
@@ -105,7 +98,7 @@ class BaseTrainer(ABC):
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
         "ema_decay", "freeze", "monitor", "signals", "schedule", "origin", "len_epoch", "epoch",
         "step", "model", "optimizer", "ema", "kept", "save_steps", "save_seconds", "logged_epochs",
-        "sessions", "unfinished", "is_whole", "_saved_at", "_steps_since_save",
+        "sessions", "unfinished", "is_whole", "starts_from", "_saved_at", "_steps_since_save",
     )  # fmt: skip
     validates_itself = False  # True if `_train_epoch` calls `_valid_epoch`
 
@@ -154,12 +147,13 @@ class BaseTrainer(ABC):
         self.monitor, self.signals = Monitor(monitor, early_stop), StopSignals()
         self.schedule, self.schedules = lr_scheduler, schedules or {}
         self.optimizers = optimizers or {}
-        starts_from = None if config.continued else config.resume
+        self.starts_from = None if config.continued else config.resume
+        parent = self.starts_from and checkpoint.read_origin(self.starts_from, with_config=True)
         self.origin = {  # of the checkpoints, without their digests
             "data": getattr(data_loader, "digest", None),
             "seed": config.get("seed"),
             "versions": versions(),
-            "made_from": starts_from and checkpoint.read_origin(starts_from, with_config=True),
+            "made_from": parent,
         }
         session = {"epoch": 1, "command": config.command, **environment(engine.device)}
         self.sessions = [session | {"processes": distributed.world_size()}]
@@ -262,17 +256,17 @@ class BaseTrainer(ABC):
         """
         start_time, log = time.perf_counter(), {}
         _ = self.kept  # what changes from here on
-        if self.config.continued:
-            self._resume(self.config.resume)
+        run, config = self.config.save_dir, self.config.config
+        resumed = self.config.resume if self.config.continued else None
+        if resumed is not None:
+            self._resume(resumed)
         else:
             logged = ["loss", *self.metrics]
             logged += [f"val_{name}" for name in logged if self.valid_data_loader is not None]
-            self.recorder.begin(self.config.save_dir, self.config.config, logged)
-        begins_from = None if self.config.continued else self.config.resume
-        parent = begins_from and run_folder.run_of(begins_from)
-        self.recorder.started(self.config.save_dir, self.config.config, self._about(), parent)
+            self.recorder.begin(run, config, logged)
+        parent = self.starts_from and run_folder.run_of(self.starts_from)
+        self.recorder.started(run, config, self._about(), parent)
         self._warn_of_ends()
-        resumed = self.config.resume if self.config.continued else None
         with self.signals:
             while True:
                 with explained_by(resumed):  # only its first epoch shows whether all of it fits
@@ -281,26 +275,26 @@ class BaseTrainer(ABC):
                     log = self._run_epoch(self.epoch)
                 self.epoch, resumed = self.epoch + 1, None
         self.after_training()
-        self.recorder.end(self.config.save_dir, self.monitor, time.perf_counter() - start_time)
+        self.recorder.end(run, self.monitor, time.perf_counter() - start_time)
         return log
 
     def result(self, log: dict[str, float]) -> Result:
         """What `train`, which returned `log`, has made."""
-        run, monitor = self.config.save_dir, self.monitor
-        file = self.best_file if self.best_file.exists() else None
-        file = file or next(checkpoint.numbered_checkpoints(run), run)
+        run, best, monitor = self.config.save_dir, self.best_file, self.monitor
+        file = best if best.exists() else next(checkpoint.numbered_checkpoints(run), run)
         return Result(run, file, monitor.best, monitor.best_epoch, log)
 
     def check(self) -> None:
         """Train one batch, validate one, write a checkpoint, read it back. Raises what fails."""
         _ = self.kept
-        if self.config.continued:
-            with explained_by(self.config.resume):
-                self.load_state_dict(checkpoint.load(self.config.resume))
-        self._warn_of_ends()
-        self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
-        self.valid_data_loader = self.valid_data_loader and list(islice(self.valid_data_loader, 1))
-        with explained_by(self.config.resume if self.config.continued else None):
+        resumed = self.config.resume if self.config.continued else None
+        with explained_by(resumed):
+            if resumed is not None:
+                self.load_state_dict(checkpoint.load(resumed))
+            self._warn_of_ends()
+            self.len_epoch, self.step, self.epochs = 1, 0, self.epoch
+            batches = self.valid_data_loader
+            self.valid_data_loader = batches and list(islice(batches, 1))
             self._run_epoch(self.epoch)
         distributed.barrier()  # rank zero has written it
         written = next(checkpoint.numbered_checkpoints(self.config.save_dir))
@@ -321,34 +315,8 @@ class BaseTrainer(ABC):
             self.before_epoch(epoch)
             self.engine.seed_rank(epoch)
         self.data_loader.set_epoch(epoch)  # for a _train_epoch that iterates over the loader itself
-        try:
-            log = _as_floats(self._train_epoch(epoch))
-            rates = {
-                "lr" if name == "optimizer" else f"lr_{name}": optimizer.param_groups[0]["lr"]
-                for name, optimizer in self.all_optimizers.items()
-            }
-            self.engine.broadcast_buffers(unwrap(self.model), self.ema)
-            self.is_whole = self.step == self.len_epoch
-            validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
-            self.is_whole = False
-            log |= {f"val_{name}": value for name, value in validation.items()}
-            log = distributed.broadcast(log)  # all processes must decide alike
-        except IndexError as error:
-            if not str(error).startswith("Target"):
-                raise
-            raise UserError(
-                f"data_loader: a label of batch {self.step + 1} in epoch {epoch} has no output "
-                f"({first_line(error)})"
-            ) from error
-        except Interrupted:
-            self._stopped_in_epoch()
-            raise
-        except Exception:
-            # with several processes, the others wait for this one at another place
-            if self.is_whole and distributed.world_size() == 1:
-                with contextlib.suppress(Exception):  # the first error is the one to be told
-                    self._stopped_in_epoch()
-            raise
+        with self._saved_if_it_fails():
+            log = self._train_and_validate(epoch)
         for message in self.engine.pop_warnings():
             self.logger.warning(message)
         for name in ("loss", "val_loss"):
@@ -357,10 +325,9 @@ class BaseTrainer(ABC):
         for schedule in self.all_schedules:
             schedule.after_epoch(log)
         self.step = 0
-        log |= {name: float(rate) for name, rate in rates.items()}
-        log |= {"seconds": time.perf_counter() - start_time}
+        log["seconds"] = time.perf_counter() - start_time
         self.logged_epochs.append({"epoch": epoch, "step": epoch * self.len_epoch, **log})
-        # before the checkpoint: a run that ends between the two makes the record anew
+        # before the checkpoint: a run that ends between the two writes the record again
         self.recorder.epoch(self.epochs, self.logged_epochs, is_best, unwrap(self.evaluated_model))
         if is_best:
             self._save(self.best_file)
@@ -372,6 +339,40 @@ class BaseTrainer(ABC):
             self.signals.check()
         return log
 
+    def _train_and_validate(self, epoch: int) -> dict[str, float]:
+        """What the epoch logs, and the learning rates that it ended with."""
+        log = _as_floats(self._train_epoch(epoch))
+        rates = {
+            "lr" if name == "optimizer" else f"lr_{name}": float(optimizer.param_groups[0]["lr"])
+            for name, optimizer in self.all_optimizers.items()
+        }
+        self.engine.broadcast_buffers(unwrap(self.model), self.ema)
+        self.is_whole = self.step == self.len_epoch
+        validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
+        self.is_whole = False
+        log |= {f"val_{name}": value for name, value in validation.items()}
+        return distributed.broadcast(log) | rates  # all processes must decide alike
+
+    @contextlib.contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """Around an epoch: a signal or an error ends it, and what was trained is saved."""
+        try:
+            yield
+        except Interrupted:
+            self._stopped_in_epoch()
+            raise
+        except Exception as error:
+            # with several processes, the others wait for this one at another place
+            if self.is_whole and distributed.world_size() == 1:
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    self._stopped_in_epoch()
+            if isinstance(error, IndexError) and str(error).startswith("Target"):
+                raise UserError(
+                    f"data_loader: a label of batch {self.step + 1} in epoch {self.epoch} has no "
+                    f"output ({first_line(error)})"
+                ) from error
+            raise
+
     def fail_unless_finite(self, name: str, value: float) -> None:
         """Raises RunError for an infinite or NaN loss, before this epoch is written to disk.
 
@@ -379,22 +380,17 @@ class BaseTrainer(ABC):
         """
         if math.isfinite(value):
             return
-        last_good = next(checkpoint.numbered_checkpoints(self.config.save_dir), "none")
-        rate = self.optimizer.param_groups[0]["lr"]
-        loader, batches = self.data_loader, self.recent_batches()
+        good = next(checkpoint.numbered_checkpoints(self.config.save_dir), "none")
+        problem, good = f"{name} became {value} in epoch {self.epoch}", f"(last good state: {good})"
+        loader, batches, found = self.data_loader, self.recent_batches(), None
         if name.startswith("val_"):
             loader, batches = self.valid_data_loader, range(len(self.valid_data_loader))
-        found = None
         if isinstance(loader, BaseDataLoader):
             found = loader.find_not_finite(batches.start, len(batches))
         if found := next(filter(None, distributed.all_gather(found)), None):
-            raise UserError(
-                f"{name} became {value} in epoch {self.epoch}, as there is NaN or infinity in the "
-                f"data: {found} (last good state: {last_good})"
-            )
+            raise UserError(f"{problem}, as there is NaN or infinity in the data: {found} {good}")
         raise RunError(
-            f"{name} became {value} in epoch {self.epoch}, with learning rate {rate:.3g} "
-            f"(last good state: {last_good}). "
+            f"{problem}, with learning rate {self.optimizer.param_groups[0]['lr']:.3g} {good}. "
             "A lower learning rate or trainer.clip_grad_norm usually helps."
         )
 
@@ -412,11 +408,9 @@ class BaseTrainer(ABC):
             self._steps_since_save >= self.save_steps
             or time.monotonic() - self._saved_at >= self.save_seconds
         )
-        if self.signals.arrived(save=is_time):
+        if self.signals.arrived(save=is_time) or self.signals.save_wanted:
             self.fail_unless_finite("loss", self.recent_loss())
             self.signals.check()
-        elif self.signals.save_wanted:
-            self.fail_unless_finite("loss", self.recent_loss())
             self._save_numbered()
 
     def recent_loss(self) -> float:
@@ -482,23 +476,24 @@ class BaseTrainer(ABC):
 
     def _about(self) -> dict:
         """What run.json says of this run."""
-        made_from = self.origin["made_from"] or {}
-        made_from = {k: v for k, v in made_from.items() if k != "config"} or None
-        counts = {k: v for k, v in self.figures().items() if k.endswith(" on")}
-        record = self.origin | {"made_from": made_from}
-        about = {"script": self.script, "origin": record, "samples": counts}
-        return about | {"sessions": self.sessions}
+        parent = self.origin["made_from"] or {}
+        parent = {key: value for key, value in parent.items() if key != "config"} or None
+        return {
+            "script": self.script,
+            "origin": self.origin | {"made_from": parent},
+            "samples": {k: v for k, v in self.figures().items() if k.endswith(" on")},
+            "sessions": self.sessions,
+        }
 
     def figures(self) -> dict[str, Any]:
         """What the record of origin says of the network: plain data."""
-        loaders = {"trained on": self.data_loader, "validated on": self.valid_data_loader}
-        counts = {
-            name: len(loader.dataset)
-            for name, loader in loaders.items()
-            if isinstance(loader, BaseDataLoader)
-        }
+        figures: dict[str, Any] = {"epoch": self.epoch}
+        loaders = ("trained on", self.data_loader), ("validated on", self.valid_data_loader)
+        for name, loader in loaders:
+            if isinstance(loader, BaseDataLoader):
+                figures[name] = len(loader.dataset)
         last = self.logged_epochs[-1] if self.logged_epochs else {}
-        return {"epoch": self.epoch, **counts} | {k: v for k, v in last.items() if "val_" in k}
+        return figures | {name: value for name, value in last.items() if "val_" in name}
 
     def load_state_dict(self, state: dict) -> None:
         """Become the trainer whose `state_dict` this is. Raises UserError if that cannot be."""
@@ -514,21 +509,19 @@ class BaseTrainer(ABC):
             self.engine.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["lr_scheduler"])
         self.monitor.load_state_dict(state["trainer"]["monitor"])
-        if self.ema is not None and state["ema"] is not None:
-            average = state["ema"]["state_dict"]
-            checkpoint.load_into(self.ema.module, average, "the checkpoint's average")
-            self.ema.n_averaged.fill_(state["ema"]["n_averaged"])
+        if self.ema is not None and (average := state["ema"]) is not None:
+            checkpoint.load_into(self.ema.module, average["state_dict"], "the checkpoint's average")
+            self.ema.n_averaged.fill_(average["n_averaged"])
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
-        history = state["trainer"].get("history")
-        if history is None:  # before December 2026 only metrics.csv had it
-            history = self.recorder.read_history(self.epoch - (self.step > 0))
-        self.logged_epochs = history
-        begun = origin(state)
-        if None not in (begun["data"], data := self.origin["data"]) and begun["data"] != data:
+        self.logged_epochs = state["trainer"].get("history")
+        if self.logged_epochs is None:  # before December 2026 only metrics.csv had it
+            self.logged_epochs = self.recorder.read_history(self.epoch - (self.step > 0))
+        before = origin(state)
+        if None not in (data := (before["data"], self.origin["data"])) and data[0] != data[1]:
             self.logger.warning(
                 "the training data is not the checkpoint's: files, pixels or labels have changed"
             )
-        self.origin = self.origin | {"seed": begun["seed"], "made_from": begun["made_from"]}
+        self.origin |= {"seed": before["seed"], "made_from": before["made_from"]}
         now = self.sessions[-1] | {"epoch": self.epoch + (self.step == 0)}
         self.sessions = [*state.get("sessions", []), now]
         randomness.set_state(state["rng"])
