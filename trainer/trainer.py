@@ -100,10 +100,10 @@ class Trainer(BaseTrainer):
     def last_doubts(self) -> list[str]:
         """What is suspicious about the answers of the best epoch, or of the last one."""
         last = self.epoch - 1
-        epoch = self.monitor.best_epoch or last
-        confusion, classes = self.confusions.get(epoch), self.data_loader.classes
-        found = [] if confusion is None else find_doubts(confusion, classes)
-        doubts = [f"epoch {epoch}: {doubt}" for doubt in found]
+        epoch, doubts = self.monitor.best_epoch or last, []
+        if (confusion := self.confusions.get(epoch)) is not None:
+            found = find_doubts(confusion, self.data_loader.classes)
+            doubts = [f"epoch {epoch}: {doubt}" for doubt in found]
         network = unwrap(self.model)
         if self.tail is None and last in self.confusions and batch_norms(network):
             doubts += contradiction(network, self.first_batches(last), self.task, self.engine)
@@ -132,7 +132,7 @@ class Trainer(BaseTrainer):
             self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
         start_time, start_count = time.perf_counter(), self.meters.count
         with self._bar(epoch) as bar:
-            for batch in self._awaited(map(self.engine.to_device, self._rest_of_epoch(epoch))):
+            for batch in self._rest_of_epoch(epoch):
                 weight = self.data_loader.batch_weight((epoch - 1) * self.len_epoch + self.step)
                 batches, ends_step = self._accumulation()
                 with self.engine.accumulating(self.model, more=not ends_step):
@@ -194,16 +194,22 @@ class Trainer(BaseTrainer):
         return map(self.engine.to_device, islice(stream, count))
 
     def _rest_of_epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches not trained yet, on the device; while one is awaited, the state is whole."""
         # One stream for all epochs: workers prepare the next batches while the validation runs.
         if self._stream is None:
             self._stream = self.data_loader.batches((epoch - 1) * self.len_epoch + self.step)
-        return islice(self._stream, self.len_epoch - self.step)
+        while self.step < self.len_epoch:
+            # at step 0 the state is the last epoch's, and would be taken for all of this one
+            self.is_whole = self.step > 0 and self.step % self.grad_accum_steps == 0
+            batch = self.engine.to_device(next(self._stream))
+            self.is_whole = False
+            yield batch
 
     def _accumulation(self) -> tuple[int, bool]:
         """How many batches share the next batch's optimizer step, and whether it is their last."""
-        first = self.step - self.step % self.grad_accum_steps
-        batches = min(self.grad_accum_steps, self.len_epoch - first)
-        return batches, self.step + 1 == first + batches
+        place = self.step % self.grad_accum_steps
+        batches = min(self.grad_accum_steps, self.len_epoch - self.step + place)
+        return batches, place + 1 == batches
 
     def train_steps(self, model: Running, batch: Batch) -> Iterator[Step]:
         """The task's steps for a batch, which is transformed first.
@@ -229,10 +235,8 @@ class Trainer(BaseTrainer):
         self.engine.unscale(optimizer)
         self.after_backward()
         self.engine.optimizer_step(optimizer, self.clip_grad_norm)
-        for other in self.optimizers.values():  # its networks may have got gradients on the way
-            other.zero_grad(set_to_none=True)
-        if self.optimizers:
-            self.optimizer.zero_grad(set_to_none=True)
+        for other in self.all_optimizers.values() if self.optimizers else ():
+            other.zero_grad(set_to_none=True)  # its networks may have got gradients on the way
         for schedule in self.all_schedules:
             if schedule.optimizer == name:
                 schedule.after_step()
@@ -241,17 +245,6 @@ class Trainer(BaseTrainer):
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         self.between_steps()
-
-    def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; while one is awaited, all that was trained is in the state."""
-        while True:
-            # at step 0 the state is the last epoch's, and would be taken for all of this one
-            self.is_whole = self.step > 0 and self.step % self.grad_accum_steps == 0
-            batch = next(batches, None)
-            self.is_whole = False
-            if batch is None:
-                return
-            yield batch
 
     def recent_loss(self) -> float:
         return self.meters.recent_loss()
@@ -262,9 +255,9 @@ class Trainer(BaseTrainer):
         return batches[max(0, self.step - self.log_interval) : end]
 
     def _bar(self, epoch: int) -> tqdm:
-        hidden = True if self.verbosity < 2 or not distributed.is_main() else None
-        title, total = f"epoch {epoch}/{self.epochs}", self.len_epoch
-        return progress(desc=title, total=total, initial=self.step, disable=hidden)
+        hidden = self.verbosity < 2 or not distributed.is_main() or None
+        title = f"epoch {epoch}/{self.epochs}"
+        return progress(desc=title, total=self.len_epoch, initial=self.step, disable=hidden)
 
     def _log_progress(self, epoch: int, bar: tqdm, data: object) -> None:
         loss = self.meters.recent_loss()
@@ -302,8 +295,7 @@ class Trainer(BaseTrainer):
             _, validated = rehearse(network, valid, *settings)
             costs = ["escape", "overkill"] if self.config.get("inspection") else []
             logged = [*logged, *(f"val_{name}" for name in [*validated.logged, *costs])]
-        own = (getattr(getattr(self, name), "__func__", None) for name in LOGGING)
-        is_known = list(own) == [getattr(Trainer, name) for name in LOGGING]
+        is_known = all(getattr(type(self), name) is getattr(Trainer, name) for name in LOGGING)
         if is_known and (valid is None or isinstance(valid, BaseDataLoader)):
             self.monitor.check(logged)
         if tried.inputs:  # the task may call only parts of the network
@@ -314,31 +306,27 @@ class Trainer(BaseTrainer):
         for line in tried.doubts:
             self.logger.warning(line)
         if (name := self.config.option("inspection", "target")) is not None:
-            numbers = map(str, range(step.output.shape[-1]))
-            names = self.data_loader.classes or list(numbers)
-            self.target_number = class_number(name, names)
+            numbers = [str(number) for number in range(step.output.shape[-1])]
+            self.target_number = class_number(name, self.data_loader.classes or numbers)
         return tried.inputs[0] if tried.inputs else ((), {})
 
     def _check_optimizers(self, used: list[str]) -> None:
         name = type(self.task).__name__
-        for section in used:
-            if section not in self.all_optimizers:
-                raise UserError(
-                    f'task: {name} wants a step of "{section}", and the config has no such section '
-                    'with "role": "optimizer"'
-                )
-        for section in self.all_optimizers:
-            if section not in used:
-                raise UserError(f"{section}: {name} takes no step with it")
+        for section in set(used) - self.all_optimizers.keys():
+            raise UserError(
+                f'task: {name} wants a step of "{section}", and the config has no such section '
+                'with "role": "optimizer"'
+            )
+        for section in self.all_optimizers.keys() - set(used):
+            raise UserError(f"{section}: {name} takes no step with it")
         if len(used) > 1 and self.grad_accum_steps > 1:
             raise UserError("trainer.grad_accum_steps: only with one optimizer")
 
     def _store_features(self) -> None:
         """From now on, train the head on stored features, if that changes nothing."""
-        network = unwrap(self.model)
-        stays_frozen = self.config.option("arch", "unfreeze_at") is None
+        network, option = unwrap(self.model), partial(self.config.option, "arch")
         is_pair = type(self.task) in (SupervisedTask, AuxiliaryHeadsTask, LossTask)
-        if is_pair and stays_frozen and self.config.option("arch", "freeze") == "backbone":
+        if is_pair and option("freeze") == "backbone" and option("unfreeze_at") is None:
             self.tail = reusable_tail(network, self.data_loader, self.engine)
         self.reuse_features = self.tail is not None
         if self.tail is None:
