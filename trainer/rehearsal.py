@@ -23,6 +23,7 @@ from utils.engine import distributed
 from utils.engine.engine import Call, Engine, Running, Tensors, unwrap
 from utils.errors import UserError, explained
 
+TrainSteps = Callable[[Running, Batch], Iterable[Step]]  # the steps by which a batch is trained
 RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
 IGNORED = -100  # torch's default for labels that do not count
 # torch's losses that compare number by number, and would stretch one of two shapes to the other's
@@ -31,8 +32,8 @@ ELEMENTWISE = {"mse", "l1", "smooth_l1", "huber", "poisson_nll", "soft_margin", 
 
 
 @dataclass
-class Tried:
-    """What a rehearsal saw of a batch.
+class Rehearsal:
+    """Tries network, task and metrics on a batch.
 
     Attributes:
         place: the batch in words
@@ -43,33 +44,75 @@ class Tried:
         optimizers: the sections of those that take a step
     """
 
-    place: str
-    hint: str
+    loader: BaseDataLoader
+    task: BaseTask
+    metrics: dict[str, Metric]
+    engine: Engine
+    criterion: Callable | None = None  # while the task calls `watched_loss` in its place
+    place: str = ""
+    hint: str = ""
     inputs: list[Call] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
     optimizers: list[str] = field(default_factory=list)
 
-    def watch_loss(self, criterion: Callable, loader: BaseDataLoader) -> Callable:
-        """The criterion, which then says what does not fit."""
+    def run(self, network: nn.Module, batch: Batch, train_steps: TrainSteps | None) -> Step:
+        """A training step without the optimizers, or an evaluation; see `rehearse`."""
+        task, name, criterion = self.task, type(self.task).__name__, self.task.criterion
+        lonely = train_steps and count_samples(batch) == 1 < len(self.loader.dataset)
+        if lonely:
+            self.hint = "; set data_loader.args.drop_last to true, or another batch_size"
+        model, hint = Watched(self.engine, network, self), self.hint
+        if criterion is None:
+            hint = '; the config has no section "loss"'
+        else:
+            task.criterion = self.watched_loss
+        self.criterion = criterion
+        try:
+            with explained(f"task: {name} does not fit {self.place}", hint):
+                for step in train_steps(model, batch) if train_steps else [task.step(model, batch)]:
+                    self.check_step(step, name)
+        finally:
+            task.criterion = criterion
+        with explained(f"task: {name} logs what are not numbers"):
+            self.measure(step, {})
+        parts = f"the output ({describe(step.output)}) and the targets ({describe(step.target)})"
+        for name, metric in self.metrics.items():
+            with explained(f"{name} does not fit {parts}"):
+                self.measure(step, {name: metric})
+        return step
 
-        def watched(*args: Tensors, **kwargs: Tensors) -> Tensor:
-            parts = "its arguments"
-            if len(args) == 2 and all(isinstance(part, Tensor) for part in args):
-                output, target = map(describe, args)
-                parts = f"the network's output ({output}) and the targets ({target})"
-                check_outputs(*args, loader)
-                self.doubts = check_loss(criterion, *args)
-            with explained(f"loss does not fit {parts}"):
-                return criterion(*args, **kwargs)
+    def watched_loss(self, *args: Tensors, **kwargs: Tensors) -> Tensor:
+        """The criterion, which says what does not fit."""
+        parts = "its arguments"
+        if len(args) == 2 and all(isinstance(part, Tensor) for part in args):
+            output, target = map(describe, args)
+            parts = f"the network's output ({output}) and the targets ({target})"
+            check_outputs(*args, self.loader)
+            self.doubts = check_loss(self.criterion, *args)
+        with explained(f"loss does not fit {parts}"):
+            return self.criterion(*args, **kwargs)
 
-        return watched
+    def check_step(self, step: Step, name: str) -> None:
+        check_kind(step, name)
+        if taken := sorted(set(step.log) & {*RESERVED, *self.metrics}):
+            raise UserError(f'task: {name} logs "{taken[0]}", which is logged already')
+        Meters({}, self.engine.device).update(step)  # raises unless the loss is one number
+        if torch.is_grad_enabled():
+            with explained(f"loss: its gradients cannot be computed for {self.place}"):
+                step.loss.backward()
+        self.optimizers.append(step.optimizer)
+
+    def measure(self, step: Step, metrics: dict[str, Metric]) -> None:
+        meters = Meters(metrics, self.engine.device, self.loader.classes)
+        meters.update(step)
+        self.logged += [key for key in meters.result() if key not in self.logged]
 
 
 class Watched(Running):
     """A model that notes its inputs, and says that it is at fault when it fails."""
 
-    def __init__(self, engine: Engine, model: nn.Module, tried: Tried, whole: bool = True):
+    def __init__(self, engine: Engine, model: nn.Module, tried: Rehearsal, whole: bool = True):
         super().__init__(engine, model)
         self._tried, self._whole = tried, whole
 
@@ -90,8 +133,8 @@ def rehearse(
     task: BaseTask,
     metrics: dict[str, Metric],
     engine: Engine,
-    train_steps: Callable[[Running, Batch], Iterable[Step]] | None = None,
-) -> tuple[Step, Tried]:
+    train_steps: TrainSteps | None = None,
+) -> tuple[Step, Rehearsal]:
     """Try network, task and metrics on a batch of the first and of the last batch's size.
 
     With `train_steps`, the steps by which a batch is trained, a training step without the
@@ -99,80 +142,26 @@ def rehearse(
     all processes. Returns the first batch's step, and what was seen of the network. Raises
     UserError, which says what does not fit what.
     """
-    training = train_steps is not None
-    sizes = {"first": loader.sampler.size(0), "last": loader.sampler.size(len(loader) - 1)}
-    if sizes["first"] == sizes["last"]:
-        del sizes["last"]
-    results = []
-    for which, size in sizes.items():
+    training, networks, results = train_steps is not None, [network, *task.networks()], []
+    first, last = loader.sampler.size(0), loader.sampler.size(len(loader) - 1)
+    for which, size in [("first", first), ("last", last)][: 1 + (first != last)]:
         share = len(range(size)[distributed.rank_slice(size)])
         batch = engine.to_device(first_samples(loader, max(1, share)))
         mode = "training" if training else "evaluation"
-        lonely = training and count_samples(batch) == 1 < len(loader.dataset)
-        hint = "; set data_loader.args.drop_last to true, or another batch_size" if lonely else ""
-        tried = Tried(f"the {which} batch {describe(batch)} in {mode}", hint)
-        model = Watched(engine, network, tried)
-        networks = [network, *task.networks()]
-        random = engine.seeded("rehearsal")
-        same = unchanged(networks), unchanged_values(task)
-        with random, same[0], same[1], torch.set_grad_enabled(training):
+        place = f"the {which} batch {describe(batch)} in {mode}"
+        tried, same = Rehearsal(loader, task, metrics, engine, place=place), unchanged(networks)
+        with engine.seeded("rehearsal"), same, unchanged_values(task):
             for one in networks:
                 set_training_mode(one) if training else one.eval()
-            steps = train_steps or (lambda model, batch: [task.step(model, batch)])
-            results.append((_try(tried, model, batch, loader, task, steps, metrics, engine), tried))
+            with torch.set_grad_enabled(training):
+                results.append((tried.run(network, batch, train_steps), tried))
     return results[0]
-
-
-def _try(
-    tried: Tried,
-    model: Watched,
-    batch: Batch,
-    loader: BaseDataLoader,
-    task: BaseTask,
-    steps: Callable[[Running, Batch], Iterable[Step]],
-    metrics: dict[str, Metric],
-    engine: Engine,
-) -> Step:
-    name, criterion = type(task).__name__, task.criterion
-    if criterion is not None:
-        task.criterion = tried.watch_loss(criterion, loader)
-    try:
-        hint = tried.hint if criterion else '; the config has no section "loss"'
-        with explained(f"task: {name} does not fit {tried.place}", hint):
-            for step in steps(model, batch):
-                _check_step(step, name, tried.place, metrics, engine)
-                tried.optimizers.append(step.optimizer)
-    finally:
-        task.criterion = criterion
-    with explained(f"task: {name} logs what are not numbers"):
-        meters = Meters({}, engine.device)
-        meters.update(step)
-        tried.logged += meters.result()
-    parts = f"the output ({describe(step.output)}) and the targets ({describe(step.target)})"
-    for name, metric in metrics.items():
-        with explained(f"{name} does not fit {parts}"):
-            meters = Meters({name: metric}, engine.device, loader.classes)
-            meters.update(step)
-            tried.logged += [key for key in meters.result() if key not in tried.logged]
-    return step
 
 
 def check_kind(step: object, name: str) -> None:
     """Raises UserError if the task `name` gave something else than a Step."""
     if not isinstance(step, Step):
         raise UserError(f"task: {name}.step gives {describe(step)}; it should give a Step")
-
-
-def _check_step(
-    step: Step, name: str, place: str, metrics: dict[str, Metric], engine: Engine
-) -> None:
-    check_kind(step, name)
-    if taken := sorted(set(step.log) & {*RESERVED, *metrics}):
-        raise UserError(f'task: {name} logs "{taken[0]}", which is logged already')
-    Meters({}, engine.device).update(step)  # raises unless the loss is one number
-    if torch.is_grad_enabled():
-        with explained(f"loss: its gradients cannot be computed for {place}"):
-            step.loss.backward()
 
 
 def check_outputs(output: Tensor, target: Tensor, loader: BaseDataLoader) -> None:
@@ -249,11 +238,9 @@ def unchanged_values(task: BaseTask) -> Iterator[None]:
     finally:
         for parameter in task.parameters():
             parameter.grad = None
-        for name, value in list(vars(task).items()):
-            if name in before:
-                setattr(task, name, before[name])
-            elif name not in before and is_plain(value):
-                delattr(task, name)
+        for name in [k for k, v in vars(task).items() if is_plain(v) and k not in before]:
+            delattr(task, name)
+        vars(task).update(before)
 
 
 @contextmanager
