@@ -91,12 +91,11 @@ class BaseDataLoader(WorkerLoader, ABC):
         }
         self.subset = subset
         training = subset == "train" and self._for_training
+        has_gpu, processes = torch.cuda.is_available(), distributed.world_size()
         if num_workers == "auto":  # without a GPU all cores are busy with the training
-            workers_help = torch.cuda.is_available() and not self.in_memory
-            num_workers = min(8, cores() - 1) if workers_help else 0
+            num_workers = min(8, cores() - 1) if has_gpu and not self.in_memory else 0
         if num_workers > (most := max(64, 4 * cores())):
             raise UserError(f"data_loader.args.num_workers: {num_workers} should be at most {most}")
-        processes = distributed.world_size()
         if batch_size < processes:
             raise UserError(f"batch_size {batch_size} is too small for {processes} processes")
         samples = Samples(self._build, subset, training, validation_split, fold, seed)
@@ -105,18 +104,11 @@ class BaseDataLoader(WorkerLoader, ABC):
             len(range(batch_size)[distributed.rank_slice(batch_size)]),
             sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=has_gpu,
             generator=torch.Generator(),  # to start an epoch without drawing from the global one
         )
-        self._not_copied = {
-            *vars(self),
-            "_for_training",
-            "dataset",
-            "classes",
-            "input",
-            "example",
-            "digest",
-        } - (before - {"dataset"})
+        made = vars(self).keys() | {"_for_training", "classes", "input", "example", "digest"}
+        self._not_copied = made - before | {"dataset"}
 
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
         """The samples of "train", "val" or "test", as a torch Dataset of (input, target).
@@ -170,8 +162,8 @@ class BaseDataLoader(WorkerLoader, ABC):
         sibling = self._copy()
         sibling._for_training = False
         dataset = self._test_dataset(own_data) if subset == "test" else self._given
-        settings = {"dataset": dataset, "collate_fn": self._collate, **self.settings}
-        BaseDataLoader.__init__(sibling, **settings, subset=subset)
+        own = {"collate_fn": self._collate, "subset": subset}
+        BaseDataLoader.__init__(sibling, dataset, **self.settings, **own)
         return sibling
 
     def _copy(self) -> "BaseDataLoader":
@@ -184,18 +176,18 @@ class BaseDataLoader(WorkerLoader, ABC):
         """The dataset that the subclass passes on for testing, if it passes any on."""
         if self._given is None or self.settings["fold"]:
             return self._given
-        names, (args, kwargs) = [*inspect.signature(self.__init__).parameters], self._arguments
+        names, (args, kwargs) = inspect.signature(self.__init__).parameters, self._arguments
         kwargs = dict(zip(names, args, strict=False)) | kwargs
-        is_said = own_data and "training" in kwargs
-        if "training" in get_signature(type(self)).parameters and not is_said:
+        chosen = own_data and "training" in kwargs
+        if "training" in get_signature(type(self)).parameters and not chosen:
             return type(self)(**kwargs | {"training": False})._given
-        if own_data:
-            return self._given
-        name = type(self).__name__
-        raise UserError(
-            f"data_loader: {name} does not say which samples are for testing: give its constructor "
-            "an argument training=True, False for these, or name their loader in test_data_loader"
-        )
+        if not own_data:
+            raise UserError(
+                f"data_loader: {type(self).__name__} does not say which samples are for testing: "
+                "give its constructor an argument training=True, False for these, or name their "
+                "loader in test_data_loader"
+            )
+        return self._given
 
     def __len__(self) -> int:
         """Batches in a pass, of all processes together."""
@@ -234,12 +226,11 @@ class BaseDataLoader(WorkerLoader, ABC):
             values: list[Tensor] = []
             map_tensors(batch, values.append)
             for value in values:
-                wrong = ~value.isfinite().flatten(1) if value.ndim > 1 else ~value.isfinite()
-                if wrong.any():
+                wrong = ~torch.atleast_1d(value).isfinite()[..., None].flatten(1)
+                if rows := wrong.any(1).nonzero().flatten().tolist():
                     self.sampler.epoch, place = divmod(number, len(self))
                     keys = next(islice(self.batch_sampler, place, None))
                     names = [self.dataset.name(int(self.dataset.indices[key[1]])) for key in keys]
-                    rows = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
                     is_per_sample = len(wrong) == len(names)
                     return names[rows[0]] if is_per_sample else f"one of {', '.join(names)}"
         return None
@@ -289,11 +280,10 @@ class BaseDataLoader(WorkerLoader, ABC):
         """Of the network's input: "shape" without batch axis, "mean" and "std" of normalisation,
         "range" of values that were scaled to 0..255 (None: they are, or this is unknown).
         """
-        shape = list(getattr(self.example, "shape", ()))
+        shape, offers = list(getattr(self.example, "shape", ())), self.dataset.offers
         if self.dataset.collate_fn is not None and len(shape) != 3:
             shape = []  # padded sequences have another size in each batch
-        result = {"shape": shape}
-        result["range"] = self.dataset.offers.pixel_range
-        for name, values in ("mean", self.dataset.offers.mean), ("std", self.dataset.offers.std):
+        result = {"shape": shape, "range": offers.pixel_range}
+        for name, values in ("mean", offers.mean), ("std", offers.std):
             result[name] = None if values is None else torch.as_tensor(values).flatten().tolist()
         return result

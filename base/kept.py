@@ -3,7 +3,7 @@
 import collections
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,6 @@ from utils.engine.engine import Running, map_tensors
 from utils.errors import CheckpointError, RunError
 
 PLAIN = (type(None), bool, int, float, str, Tensor)
-NETWORK = "network"
 LARGEST = 2**20  # bytes of an array that are looked through for a change
 
 
@@ -45,7 +44,7 @@ class Kept:
     ):
         self.owners, self.load_optimizer = owners, load_optimizer
         self.network: nn.Module | None = None
-        self.first = {name: _fingerprint(value) for name, value in self._values().items()}
+        self.first = {name: _fingerprint(value) for name, value in self._find()[1].items()}
 
     def watch(self, network: nn.Module) -> None:
         """From now on, keep also the numbers that change in the modules of `network`."""
@@ -57,8 +56,8 @@ class Kept:
 
         Raises RunError for a change that plain data cannot hold.
         """
-        changed = {}
-        for name, value in self._values().items():
+        changed, (parts, values) = {}, self._find()
+        for name, value in values.items():
             if _fingerprint(value) == self.first.get(name, self):
                 continue
             value = value.item() if isinstance(value, np.generic) else value
@@ -69,11 +68,11 @@ class Kept:
                     "in training: a resumed run would be another one. Make it numbers or tensors, "
                     "give it state_dict and load_state_dict, or name it in not_kept"
                 )
-        return {"parts": {k: part.state_dict() for k, part in self._parts()}, "values": changed}
+        return {"parts": {k: part.state_dict() for k, part in parts.items()}, "values": changed}
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
         """Raises CheckpointError if a part is missing or does not fit."""
-        for name, part in self._parts():
+        for name, part in self._find()[0].items():
             if name not in state["parts"]:
                 raise CheckpointError(f"the checkpoint lacks the state of {name}")
             if isinstance(part, Optimizer):
@@ -88,40 +87,35 @@ class Kept:
             if name in numbers:
                 module, _, attribute = attribute.rpartition(".")
                 setattr(self.network.get_submodule(module), attribute, value)
-            elif owner in self.owners and self._may_keep(self.owners[owner], attribute):
+            elif self._may_keep(owner, attribute):
                 before = getattr(self.owners[owner], attribute, None)
                 setattr(self.owners[owner], attribute, _restored(before, value))
 
-    @staticmethod
-    def _may_keep(owner: object, attribute: str) -> bool:
+    def _may_keep(self, owner: str, name: str) -> bool:
         # anyone can write a checkpoint
-        return attribute not in owner.not_kept and not callable(getattr(owner, attribute, None))
+        part = self.owners.get(owner)
+        is_method = callable(getattr(part, name, None))
+        return part is not None and name not in part.not_kept and not is_method
 
-    def _attributes(self) -> Iterator[tuple[str, object]]:
+    def _find(self) -> tuple[dict[str, Stateful], dict[str, object]]:
+        """The parts, and the values of all other attributes."""
+        parts, values = {}, self._numbers()
         for owner, part in self.owners.items():
             for name, value in vars(part).items():
-                if name not in part.not_kept:
-                    yield f"{owner}.{name}", value
-
-    def _parts(self) -> Iterator[tuple[str, Stateful]]:
-        for name, value in self._attributes():
-            for key, part in _entries(value):
-                if _has_state(part) and not _is_fixed(part):
-                    yield ".".join([name, *key]), part
-
-    def _values(self) -> dict[str, object]:
-        values = {
-            name: value
-            for name, value in self._attributes()
-            if not any(_has_state(part) for _, part in _entries(value))
-        }
-        return values | self._numbers()
+                if name in part.not_kept:
+                    continue
+                entries = _entries(f"{owner}.{name}", value)
+                found = {k: entry for k, entry in entries.items() if _has_state(entry)}
+                parts |= {k: entry for k, entry in found.items() if not _is_fixed(entry)}
+                if not found:
+                    values[f"{owner}.{name}"] = value
+        return parts, values
 
     def _numbers(self) -> dict[str, object]:
         """Numbers and texts that the network's modules store, beside parameters and buffers."""
         modules = () if self.network is None else self.network.named_modules()
         return {
-            ".".join(filter(None, (NETWORK, name, attribute))): value
+            ".".join(filter(None, ("network", name, attribute))): value
             for name, module in modules
             for attribute, value in vars(module).items()
             if type(value) in (int, float, bool, str)
@@ -130,13 +124,13 @@ class Kept:
         }
 
 
-def _entries(value: object) -> list[tuple[list[str], object]]:
-    """A value, or the values in a collection, each with its place in it."""
-    if isinstance(value, dict):
-        return [([str(key)], part) for key, part in value.items()]
+def _entries(name: str, value: object) -> dict[str, object]:
+    """A value, or the values in a collection, each with its place in it, by dotted name."""
     if isinstance(value, list | tuple):
-        return [([str(place)], part) for place, part in enumerate(value)]
-    return [([], value)]
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return {f"{name}.{key}": part for key, part in value.items()}
+    return {name: value}
 
 
 def _has_state(value: object) -> bool:

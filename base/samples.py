@@ -138,7 +138,9 @@ class Samples(Dataset):
     def _shared_out(self, shares: list[float]) -> np.ndarray:
         """The part of each index, by the samples' classes and groups."""
         targets, groups, count = self.offers.targets, self.offers.groups, len(self.whole)
-        labels = [""] * count if targets is None else _labels(targets)
+        values = np.asarray([""] * count if targets is None else targets)
+        # classes are stratified, but not the values of a regression
+        labels = [""] * count if values.dtype.kind == "f" else map(str, values.tolist())
         names = [str(index) for index in range(count)]
         owners = names if groups is None else [str(group) for group in groups]
         parts = share_out(zip(names, labels, owners, strict=True), shares, self.seed, {})
@@ -163,9 +165,8 @@ class Samples(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """The finished batch."""
-        epochs, positions, repeats = zip(*keys, strict=True)
-        indices = self.indices[list(positions)].tolist()
-        seeds = list(zip(epochs, indices, repeats, strict=True))
+        indices = self.indices[[position for _, position, _ in keys]].tolist()
+        seeds = [(key[0], index, key[2]) for key, index in zip(keys, indices, strict=True)]
         reading = self._begin(indices)
         try:
             with self._seeded(seeds[0]) as reseed:
@@ -204,14 +205,6 @@ class Samples(Dataset):
 
     def _seed(self, parts: Key) -> tuple[int | str, ...]:
         return self.seed, self.subset, *(parts if parts[2] else parts[:2])
-
-
-def _labels(targets: Sequence) -> list[str]:
-    """What the targets are stratified by: classes, but not the values of a regression."""
-    values = np.asarray(targets)
-    if values.dtype.kind == "f":
-        return [""] * len(values)
-    return [str(value) for value in values.tolist()]
 
 
 def _failure(names: str) -> str:
