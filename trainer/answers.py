@@ -1,15 +1,25 @@
-"""What a classifier answers in a validation, and what follows from it."""
+"""What a classifier answers in a validation, what follows from it, and signs that its numbers do
+not mean what they seem to.
+"""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base import BaseTask
 from base.base_task import Step
+from base.samples import Batch
+from model.freezing import set_training_mode
 from trainer.decisions import choose_threshold, escapes_allowed, rates
+from trainer.rehearsal import unchanged
 from utils.engine import distributed
+from utils.engine.engine import Engine, Running
 
 MOST_ROWS = 20  # of a table on the screen
+SURE, LIKELY = 3, 2  # standard errors
+CONTRADICTION = 0.2  # of the accuracy; a difference that dropout or noise do not make
 
 
 class Answers:
@@ -67,25 +77,80 @@ def class_table(confusion: Tensor, classes: list[str]) -> list[list[str]]:
     order = range(len(confusion))
     if len(confusion) > MOST_ROWS:
         order = (right / support.clamp(min=1)).argsort()[:MOST_ROWS].tolist()
-    rows = [
-        [classes[n], *(_share(int(right[n]), int(of[n])) for of in (support, called))]
-        for n in order
-    ]
-    return [["class", "recognised", "of those called so"], *rows]
-
-
-def _share(count: int, of: int) -> str:
-    return f"{count} of {of}" + (f" {count / of:.1%}" if of else "")
+    rows = [["class", "recognised", "of those called so"]]
+    for n in order:
+        shares = [(int(right[n]), int(of[n])) for of in (support, called)]
+        texts = [f"{k} of {of}" + (f" {k / of:.1%}" if of else "") for k, of in shares]
+        rows.append([classes[n], *texts])
+    return rows
 
 
 def is_classification(step: Step, task: BaseTask | None) -> bool:
     """Whether these are outputs (N, classes) and class numbers (N,), as far as the task knows."""
-    classes = task and task.classes
-    if task is not None and not task.classifies:
-        return False
-    output, target = step.output, step.target
+    output, target, classes = step.output, step.target, task and task.classes
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
         return False
-    if classes is not None and output.shape[1:] != (len(classes),):
+    if task is not None and not task.classifies:
         return False
-    return output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
+    fits = classes is None or output.shape[1:] == (len(classes),)
+    return fits and output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
+
+
+def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
+    """What is suspicious about answers (classes, classes) on validation samples, in words."""
+    support, answers = confusion.sum(1), confusion.sum(0)
+    total, present = int(support.sum()), support.nonzero().flatten()
+    if total == 0:
+        return []
+    name = classes.__getitem__ if classes else str
+    if len(present) == 1:
+        only = name(int(present[0]))
+        return [f"all {total} validation samples are {only}: nothing is known of other classes"]
+    if int((answers > 0).sum()) == 1:
+        answer = int(answers.argmax())
+        commonest = ", the commonest class" if support[answer] == support.max() else ""
+        return [
+            f"the network calls all {total} validation samples {name(answer)}{commonest}: it does "
+            "not tell the classes apart"
+        ]
+    recall = confusion.diagonal()[present] / support[present]
+    balanced, chance = float(recall.mean()), 1 / len(present)
+    # of a network that guesses
+    error = float((chance * (1 - chance) / support[present]).sum().sqrt()) / len(present)
+    doubt = None
+    if balanced < chance - SURE * error:
+        doubt = "fewer than by guessing: are the labels of training and validation the same?"
+    elif balanced - chance < LIKELY * error:
+        doubt = "which guessing may do too: more samples would tell"
+    figure = f"{balanced:.1%} of each class of the {total} validation samples are recognised"
+    return [f"{figure}, {doubt}"] if doubt else []
+
+
+def contradiction(
+    network: nn.Module, batches: Iterable[Batch], task: BaseTask, engine: Engine
+) -> list[str]:
+    """Whether the network answers otherwise than it learned, in words.
+
+    Compares its accuracy in training mode with that in evaluation mode on the same training
+    batches. No over-fitting makes a difference: unfitting statistics of batch norms do. On all
+    processes; the network stays as it is.
+    """
+    right = torch.zeros(3, dtype=torch.float64)  # in training mode, in evaluation mode, of
+    running = Running(engine, network)
+    with engine.seeded("doubts"), unchanged([network]), torch.no_grad():
+        for batch in batches:
+            for place, evaluation in enumerate((False, True)):
+                network.eval() if evaluation else set_training_mode(network)
+                step = task.step(running, batch)
+                if not is_classification(step, task):
+                    return []
+                right[place] += (step.output.argmax(1) == step.target).sum().cpu()
+            right[2] += step.count
+    learned, answered, count = distributed.all_reduce_sum(right).tolist()
+    if learned - answered <= CONTRADICTION * count:
+        return []
+    return [
+        f"{learned / count:.1%} of {count:.0f} training samples are recognised in training mode, "
+        f"{answered / count:.1%} of the same in evaluation mode: the running statistics of batch "
+        "norms do not fit; train longer, or with larger batches"
+    ]

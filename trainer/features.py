@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from base import BaseDataLoader
 from base.samples import Batch, Key
@@ -29,23 +29,9 @@ class Tail(nn.Module):
         return self._orig_mod.get_submodule(self.name)(features)
 
 
-class FeatureDataLoader(BaseDataLoader):
-    """The batches of another loader, with features in place of the inputs."""
+class Features(TensorDataset):
+    """The stored features and the targets."""
 
-    def __init__(self, original: BaseDataLoader, features: Tensor, targets: Tensor):
-        self.stored, self.files = (features, targets), original.paths
-        settings = original.settings | {"validation_split": 0, "fold": None, "num_workers": 0}
-        super().__init__(**settings, subset=original.subset)
-        self.sampler.order = original.sampler.order
-        self.classes, self.input, self.example = original.classes, original.input, original.example
-
-    def build_dataset(self, subset: str, augment: bool) -> Dataset:
-        features = _Features(*self.stored)
-        features.paths = self.files
-        return features
-
-
-class _Features(TensorDataset):
     deterministic = True
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
@@ -86,16 +72,22 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
 @torch.no_grad()
 def with_features(
     network: nn.Module, tail: str, loader: BaseDataLoader, engine: Engine
-) -> FeatureDataLoader:
+) -> BaseDataLoader:
     """The loader with the features of all its samples in memory, on the CPU."""
     network.eval()
     keys, workers = _keys(len(loader.dataset)), loader.num_workers
     batches = WorkerLoader(loader.dataset, loader.batch_size, sampler=keys, num_workers=workers)
-    features, targets = [], []
-    for data, target in batches:
-        features.append(_tail_input(network, tail, engine.to_device(data)).cpu())
-        targets.append(target)
-    return FeatureDataLoader(loader, torch.cat(features), torch.cat(targets))
+    parts = [
+        (_tail_input(network, tail, engine.to_device(data)).cpu(), target)
+        for data, target in batches
+    ]
+    dataset = Features(*map(torch.cat, zip(*parts, strict=True)))
+    dataset.paths = loader.paths
+    settings = loader.settings | {"validation_split": 0, "fold": None, "num_workers": 0}
+    stored = BaseDataLoader(dataset, **settings, subset=loader.subset)
+    stored.sampler.order = loader.sampler.order
+    stored.classes, stored.input, stored.example = loader.classes, loader.input, loader.example
+    return stored
 
 
 def _keys(count: int) -> list[Key]:

@@ -15,9 +15,8 @@ from logger.files import aligned
 from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from model.freezing import set_training_mode
 from model.summary import summary
-from trainer.answers import Answers, class_table
+from trainer.answers import Answers, class_table, contradiction, find_doubts
 from trainer.decisions import class_number
-from trainer.doubts import contradiction, find_doubts
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
 from trainer.rehearsal import check_kind, rehearse

@@ -6,8 +6,7 @@ from torch import nn
 
 from base.base_task import Step
 from tests.conftest import build, save_images
-from trainer.answers import Answers
-from trainer.doubts import contradiction, find_doubts
+from trainer.answers import Answers, contradiction, find_doubts
 from trainer.tasks import SupervisedTask
 from utils.engine.engine import Engine
 
