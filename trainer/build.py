@@ -72,13 +72,12 @@ def build_loaders(config: ConfigParser) -> tuple[BaseDataLoader, BaseDataLoader 
     valid_data_loader = build_loader(config, "valid_data_loader", "val")
     valid_data_loader = valid_data_loader or data_loader.split_validation()
     loaders = [loader for loader in (data_loader, valid_data_loader) if loader is not None]
-    if valid_data_loader is not None:
-        classes, others = data_loader.classes, valid_data_loader.classes
-        if None not in (classes, others) and classes != others:
-            raise UserError(
-                f"valid_data_loader: its classes are {shorten(others)}, those of data_loader "
-                f"{shorten(classes)}"
-            )
+    classes, others = loaders[0].classes, loaders[-1].classes
+    if None not in (classes, others) and classes != others:
+        raise UserError(
+            f"valid_data_loader: its classes are {shorten(others)}, those of data_loader "
+            f"{shorten(classes)}"
+        )
     with distributed.local_main_first():  # one process of a machine downloads and fills caches
         for line in dict.fromkeys(line for loader in loaders for line in loader.check()):
             config.get_logger("data").info(line)
@@ -119,22 +118,18 @@ def build_task(
 
     It gets the networks and losses that other sections name, under these sections' names.
     """
-    criterion, parts = engine.to_device(criterion), {}
-    for section in config.own_sections("loss"):
-        parts[section] = engine.to_device(config.init_obj(section))
+    criterion = engine.to_device(criterion)
+    parts = {s: engine.to_device(config.init_obj(s)) for s in config.own_sections("loss")}
     for section in config.own_sections("arch"):
-        classes, shape = data_loader.classes, data_loader.input["shape"]
-        other = build_network(config, classes, shape, section)
+        other = build_network(config, data_loader.classes, data_loader.input["shape"], section)
         _start_from(config, other, section)
         parts[section] = Running(engine, engine.prepare(other))
-    own = list(parts)
-    parts["load_network"] = functools.partial(load_network, config, engine, data_loader)
-    task = config.init_obj("task", criterion=criterion, **parts)
+    load = functools.partial(load_network, config, engine, data_loader)
+    task = config.init_obj("task", criterion=criterion, load_network=load, **parts)
     task = fitting_task(network)(criterion) if task is None else task
-    for section in own:
-        if section not in get_signature(type(task)).parameters:
-            name = type(task).__name__
-            config.get_logger("task").warning(f"{section}: {name} has no argument of that name")
+    for section in parts.keys() - get_signature(type(task)).parameters:
+        name = type(task).__name__
+        config.get_logger("task").warning(f"{section}: {name} has no argument of that name")
     vars(task).update(engine.to_device(vars(task)))
     task.classes = data_loader.classes
     return task
@@ -160,22 +155,18 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
     """
     kept, task.decided = state.get("kept", {"parts": {}, "values": {}}), state.get("decided")
     task.classes = state.get("classes") or task.classes
-    own = {
-        kind: {name: value for name, value in entries.items() if name.startswith("task.")}
-        for kind, entries in kept.items()
-    }
     if "kept" not in state and (missing := state.get("task_state")):
         config.get_logger("task").warning(
             f"{config.resume} does not hold {', '.join(missing)} of the task: numbers that follow "
             "from these are those of fresh ones"
         )
         return
-    known = Kept({"task": task}, engine.load_optimizer)
+    known, parts = Kept({"task": task}, engine.load_optimizer), kept["parts"]
     if state["config"] and state["config"].get("loss") != config.get("loss"):
-        parts = known.state_dict()["parts"]  # another loss keeps its own state
-        own["parts"] |= {k: v for k, v in parts.items() if k == "task.criterion"}
+        own = known.state_dict()["parts"]  # another loss keeps its own state
+        parts = parts | {k: v for k, v in own.items() if k == "task.criterion"}
     with explained_by(config.resume):
-        known.load_state_dict(own)
+        known.load_state_dict({"parts": parts, "values": kept["values"]})
 
 
 def build_model(
@@ -188,17 +179,14 @@ def build_model(
     and in a resumed run, the data must have the checkpoint's classes.
     """
     logger, rows, classes = config.get_logger("start"), None, data_loader.classes
-    if config.resume is not None:
-        state = checkpoint.load(config.resume)
-        if config.continued or not new_head:
-            for line in check_agreement(str(config.resume), state, data_loader):
-                logger.warning(line)
-        else:
-            rows = rows_by_name(state.get("classes"), classes)
-            if rows is not None and None in rows:
-                kept = [name for name, row in zip(classes, rows, strict=True) if row is not None]
-                new = [name for name in classes if name not in kept]
-                logger.info(f"outputs kept by their names: {shorten(kept)}; new: {shorten(new)}")
+    state = {} if config.resume is None else checkpoint.load(config.resume)
+    if state and (config.continued or not new_head):
+        for line in check_agreement(str(config.resume), state, data_loader):
+            logger.warning(line)
+    elif (rows := rows_by_name(state.get("classes"), classes)) is not None and None in rows:
+        kept = [name for name, row in zip(classes, rows, strict=True) if row is not None]
+        new = [name for name in classes if name not in kept]
+        logger.info(f"outputs kept by their names: {shorten(kept)}; new: {shorten(new)}")
     network = build_network(config, classes, data_loader.input["shape"])
     falls_back = engine.memory_format == torch.channels_last and not network.takes_channels_last
     if falls_back and not config.continued:

@@ -81,9 +81,9 @@ def configuration(
 ) -> str:
     """The text of a configuration for images, with comments; see `propose`."""
     found = survey(data)
-    if target is not None and found.is_multi_label:
-        raise UserError("--target: an inspection needs images of one class each")
     if target is not None:
+        if found.is_multi_label:
+            raise UserError("--target: an inspection needs images of one class each")
         class_number(target, list(found.counts))
     return _text(data, found, target, weights, name or _name(data), schema)
 
@@ -99,24 +99,21 @@ def _name(data: Path) -> str:
 
 def _check_same(path: Path, data: Path, target: str | None, weights: str | None) -> None:
     """Raises UserError if a configuration that is there already is not for this."""
-    config, _ = config_file.read_layers(path)
+    config, shown = config_file.read_layers(path)[0], path.relative_to(ROOT)
 
-    def get(section: str, *keys: str) -> object:
-        value = config.get(section)
+    def get(place: object, *keys: str) -> object:
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+            place = place.get(key) if isinstance(place, dict) else None
+        return place
 
-    stored, shown = get("data_loader", "args", "data_dir"), path.relative_to(ROOT)
     differences = []
+    stored = get(config, "data_loader", "args", "data_dir")
     if isinstance(stored, str) and Path(stored).resolve() != _folder(data).resolve():
         differences.append(f"the images in {stored}")
-    for option, given, known in (
-        ("--target", target, get("inspection", "target")),
-        ("--weights", weights, get("arch", "weights")),
-    ):
-        if given is not None and given != known:
-            differences.append(f"{option} {known}" if known else f"no {option}")
+    options = ("inspection", "target", target), ("arch", "weights", weights)
+    for section, key, given in options:
+        if given is not None and given != (known := get(config, section, key)):
+            differences.append(f"--{key} {known}" if known else f"no --{key}")
     if differences:
         raise UserError(
             f"{shown} is there already, for {' and '.join(differences)}: rename or delete it, or "
@@ -129,14 +126,13 @@ def survey(data: Path) -> Survey:
     if data.suffix.lower() in TABLES:
         found: DataFolder = LabelTable(data.parent, data.name, None, None, seed=0)
         is_split = any(row.subset for row in found.rows)
-        parts = [part for part in SUBSETS if is_split and part in found.subsets]
         wanted = "should name two classes or more"
     else:
         found = DataFolder(data, None, None, seed=0)
-        parts = [part for part in SUBSETS if part in found.subsets]
-        if "train" not in parts:
-            found, parts = DataFolder(data, SPLIT, None, seed=0), []
+        is_split = "train" in found.subsets
+        found = found if is_split else DataFolder(data, SPLIT, None, seed=0)
         wanted = "should contain a folder of images for each class, or train, val, test with those"
+    parts = [part for part in SUBSETS if is_split and part in found.subsets]
     images, _ = found.find("train")
     counts = {name: len(images[name]) for name in sorted(images) if images[name]}
     if len(counts) < 2:
@@ -165,17 +161,22 @@ def _text(
 ) -> str:
     count = sum(found.counts.values())
     trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
+    batch = 32 if trained >= 500 else 16
+    rate = 0.05 * batch / 32
     network, side, epochs = _network(found, trained)
+    optimizer = {"type": "SGD", "args": {"lr": rate, "momentum": 0.9, "nesterov": True,
+                                         "weight_decay": 0.0005}, "no_decay": True}  # fmt: skip
+    schedule: dict | None = {"type": "OneCycleLR", "args": {"max_lr": rate}}
     if weights is not None:
         network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
         side, epochs = 224, 20
-    batch = 32 if trained >= 500 else 16
+        optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
     several = found.is_multi_label
     is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
     arguments = {"data_dir": str(_folder(data)), "image_size": side, "batch_size": batch}
     if _folder(data) != data:
         arguments["labels"] = data.name
-    arguments |= {"channels": 1 if found.is_grey and weights is None else 3}
+    arguments["channels"] = 1 if found.is_grey and weights is None else 3
     if not found.parts:
         arguments |= {"split": SPLIT, "stratify": True}
     elif "val" not in found.parts:
@@ -184,14 +185,7 @@ def _text(
         arguments["balance"] = "sampler"
     arguments["normalize"] = "imagenet" if weights else "data"
     arguments["transforms"] = _transforms(side, target, weights)
-    rate = 0.05 * batch / 32
-    optimizer = {"type": "SGD", "args": {"lr": rate, "momentum": 0.9, "nesterov": True,
-                                         "weight_decay": 0.0005}, "no_decay": True}  # fmt: skip
-    schedule = {"type": "OneCycleLR", "args": {"max_lr": rate}}
-    if weights:
-        optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
-    smoothing = {} if target else {"label_smoothing": 0.1}
-    loss: dict | str = {"type": "cross_entropy", "args": smoothing}
+    loss: dict | str = {"type": "cross_entropy", "args": {} if target else {"label_smoothing": 0.1}}
     metrics: list = ["accuracy", "recall", "balanced_accuracy"]
     monitor = "max val_balanced_accuracy" if is_uneven or target else "max val_accuracy"
     if several:
@@ -224,11 +218,12 @@ def _text(
 
 def _network(found: Survey, trained: float) -> tuple[dict, int, int]:
     """The section "arch", the image size and the epochs for so many training images."""
-    side, cost = min(SIDE, 32 * math.ceil(found.side / 32)), 1.0
-    network: dict = {"type": "resnet18" if trained <= FEW else "mobilenet_v3_small"}
     if found.side <= SMALL:
         side = max(16, 4 * math.ceil(found.side / 4))
         network, cost = {"type": "CifarResNet", "args": {"depth": 20}}, (side / 32) ** 2
+    else:
+        side, cost = min(SIDE, 32 * math.ceil(found.side / 32)), 1.0
+        network = {"type": "resnet18" if trained <= FEW else "mobilenet_v3_small"}
     epochs = round(BUDGETS[network["type"]] / (cost * trained))
     return network, side, min(max(epochs, EPOCHS[0]), EPOCHS[1])
 
@@ -276,11 +271,8 @@ def _with_comments(sections: dict, comments: dict[str, str], schema: str) -> str
     parts = []
     for name, value in sections.items():
         if value is not None:
-            text = json.dumps(value, ensure_ascii=False)
-            if len(text) > 80:
-                text = _indented(value, 1)
             comment = f"  // {comments[name]}\n" if name in comments else ""
-            parts.append(f"{comment}  {json.dumps(name)}: {text}")
+            parts.append(f"{comment}  {json.dumps(name)}: {_indented(value, 1)}")
     return "\n".join(["{", f'  "$schema": {json.dumps(schema)},', ",\n".join(parts), "}", ""])
 
 
@@ -288,10 +280,9 @@ def _indented(value: object, depth: int) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or len(text) + 2 * depth <= 80:
         return text
-    space, opening, closing = "  " * (depth + 1), "{", "}"
     if isinstance(value, list):
-        items, opening, closing = [_indented(part, depth + 1) for part in value], "[", "]"
+        items = [_indented(part, depth + 1) for part in value]
     else:
         items = [f"{json.dumps(k)}: {_indented(part, depth + 1)}" for k, part in value.items()]
-    inner = f",\n{space}".join(items)
-    return f"{opening}\n{space}{inner}\n{'  ' * depth}{closing}"
+    inner = ",".join(f"\n{'  ' * (depth + 1)}{item}" for item in items)
+    return f"{text[0]}{inner}\n{'  ' * depth}{text[-1]}"
