@@ -4,6 +4,7 @@ import re
 from utils.config.lookup import did_you_mean
 from utils.errors import UserError
 
+STATE = ("rule", "best", "best_epoch", "waited")
 ALWAYS = ("lr", "seconds", "samples_per_second")  # logged beside what is measured
 
 
@@ -50,22 +51,18 @@ class Monitor:
             raise UserError(
                 f'trainer.monitor: no epoch logs "{self.name}"; logged are {", ".join(log)}'
             )
-        value = log[self.name]
-        better = self.best is None or (
-            value < self.best if self.mode == "min" else value > self.best
-        )
-        if better and not math.isnan(value):
+        value, best = log[self.name], self.best
+        is_better = best is None or (value < best if self.mode == "min" else value > best)
+        if is_better and not math.isnan(value):
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
         self.waited += 1
         return False
 
     def state_dict(self) -> dict:
-        best = {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
-        return {"rule": self.rule, **best}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from `state`; start afresh if that watched another number."""
         if state["rule"] == self.rule:
-            self.best, self.waited = state["best"], state["waited"]
-            self.best_epoch = state["best_epoch"]
+            vars(self).update({name: state[name] for name in STATE})

@@ -14,6 +14,10 @@ from torch.optim.lr_scheduler import (
 from base.monitor import Monitor
 from utils.errors import UserError
 
+# of a scheduler: what says its length, and what the learning rate does after it
+ENDS = {OneCycleLR: ("total_steps", "stays where it is"), PolynomialLR: ("total_iters", "is 0"),
+        CosineAnnealingLR: ("T_max", "rises again")}  # fmt: skip
+
 
 class Schedule:
     """Steps the learning rate's scheduler, if there is one, after each optimizer step or epoch.
@@ -51,14 +55,11 @@ class Schedule:
                 raise UserError(
                     "lr_scheduler.interval: ReduceLROnPlateau needs the numbers of a whole epoch"
                 )
-            if monitor.mode == scheduler.mode:
-                self.watched = monitor.name
-            elif scheduler.mode == "min":
-                self.watched = "val_loss"
-            else:
+            if scheduler.mode not in (monitor.mode, "min"):
                 raise UserError(
                     'lr_scheduler.args.mode: "max" needs "max NAME" in trainer.monitor to watch'
                 )
+            self.watched = monitor.name if monitor.mode == scheduler.mode else "val_loss"
 
     def after_step(self) -> None:
         self._step("step")
@@ -73,15 +74,13 @@ class Schedule:
         A run that was made longer on resume reaches that point, or a config that counts epochs
         where steps are meant.
         """
-        ends = {OneCycleLR: ("total_steps", "stays where it is"),
-                PolynomialLR: ("total_iters", "is 0"),
-                CosineAnnealingLR: ("T_max", "rises again")}  # fmt: skip
-        for cls, (key, then) in ends.items():
-            if isinstance(self.scheduler, cls) and getattr(self.scheduler, key) < self.steps:
+        for cls, (key, then) in ENDS.items():
+            end = getattr(self.scheduler, key, self.steps)
+            if isinstance(self.scheduler, cls) and end < self.steps:
                 return (
-                    f"lr_scheduler: {cls.__name__} ends after {getattr(self.scheduler, key):,} of "
-                    f"{self.steps:,} {self.interval}s; from there on the learning rate {then}. For "
-                    "a longer schedule start a new run from the weights: -r PATH -c FILE"
+                    f"lr_scheduler: {cls.__name__} ends after {end:,} of {self.steps:,} "
+                    f"{self.interval}s; from there on the learning rate {then}. For a longer "
+                    "schedule start a new run from the weights: -r PATH -c FILE"
                 )
         return None
 
@@ -104,9 +103,8 @@ class Schedule:
         # OneCycleLR refuses to be stepped past its end, which a run that was made longer on resume
         # reaches: the rate then stays at its last value.
         scheduler = self.scheduler
-        return (
-            isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + 1 >= scheduler.total_steps
-        )
+        is_one_cycle = isinstance(scheduler, OneCycleLR)
+        return is_one_cycle and scheduler.last_epoch + 1 >= scheduler.total_steps
 
 
 def step_interval(spec: str | dict | None) -> Literal["step", "epoch"]:

@@ -56,13 +56,11 @@ def _class_difference(origin: str, known: list[str], present: list[str]) -> str:
     old, new = _composed(known), _composed(present)
     missing = [name for name in old if name not in new]
     added = [name for name in new if name not in old]
-    parts = [f"{shorten(missing)} missing"] if missing else []
-    parts += [f"{shorten(added)} new"] if added else []
+    changes = (missing, "missing"), (added, "new")
+    parts = [f"{shorten(part)} {word}" for part, word in changes if part]
     difference = ", ".join(parts) or "the order differs"
-    return (
-        f"the data's classes are {shorten(present)}, those of {origin} {shorten(known)}: "
-        f"{difference}"
-    )
+    classes = f"the data's classes are {shorten(present)}, those of {origin} {shorten(known)}"
+    return f"{classes}: {difference}"
 
 
 def _composed(names: list[str]) -> list[str]:

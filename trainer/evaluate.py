@@ -75,10 +75,7 @@ class Meters:
     """
 
     def __init__(
-        self,
-        metrics: dict[str, Metric],
-        device: torch.device,
-        classes: list[str] | None = None,
+        self, metrics: dict[str, Metric], device: torch.device, classes: list[str] | None = None
     ):
         self.classes = classes
         # Copies, so that training and validation do not share counts.
@@ -88,15 +85,13 @@ class Meters:
             metric.reset()
             metric.dist_sync_fn = distributed.gather_tensors
             metric.persistent(True)  # a checkpoint from the middle of an epoch holds their counts
-        self.names = ["loss", *metrics]
-        self.count = 0
+        self.names, self.count = ["loss", *metrics], 0
         self._last_read = 0, 0.0
         self._waiting: list[Step] = []
         self._numbers_waiting = 0
-        self.sums = {
-            name: torch.zeros((), dtype=torch.float64, device=device)
-            for name in ("loss", *self.functions)
-        }
+        self.sums = {"loss": torch.zeros((), dtype=torch.float64, device=device)}
+        for name in self.functions:
+            self._sum(name)
 
     def update(self, step: Step) -> None:
         """Count one batch. Raises UserError if the loss is not one number."""
@@ -115,15 +110,14 @@ class Meters:
     @torch.no_grad()
     def _count_waiting(self) -> None:
         for step in self._waiting:
-            output, target, size = step.output, step.target, step.count
-            self.sums["loss"].add_(step.loss.reshape(()), alpha=size)
+            self.sums["loss"].add_(step.loss.reshape(()), alpha=step.count)
             for name, value in step.log.items():  # perhaps not in each batch
-                self._sum(name).add_(value, alpha=size)
-                self._sum(name + COUNTED).add_(size)
+                self._sum(name).add_(value, alpha=step.count)
+                self._sum(name + COUNTED).add_(step.count)
             for name, function in self.functions.items():
-                self.sums[name].add_(function(output, target), alpha=size)
+                self.sums[name].add_(function(step.output, step.target), alpha=step.count)
             for metric in self.objects.values():
-                metric.update(output, target)
+                metric.update(step.output, step.target)
         self._waiting.clear()
         self._numbers_waiting = 0
 

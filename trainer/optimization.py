@@ -25,13 +25,14 @@ def build_optimizers(config: ConfigParser, engine: Engine, task: BaseTask) -> di
     optimizers = {}
     for section in config.own_sections("optimizer"):
         name = config.option(section, "network")
+        if not name:
+            raise UserError(
+                f'{section}: whose parameters? Name a section with "role": "arch" as "network"'
+            )
         network = unwrap(vars(task).get(name))
         if not isinstance(network, nn.Module):
-            raise UserError(
-                f"{section}.network: {type(task).__name__} stores no network as self.{name}"
-                if name
-                else f'{section}: whose parameters? Name a section with "role": "arch" as "network"'
-            )
+            kind = type(task).__name__
+            raise UserError(f"{section}.network: {kind} stores no network as self.{name}")
         optimizers[section] = build_optimizer(config, engine, network, section)
     return optimizers
 
@@ -49,7 +50,7 @@ def build_optimizer(
     later. So are those of the `task`, in a group of their own. Raises UserError for an optimizer
     that wants to compute the loss itself (LBFGS).
     """
-    if not any(True for _ in network.parameters()):
+    if next(network.parameters(), None) is None:
         raise UserError(f"arch: {type(network).__name__} has no parameters to train")
     bound = config.init_ftn(section)
     keys = ("param_groups", "no_decay", "layer_decay")
@@ -65,9 +66,10 @@ def build_optimizer(
     optimizer = config.init_obj(section, params=groups, **fast)
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        name = type(optimizer).__name__
-        reason = "computes the loss several times a step; that takes a trainer of its own"
-        raise UserError(f"{section}.type: {name} {reason} (write _train_epoch)")
+        raise UserError(
+            f"{section}.type: {type(optimizer).__name__} computes the loss several times a step; "
+            "that takes a trainer of its own (write _train_epoch)"
+        )
     return optimizer
 
 
