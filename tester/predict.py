@@ -33,7 +33,7 @@ from tester.predictions import (
 from tester.trained import build_engine, test_folder
 from trainer.build import build_trained_network, trained_state
 from trainer.decisions import class_number, decided
-from trainer.multi_label import MultiLabelTask
+from trainer.tasks import MultiLabelTask
 from utils.config.config import ConfigParser
 from utils.engine.engine import unwrap
 from utils.errors import RunError, UserError

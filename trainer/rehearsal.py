@@ -18,14 +18,13 @@ from base.samples import Batch, count_samples
 from model.freezing import set_training_mode
 from trainer.evaluate import Meters, Metric
 from trainer.features import first_samples
-from trainer.tasks import describe
+from trainer.tasks import IGNORED, describe
 from utils.engine import distributed
 from utils.engine.engine import Call, Engine, Running, Tensors, unwrap
 from utils.errors import UserError, explained
 
 TrainSteps = Callable[[Running, Batch], Iterable[Step]]  # the steps by which a batch is trained
 RESERVED = ("loss", "lr", "seconds", "samples_per_second", "epoch", "step")
-IGNORED = -100  # torch's default for labels that do not count
 # torch's losses that compare number by number, and would stretch one of two shapes to the other's
 ELEMENTWISE = {"mse", "l1", "smooth_l1", "huber", "poisson_nll", "soft_margin", "hinge_embedding",
                "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div"}  # fmt: skip

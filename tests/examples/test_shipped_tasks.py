@@ -15,9 +15,7 @@ from torch import nn
 import test as test_script
 import train as train_script
 from tests.conftest import ROOT, assert_same, build, last_checkpoint
-from trainer.regression import RegressionTask
-from trainer.segmentation import SegmentationTask
-from trainer.tasks import SupervisedTask
+from trainer.tasks import RegressionTask, SegmentationTask, SupervisedTask
 from utils import checkpoint
 from utils.errors import UserError
 

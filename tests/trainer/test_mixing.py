@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from tests.conftest import assert_same, build, last_checkpoint
 from tests.trainer.test_resume import STOPPER
-from trainer.multi_label import MultiLabelTask
+from trainer.tasks import MultiLabelTask
 
 MIX = {"trainer.batch_transforms": [{"type": "MixUp", "args": {"alpha": 0.4}}]}
 
