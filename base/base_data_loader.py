@@ -41,12 +41,12 @@ class BaseDataLoader(WorkerLoader, ABC):
         drop_last: leave out the last training batch if it is not full
         seed: determines order, split and augmentation; by default the config's seed
         subset: the samples to serve: "train", "val" or "test"
-        fold: [number, count], as [0, 5]: the training samples are shared out to so many folds; this
-            one is for testing, the next for validation, the others for training
+        fold: [number, count]: the training samples are divided into `count` folds; fold `number`,
+            from 0, is for testing, the next for validation, the others for training
     """
 
     _for_training = True
-    in_memory = False  # True if whole batches are ready in memory, so that workers are of no use
+    in_memory = False  # True if whole batches are ready in memory, so that workers do not help
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "BaseDataLoader":
         loader = super().__new__(cls)

@@ -31,7 +31,7 @@ from utils.versions import environment, versions
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished training gives to a script of one's own.
+    """What a finished training returns to a script that called it.
 
     Attributes:
         run: the run's folder
@@ -92,7 +92,7 @@ class BaseTrainer(ABC):
     """
 
     script = "train.py"  # the one that resumes such a run
-    # What is kept in its own way, or follows from the config.
+    # What `state_dict` holds under names of its own, or follows from the config.
     not_kept: ClassVar[tuple[str, ...]] = (
         "config", "engine", "recorder", "writer", "logger", "task", "criterion", "metrics",
         "data_loader", "valid_data_loader", "epochs", "save_freq", "keep_last", "verbosity",
@@ -238,7 +238,7 @@ class BaseTrainer(ABC):
 
     @functools.cached_property
     def kept(self) -> Kept:
-        """What a checkpoint keeps beside what this class knows of."""
+        """Finds whatever else a subclass or the task changes while it trains."""
         owners = {"trainer": self} if self.task is None else {"trainer": self, "task": self.task}
         kept = Kept(owners, self.engine.load_optimizer)
         kept.watch(unwrap(self.model))
@@ -255,7 +255,7 @@ class BaseTrainer(ABC):
         Raises RunError if the loss is not finite, Interrupted after a signal, with the state saved.
         """
         start_time, log = time.perf_counter(), {}
-        _ = self.kept  # what changes from here on
+        _ = self.kept  # from here on, what changes is kept
         run, config = self.config.save_dir, self.config.config
         resumed = self.config.resume if self.config.continued else None
         if resumed is not None:
@@ -404,10 +404,8 @@ class BaseTrainer(ABC):
         the run. On all processes, when `state_dict` has all that was trained.
         """
         self._steps_since_save += 1
-        is_time = (
-            self._steps_since_save >= self.save_steps
-            or time.monotonic() - self._saved_at >= self.save_seconds
-        )
+        elapsed = time.monotonic() - self._saved_at
+        is_time = self._steps_since_save >= self.save_steps or elapsed >= self.save_seconds
         if self.signals.arrived(save=is_time) or self.signals.save_wanted:
             self.fail_unless_finite("loss", self.recent_loss())
             self.signals.check()
@@ -516,14 +514,7 @@ class BaseTrainer(ABC):
         self.logged_epochs = state["trainer"].get("history")
         if self.logged_epochs is None:  # before December 2026 only metrics.csv had it
             self.logged_epochs = self.recorder.read_history(self.epoch - (self.step > 0))
-        before = origin(state)
-        if None not in (data := (before["data"], self.origin["data"])) and data[0] != data[1]:
-            self.logger.warning(
-                "the training data is not the checkpoint's: files, pixels or labels have changed"
-            )
-        self.origin |= {"seed": before["seed"], "made_from": before["made_from"]}
-        now = self.sessions[-1] | {"epoch": self.epoch + (self.step == 0)}
-        self.sessions = [*state.get("sessions", []), now]
+        self._load_origin(state)
         randomness.set_state(state["rng"])
         before, now = state["trainer"].get("processes", 1), distributed.world_size()
         if before != now:
@@ -535,6 +526,17 @@ class BaseTrainer(ABC):
         elif now > 1 and self.step:
             generators = state["trainer"]["generators"][distributed.rank()]
             randomness.set_torch_rng_state(generators, self.engine.device)
+
+    def _load_origin(self, state: dict) -> None:
+        """Continue the record of origin; this session is the last of the checkpoint's."""
+        record, data = origin(state), self.origin["data"]
+        if None not in (record["data"], data) and record["data"] != data:
+            self.logger.warning(
+                "the training data is not the checkpoint's: files, pixels or labels have changed"
+            )
+        self.origin |= {"seed": record["seed"], "made_from": record["made_from"]}
+        session = self.sessions[-1] | {"epoch": self.epoch + (self.step == 0)}
+        self.sessions = [*state.get("sessions", []), session]
 
     def _check_resumable(self, state: dict) -> None:
         for section in (name for role in FIXED for name in (role, *self.config.own_sections(role))):

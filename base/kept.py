@@ -35,7 +35,7 @@ class Kept:
     such. Of the other attributes those are kept whose value is not the first one any more.
 
     Args:
-        owners: by name; each has a tuple `not_kept` of attributes that are of no concern here
+        owners: by name; each has a tuple `not_kept` of attributes to ignore
         load_optimizer: function of (optimizer, state)
     """
 

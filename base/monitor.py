@@ -63,6 +63,6 @@ class Monitor:
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from `state`; start afresh if that watched another number."""
+        """Continue from `state`; or ignore it, if it watched another number."""
         if state["rule"] == self.rule:
             vars(self).update({name: state[name] for name in STATE})

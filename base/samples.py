@@ -117,7 +117,7 @@ class Samples(Dataset):
         return held_out if self.subset == "val" else np.setdiff1d(np.arange(count), held_out)
 
     def _held_out(self, count: int, size: int) -> np.ndarray:
-        """`size` of `count` indices for validation; with groups, about so many in whole groups."""
+        """`size` of `count` indices for validation; with groups, about as many, in whole groups."""
         targets, groups = self.offers.targets, self.offers.groups
         if groups is None:
             return stratified_choice(targets, count, size, self.seed)
@@ -282,5 +282,5 @@ def batches_of(loader: DataLoader, batches: list[list[int]], workers: int = 0) -
 
 
 def finished(batch: Batch) -> Batch:
-    """What torch is to make of a batch of `Samples`: nothing more."""
+    """A collate function for `Samples`, which return finished batches."""
     return batch

@@ -129,10 +129,10 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
 def contradiction(
     network: nn.Module, batches: Iterable[Batch], task: BaseTask, engine: Engine
 ) -> list[str]:
-    """Whether the network answers otherwise than it learned, in words.
+    """A warning if the network answers in evaluation mode otherwise than in training mode.
 
     Compares its accuracy in training mode with that in evaluation mode on the same training
-    batches. No over-fitting makes a difference: unfitting statistics of batch norms do. On all
+    batches. Overfitting makes no difference, but wrong statistics of batch norms do. On all
     processes; the network stays as it is.
     """
     right = torch.zeros(3, dtype=torch.float64)  # in training mode, in evaluation mode, of

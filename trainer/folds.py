@@ -1,11 +1,11 @@
 """Train and test on every fold of the data:  python -m trainer.folds -c FILE
 
-The training data is shared out to k folds, by class and by lot. Of each run one fold is for
-testing and the next for validation, so that every sample is judged once, by a network that knew
-nothing of it. One can so trust a figure that a single split of few samples leaves to chance.
+The training data is divided into k folds, by class and by lot. Each run tests on one fold and
+validates on the next, so that every sample is tested once, by a network that was not trained on
+it. With few samples such a figure can be trusted, where that of a single split depends on chance.
 
 -c FILE      train all folds
--r FAMILY    go on where it was cut off; without FAMILY the newest
+-r FAMILY    resume one that was interrupted; without FAMILY the newest
 """
 
 import argparse
@@ -33,13 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = family_parser("trainer.folds", __doc__, "FAMILY")
     add = parser.add_argument
     add("-k", type=int, default=5, metavar="K", help="number of folds (5)")
-    add("--repeat", type=int, default=1, metavar="N",
-        help="repeat with other folds, so many times in all (1)")  # fmt: skip
+    add(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of times, each with other folds (1)",
+    )
     return family_command(parser, argv, KIND, begin, lambda family, _: run_folds(family))
 
 
 def begin(arguments: argparse.Namespace) -> Family:
-    """A new family. Raises UserError if the data cannot be shared out to so many folds."""
+    """A new family. Raises UserError if the data cannot be divided into that many."""
     count, repeat = arguments.k, arguments.repeat
     if count < LEAST_FOLDS or repeat < 1:
         raise UserError(f"-k: at least {LEAST_FOLDS}, to train on, to validate and to test")

@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 def build_optimizers(config: ConfigParser, engine: Engine, task: BaseTask) -> dict[str, Optimizer]:
-    """Those that sections of one's own name, by section, each of the task's network it names.
+    """Further optimizers, by section: each trains the network of the task that its section names.
 
     Raises UserError if the task does not hold that network.
     """
@@ -46,7 +46,7 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer that a section names, of the network's parameters, in the groups it asks for.
 
-    Frozen parameters are among them: without gradients they stay as they are, and can be thawed
+    Frozen parameters are among them: without gradients they stay as they are, and can be unfrozen
     later. So are those of the `task`, in a group of their own. Raises UserError for an optimizer
     that wants to compute the loss itself (LBFGS).
     """
@@ -79,7 +79,7 @@ def build_schedule(config: ConfigParser, section: str = "lr_scheduler") -> Sched
 
 
 def build_schedules(config: ConfigParser) -> dict[str, Schedule]:
-    """Those of sections of one's own, by section."""
+    """The further schedules, by section."""
     sections = config.own_sections("lr_scheduler")
     return {section: build_schedule(config, section) for section in sections}
 

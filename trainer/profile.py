@@ -16,7 +16,7 @@ PARTS = "data", "forward", "backward", "optimizer", "logging"
 
 
 def profile(trainer: Trainer, batches: int) -> dict[str, float]:
-    """Train so many `batches` under torch's profiler; the trainer is of no use afterwards.
+    """Train this number of batches under torch's profiler; the trainer cannot be used afterwards.
 
     Writes trace.json into the run's log folder, for https://ui.perfetto.dev or chrome://tracing,
     and logs a table. Returns the milliseconds per batch that each of PARTS takes on the CPU.

@@ -85,7 +85,61 @@ def configuration(
         if found.is_multi_label:
             raise UserError("--target: an inspection needs images of one class each")
         class_number(target, list(found.counts))
-    return _text(data, found, target, weights, name or _name(data), schema)
+    count = sum(found.counts.values())
+    trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
+    batch = 32 if trained >= 500 else 16
+    rate = 0.05 * batch / 32
+    network, side, epochs = _network(found, trained)
+    optimizer = {"type": "SGD", "args": {"lr": rate, "momentum": 0.9, "nesterov": True,
+                                         "weight_decay": 0.0005}, "no_decay": True}  # fmt: skip
+    schedule: dict | None = {"type": "OneCycleLR", "args": {"max_lr": rate}}
+    if weights is not None:
+        network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
+        side, epochs = 224, 20
+        optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
+    several = found.is_multi_label
+    is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
+    arguments = {"data_dir": str(_folder(data)), "image_size": side, "batch_size": batch}
+    if _folder(data) != data:
+        arguments["labels"] = data.name
+    arguments["channels"] = 1 if found.is_grey and weights is None else 3
+    if not found.parts:
+        arguments |= {"split": SPLIT, "stratify": True}
+    elif "val" not in found.parts:
+        arguments["validation_split"] = VALIDATION
+    if is_uneven:
+        arguments["balance"] = "sampler"
+    arguments["normalize"] = "imagenet" if weights else "data"
+    arguments["transforms"] = _transforms(side, target, weights)
+    loss: dict | str = {"type": "cross_entropy", "args": {} if target else {"label_smoothing": 0.1}}
+    metrics: list = ["accuracy", "recall", "balanced_accuracy"]
+    monitor = "max val_balanced_accuracy" if is_uneven or target else "max val_accuracy"
+    if several:
+        loss, monitor = "binary_cross_entropy_with_logits", "max val_mAP"
+        labels = {"num_labels": len(found.counts)}
+        metrics = [{"type": "MultilabelAveragePrecision", "name": "mAP", "args": labels}]
+    lines = {
+        "name": name or _name(data),
+        "seed": 123,
+        "n_gpu": 1,
+        "arch": network,
+        "data_loader": {"type": "ImageFolderDataLoader", "args": arguments},
+        "optimizer": optimizer,
+        "task": "MultiLabelTask" if several else None,
+        "loss": loss,
+        "metrics": metrics,
+        "lr_scheduler": schedule,
+        "inspection": {"target": target, "max_escape": 0.0} if target else None,
+        "trainer": {"epochs": epochs, "save_dir": "saved/", "keep_last": 2, "monitor": monitor},
+    }
+    comments = {
+        "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "
+        f"sides have {found.side} pixels",
+        "data_loader": f"classes: {', '.join(f'{k} {v}' for k, v in found.counts.items())}",
+        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are six to "
+        "nine minutes on two cores",
+    }
+    return _with_comments(lines, comments, schema)
 
 
 def _folder(data: Path) -> Path:
@@ -154,66 +208,6 @@ def survey(data: Path) -> Survey:
 def _is_grey(image: np.ndarray) -> bool:
     red, green, blue = image.astype(int)
     return max(abs(red - green).mean(), abs(green - blue).mean()) < 1
-
-
-def _text(
-    data: Path, found: Survey, target: str | None, weights: str | None, name: str, schema: str
-) -> str:
-    count = sum(found.counts.values())
-    trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
-    batch = 32 if trained >= 500 else 16
-    rate = 0.05 * batch / 32
-    network, side, epochs = _network(found, trained)
-    optimizer = {"type": "SGD", "args": {"lr": rate, "momentum": 0.9, "nesterov": True,
-                                         "weight_decay": 0.0005}, "no_decay": True}  # fmt: skip
-    schedule: dict | None = {"type": "OneCycleLR", "args": {"max_lr": rate}}
-    if weights is not None:
-        network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
-        side, epochs = 224, 20
-        optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
-    several = found.is_multi_label
-    is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
-    arguments = {"data_dir": str(_folder(data)), "image_size": side, "batch_size": batch}
-    if _folder(data) != data:
-        arguments["labels"] = data.name
-    arguments["channels"] = 1 if found.is_grey and weights is None else 3
-    if not found.parts:
-        arguments |= {"split": SPLIT, "stratify": True}
-    elif "val" not in found.parts:
-        arguments["validation_split"] = VALIDATION
-    if is_uneven:
-        arguments["balance"] = "sampler"
-    arguments["normalize"] = "imagenet" if weights else "data"
-    arguments["transforms"] = _transforms(side, target, weights)
-    loss: dict | str = {"type": "cross_entropy", "args": {} if target else {"label_smoothing": 0.1}}
-    metrics: list = ["accuracy", "recall", "balanced_accuracy"]
-    monitor = "max val_balanced_accuracy" if is_uneven or target else "max val_accuracy"
-    if several:
-        loss, monitor = "binary_cross_entropy_with_logits", "max val_mAP"
-        labels = {"num_labels": len(found.counts)}
-        metrics = [{"type": "MultilabelAveragePrecision", "name": "mAP", "args": labels}]
-    lines = {
-        "name": name,
-        "seed": 123,
-        "n_gpu": 1,
-        "arch": network,
-        "data_loader": {"type": "ImageFolderDataLoader", "args": arguments},
-        "optimizer": optimizer,
-        "task": "MultiLabelTask" if several else None,
-        "loss": loss,
-        "metrics": metrics,
-        "lr_scheduler": schedule,
-        "inspection": {"target": target, "max_escape": 0.0} if target else None,
-        "trainer": {"epochs": epochs, "save_dir": "saved/", "keep_last": 2, "monitor": monitor},
-    }
-    comments = {
-        "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "
-        f"sides have {found.side} pixels",
-        "data_loader": f"classes: {', '.join(f'{k} {v}' for k, v in found.counts.items())}",
-        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are six to "
-        "nine minutes on two cores",
-    }
-    return _with_comments(lines, comments, schema)
 
 
 def _network(found: Survey, trained: float) -> tuple[dict, int, int]:

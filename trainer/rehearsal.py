@@ -109,7 +109,7 @@ class Rehearsal:
 
 
 class Watched(Running):
-    """A model that notes its inputs, and says that it is at fault when it fails."""
+    """A model that notes its inputs, and whose errors name it as the cause."""
 
     def __init__(self, engine: Engine, model: nn.Module, tried: Rehearsal, whole: bool = True):
         super().__init__(engine, model)

@@ -130,7 +130,7 @@ def search(family: Family, arguments: argparse.Namespace) -> dict:
         direction="maximize" if rule.mode == "max" else "minimize",
         load_if_exists=True,
     )
-    # another seed each time: one that goes on would draw the same values again
+    # another seed each time: a resumed search would draw the same values again
     seed = family.config.get("seed", 0) + len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=int(WARM_UP * trainer["epochs"]))

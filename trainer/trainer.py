@@ -179,7 +179,7 @@ class Trainer(BaseTrainer):
     def recompute_statistics(
         self, network: nn.Module, names: Iterable[str], epoch: int
     ) -> dict[str, Tensor]:
-        """Compute the statistics of the named batch norms anew. Returns the earlier ones."""
+        """Recompute the statistics of the named batch norms. Returns the earlier ones."""
         for other in self.task.networks():
             other.eval()
         forward = partial(self.task.step, Running(self.engine, network))
