@@ -92,19 +92,17 @@ class Schedule:
             self.scheduler.load_state_dict(state)
 
     def _step(self, interval: str, *watched: float) -> None:
-        if self.scheduler is None or self.interval != interval or self._at_end():
+        scheduler = self.scheduler
+        if scheduler is None or self.interval != interval:
+            return
+        if isinstance(scheduler, OneCycleLR) and scheduler.last_epoch + 1 >= scheduler.total_steps:
+            # It refuses to be stepped past its end, which a run that was made longer on resume
+            # reaches: the rate stays at its last value.
             return
         with warnings.catch_warnings():
             # torch does not know of the optimizer steps taken before a resume
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            self.scheduler.step(*watched)
-
-    def _at_end(self) -> bool:
-        # OneCycleLR refuses to be stepped past its end, which a run that was made longer on resume
-        # reaches: the rate then stays at its last value.
-        scheduler = self.scheduler
-        is_one_cycle = isinstance(scheduler, OneCycleLR)
-        return is_one_cycle and scheduler.last_epoch + 1 >= scheduler.total_steps
+            scheduler.step(*watched)
 
 
 def step_interval(spec: str | dict | None) -> Literal["step", "epoch"]:
