@@ -15,7 +15,7 @@ from base.worker_loader import WorkerLoader
 from model.freezing import set_training_mode
 from model.heads import find_head
 from utils.engine.engine import Engine
-from utils.engine.randomness import draws_randomness, seeded
+from utils.engine.randomness import draws_randomness
 
 
 class Tail(nn.Module):
@@ -59,8 +59,7 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
     if not isinstance(data, Tensor):
         return None
     set_training_mode(network)
-    devices = [data.device] if data.is_cuda else []
-    with torch.no_grad(), seeded(0), torch.random.fork_rng(devices):
+    with torch.no_grad(), engine.seeded("features"):
         one, two = (_tail_input(network, name, data) for _ in range(2))
         if not (isinstance(one, Tensor) and len(one) == len(data) and torch.equal(one, two)):
             return None
