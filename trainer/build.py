@@ -72,17 +72,17 @@ def build_loaders(config: ConfigParser) -> tuple[BaseDataLoader, BaseDataLoader 
     valid_data_loader = build_loader(config, "valid_data_loader", "val")
     valid_data_loader = valid_data_loader or data_loader.split_validation()
     loaders = [loader for loader in (data_loader, valid_data_loader) if loader is not None]
+    with distributed.local_main_first():  # one process of a machine downloads and fills caches
+        for line in dict.fromkeys(line for loader in loaders for line in loader.check()):
+            config.get_logger("data").info(line)
+        for loader in loaders:
+            len(loader)
     classes, others = loaders[0].classes, loaders[-1].classes
     if None not in (classes, others) and classes != others:
         raise UserError(
             f"valid_data_loader: its classes are {shorten(others)}, those of data_loader "
             f"{shorten(classes)}"
         )
-    with distributed.local_main_first():  # one process of a machine downloads and fills caches
-        for line in dict.fromkeys(line for loader in loaders for line in loader.check()):
-            config.get_logger("data").info(line)
-        for loader in loaders:
-            len(loader)
     return data_loader, valid_data_loader
 
 

@@ -116,12 +116,8 @@ def search(family: Family, arguments: argparse.Namespace) -> dict:
         raise UserError("a search needs Optuna: pip install optuna") from None
     if arguments.trials is not None:
         family.keep(members=arguments.trials)
-    trainer, space, states = (
-        family.config["trainer"],
-        family.about["space"],
-        optuna.trial.TrialState,
-    )
-    rule = Monitor(trainer["monitor"])
+    trainer, space = family.config["trainer"], family.about["space"]
+    rule, states = Monitor(trainer["monitor"]), optuna.trial.TrialState
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend = optuna.storages.journal.JournalFileBackend(str(family.folder / "study.log"))
     study = optuna.create_study(
