@@ -66,4 +66,4 @@ def test_family_learns_and_answers_or_is_warned_of(tmp_path, train, capsys, name
         best = max(float(row["val_accuracy"]) for row in csv.DictReader(file))
     output = capsys.readouterr().out
     print(f"\n{name} seed {seed}: {best:.3f} {output}")
-    assert best >= 0.9 or "samples" in output  # of trainer/doubts.py
+    assert best >= 0.9 or "samples" in output  # find_doubts in trainer/answers.py
