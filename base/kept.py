@@ -167,8 +167,8 @@ def is_plain(value: object) -> bool:
 
 def _fingerprint(value: object, seen: tuple = ()) -> object:
     """Something that is not equal any more once the value has changed."""
-    if isinstance(value, nn.Parameter):
-        return object()  # an optimizer's kernels change it unseen
+    if isinstance(value, nn.Parameter | collections.abc.Iterator):
+        return object()  # an optimizer's kernels, or who reads it, change it unseen
     if isinstance(value, Tensor):
         return id(value), value._version
     if isinstance(value, PLAIN):
@@ -179,14 +179,11 @@ def _fingerprint(value: object, seen: tuple = ()) -> object:
         return str(value.bit_generator.state)
     if isinstance(value, torch.Generator):
         return value.get_state().numpy().tobytes()
-    if isinstance(value, collections.abc.Iterator):
-        return object()  # how far it has come is not to be seen
     fixed = (type, functools.partial, DataLoader, Dataset, nn.Module)
     if id(value) in seen or isinstance(value, fixed) or inspect.isroutine(value):
         return id(value)
     seen = (*seen, id(value))
-    if isinstance(value, dict):
-        return [(key, _fingerprint(part, seen)) for key, part in value.items()]
-    if isinstance(value, list | tuple | set | frozenset | collections.deque):
-        return type(value), [_fingerprint(part, seen) for part in value]
+    if isinstance(value, dict | list | tuple | set | frozenset | collections.deque):
+        parts = value.items() if isinstance(value, dict) else value
+        return type(value), [_fingerprint(part, seen) for part in parts]
     return id(value), _fingerprint(getattr(value, "__dict__", {}), seen)

@@ -173,9 +173,8 @@ class Samples(Dataset):
                 if self.collate_fn is None and self.offers.__getitems__:
                     batch = self.offers.__getitems__(indices)
                 else:
-                    is_own = self.collate_fn is not None
+                    is_own, samples = self.collate_fn is not None, []
                     take = self.whole.__getitem__ if is_own else self.offers.transform
-                    samples = []
                     for parts in seeds:
                         reading = self._begin([parts[1]])
                         reseed(*self._seed(parts))
