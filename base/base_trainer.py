@@ -485,7 +485,7 @@ class BaseTrainer(ABC):
 
     def figures(self) -> dict[str, Any]:
         """What the record of origin says of the network: plain data."""
-        figures: dict[str, Any] = {"epoch": self.epoch}
+        figures = {"epoch": self.epoch}
         loaders = ("trained on", self.data_loader), ("validated on", self.valid_data_loader)
         for name, loader in loaders:
             if isinstance(loader, BaseDataLoader):
