@@ -58,9 +58,9 @@ class Rehearsal:
     def run(self, network: nn.Module, batch: Batch, train_steps: TrainSteps | None) -> Step:
         """A training step without the optimizers, or an evaluation; see `rehearse`."""
         task, name, criterion = self.task, type(self.task).__name__, self.task.criterion
-        lonely = train_steps and count_samples(batch) == 1 < len(self.loader.dataset)
-        if lonely:
+        if train_steps and count_samples(batch) == 1 < len(self.loader.dataset):
             self.hint = "; set data_loader.args.drop_last to true, or another batch_size"
+        steps = train_steps or (lambda model, batch: [task.step(model, batch)])
         model, hint = Watched(self.engine, network, self), self.hint
         if criterion is None:
             hint = '; the config has no section "loss"'
@@ -69,7 +69,7 @@ class Rehearsal:
         self.criterion = criterion
         try:
             with explained(f"task: {name} does not fit {self.place}", hint):
-                for step in train_steps(model, batch) if train_steps else [task.step(model, batch)]:
+                for step in steps(model, batch):
                     self.check_step(step, name)
         finally:
             task.criterion = criterion
