@@ -18,8 +18,8 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     """The report on the images of "train", "val", "test": counts, imbalance, bad files, copies."""
     lines = []
     for subset, contents in subsets.items():
-        totals = collections.Counter(n for file in contents.files for n in file.numbers)
-        counts = {name: totals[number] for number, name in enumerate(classes)}
+        totals = collections.Counter(label for file in contents.files for label in file.labels)
+        counts = {name: totals[name] for name in classes}
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         lines.append(f"{subset}: {len(contents.files)} images ({listing})")
         if missing := [name for name, count in counts.items() if count == 0]:

@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from base.parts import share_out
 from data_loader.images import image_suffixes
-from data_loader.index import Memory, Record
+from data_loader.index import Record, remember_parts
 from utils.config.lookup import did_you_mean
 from utils.engine.randomness import derive_seed
 from utils.errors import UserError
@@ -25,29 +26,37 @@ from utils.files import printable
 SUBSETS = ("train", "val", "test")
 NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 NAMES |= dict(zip(SUBSETS, SUBSETS, strict=True))  # of folders in lower case -> subset
+SEPARATOR = "|"  # of the classes of one image
 # folders that Windows, macOS and network disks make
 JUNK = {"$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx",
         "@eadir", "@recycle", "#recycle", "#snapshot", "__pycache__"}  # fmt: skip
 
 
 class File(NamedTuple):
-    """An image file: its path as the system needs it (`printable` shows it), its path from the data
-    set's folder with /, the name and the number of its class, and what is known of it. Where an
-    image may have several classes, the number is a list of 0 and 1, one for each class.
+    """An image file of a data set.
+
+    Attributes:
+        path: as the system needs it (`printable` shows it)
+        name: its path from the data set's folder, with /
+        labels: the names of its classes
+        target: the number of its class; where an image may have several classes, a list of 0 and 1,
+            one for each class
+        record: what is known of its content
+        subset, group, line: what a table says of it, and where
     """
 
     path: str
     name: str
-    label: str
-    target: int | list[int]
+    labels: list[str]
+    target: int | list[int] = 0
     record: Record = Record(-1, -1, "", "")
+    subset: str = ""
+    group: str = ""
+    line: int = 0
 
     @property
-    def numbers(self) -> list[int]:
-        """The numbers of its classes."""
-        if isinstance(self.target, int):
-            return [self.target]
-        return [number for number, is_there in enumerate(self.target) if is_there]
+    def label(self) -> str:
+        return SEPARATOR.join(self.labels)
 
 
 def find_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
@@ -96,11 +105,13 @@ def _with_partners(paths: list[str]) -> list[str]:
     Raises UserError if they are most of a folder: training on masks would look like success. A few
     may be a coincidence.
     """
-    places, names = zip(*map(os.path.split, paths), strict=True) if paths else ((), ())
-    stems = (re.sub(r"[-_. ]?mask$", "", os.path.splitext(name.lower())[0]) for name in names)
-    keys = list(zip(places, stems, strict=True))
-    counts, sizes = collections.Counter(keys), collections.Counter(places)
-    paired = [path for path, key in zip(paths, keys, strict=True) if counts[key] > 1]
+    groups = collections.defaultdict(list)
+    for path in paths:
+        place, name = os.path.split(path)
+        stem = re.sub(r"[-_. ]?mask$", "", os.path.splitext(name.lower())[0])
+        groups[place, stem].append(path)
+    paired = [path for group in groups.values() if len(group) > 1 for path in group]
+    sizes = collections.Counter(map(os.path.dirname, paths))
     for place, count in collections.Counter(map(os.path.dirname, paired)).items():
         if 2 * count > sizes[place]:
             raise UserError(
@@ -121,13 +132,26 @@ def class_name(folder: str) -> str:
     return unicodedata.normalize("NFC", printable(folder))
 
 
+class Found(NamedTuple):
+    """The images of a subset, the classes without any, and sentences for the user."""
+
+    files: list[File]
+    empty: list[str]
+    notes: list[str]
+
+    def counts(self) -> dict[str, int]:
+        """How many images each class has that has any."""
+        return collections.Counter(label for file in self.files for label in file.labels)
+
+
+@dataclass(eq=False)
 class DataFolder:
     """A data set in a folder. Nothing is read before it is asked for.
 
     Args:
         folder: contains a folder per subset or, with `split`, the classes' folders
         split: shares of training, validation and test
-        classes: names of the classes in the order of their numbers; by default those of the folders
+        given: names of the classes in the order of their numbers; by default those of the folders
             with training images, sorted
         seed: decides which file is in which part of the split
         stratify: divide each class by the shares, and remember the part of each file
@@ -135,26 +159,26 @@ class DataFolder:
             lot is in one part
     """
 
+    folder: Path
+    split: Sequence[float] | None
+    given: list[str] | None
+    seed: int
+    stratify: bool = False
+    group: str | None = None
+
     is_multi_label = False  # whether an image may have several classes
 
-    def __init__(
-        self,
-        folder: Path,
-        split: Sequence[float] | None,
-        classes: list[str] | None,
-        seed: int,
-        stratify: bool = False,
-        group: str | None = None,
-    ):
-        self.folder, self.split, self.seed, self._stratify = folder, split, seed, stratify
+    def __post_init__(self) -> None:
         try:
-            self.group = None if group is None else re.compile(group)
+            self._pattern = None if self.group is None else re.compile(self.group)
         except re.error as error:
-            raise UserError(f'data_loader.args.group: "{group}" is no pattern: {error}') from None
-        self.given = None if classes is None else list(map(class_name, classes))
-        if self.given is not None and not 0 < len(set(self.given)) == len(self.given):
-            raise UserError("data_loader.args.classes must name one class or more, each once")
-        self._found: dict[Path, tuple[dict[str, list[str]], list[str]]] = {}
+            problem = f'data_loader.args.group: "{self.group}" is not a regular expression'
+            raise UserError(f"{problem}: {error}") from None
+        if self.given is not None:
+            self.given = list(map(class_name, self.given))
+            if not 0 < len(set(self.given)) == len(self.given):
+                raise UserError("data_loader.args.classes must name one class or more, each once")
+        self._found: dict[Path, Found] = {}
 
     @functools.cached_property
     def subsets(self) -> dict[str, Path]:
@@ -173,11 +197,9 @@ class DataFolder:
     @functools.cached_property
     def classes(self) -> list[str]:
         """Names of the classes; their places are the class numbers. Raises UserError."""
-        if self.given is not None:
-            return self.given
-        images, _ = self.find("train")
-        if any(images.values()):
-            return sorted(name for name, paths in images.items() if paths)
+        classes = self.given or sorted(self.find("train").counts())
+        if classes:
+            return classes
         folder = self.place("train")
         raise UserError(f"{folder} contains no folders with images; it should have one per class")
 
@@ -186,9 +208,11 @@ class DataFolder:
 
         Raises UserError if its folders are not the classes, or for training lack one.
         """
-        (images, notes), place, known = self.find(subset), self.place(subset), self.classes
-        new = [name for name, paths in images.items() if paths and name not in known]
-        missing = ", ".join(name for name in known if name not in images)
+        found, place, known = self.find(subset), self.place(subset), self.classes
+        counts = found.counts()
+        new = [name for name in counts if name not in known]
+        present = {*counts, *found.empty}
+        missing = ", ".join(name for name in known if name not in present)
         lacks = f"it lacks {missing}" if missing else ""
         if new:
             source = "data_loader.args.classes (the config's or the checkpoint's) does not name"
@@ -199,24 +223,13 @@ class DataFolder:
             raise UserError(f"{place} {text}")
         if missing and subset == "train":
             raise UserError(f"{place} must have all of data_loader.args.classes; {lacks}")
-        numbers = {name: number for number, name in enumerate(known)}
         files = []
-        for path, name, labels in self.members(subset):
-            if self.split is None or self._part_of(name) == subset:
-                target = [int(label in labels) for label in known]
-                target = target if self.is_multi_label else numbers[labels[0]]
-                files.append(File(path, name, "|".join(labels), target))
-        return files, notes
-
-    def members(self, subset: str) -> list[tuple[str, str, list[str]]]:
-        """The images in the folder of a subset: path, path from the data set's folder, classes."""
-        (images, _), place = self.find(subset), self.place(subset)
-        start = len(os.path.join(place, "")) - (0 if self.split else len(place.name) + 1)
-        return [
-            (path, path[start:].replace(os.sep, "/"), [label])
-            for label, paths in images.items()
-            for path in paths
-        ]
+        for file in found.files:
+            if self.split is None or self._part_of(file.name) == subset:
+                several = [int(label in file.labels) for label in known]
+                target = several if self.is_multi_label else several.index(1)
+                files.append(file._replace(target=target))
+        return files, found.notes
 
     def place(self, subset: str) -> Path:
         """The folder of a subset. Raises UserError if there is none."""
@@ -227,32 +240,39 @@ class DataFolder:
         hint = "" if self.subsets or not _subfolders(self.folder) else hint
         raise UserError(f"data_loader.args.data_dir: there is no folder {folder}{hint}")
 
-    def find(self, subset: str) -> tuple[dict[str, list[str]], list[str]]:
-        """The images in the folder of a subset by class, and sentences for the user."""
+    def find(self, subset: str) -> Found:
+        """The images in the folder of a subset: with `split`, those of all subsets."""
         place = self.place(subset)
-        if place in self._found:
-            return self._found[place]
+        if place not in self._found:
+            self._found[place] = self._search(place)
+        return self._found[place]
+
+    def _search(self, place: Path) -> Found:
         folders, notes = find_files(place)
         loose, names = folders.pop(""), collections.Counter(map(class_name, folders))
-        images = {class_name(folder): paths for folder, paths in folders.items()}
         if twice := [name for name, count in names.items() if count > 1]:
             raise UserError(f"{place} contains {twice[0]} twice, written in two ways: join them")
-        subsets = [name for name, paths in images.items() if paths and name.lower() in NAMES]
+        start = len(os.path.join(place, "")) - (0 if self.split else len(place.name) + 1)
+        files = [
+            File(path, path[start:].replace(os.sep, "/"), [class_name(folder)])
+            for folder, paths in folders.items()
+            for path in paths
+        ]
+        empty = [class_name(folder) for folder, paths in folders.items() if not paths]
+        subsets = [name for name in names if name not in empty and name.lower() in NAMES]
         if subsets and self.split and self.given is None:
             raise UserError(
                 f"data_loader.args.split: {place} is already split into {' and '.join(subsets)}; "
                 "if these are classes, set data_loader.args.classes"
             )
         others = [] if self.split else _subfolders(self.folder)
-        empty = [name for name, paths in images.items() if not paths]
         more = {
             f"images are in no class's folder of {place}": loose,
             f"folders of {place} contain no images": empty,
             f"folders of {self.folder} are not used": [n for n in others if n.lower() not in NAMES],
         }
         notes += [f"{len(names)} {text}: {some(names)}" for text, names in more.items() if names]
-        self._found[place] = images, notes
-        return images, notes
+        return Found(files, empty, notes)
 
     @property
     def is_grouped(self) -> bool:
@@ -261,25 +281,23 @@ class DataFolder:
 
     def group_of(self, name: str) -> str:
         """The lot of a file, by its name; the name if the pattern does not occur in it."""
-        found = self.group and self.group.search(name.rpartition("/")[2])
+        found = self._pattern and self._pattern.search(name.rpartition("/")[2])
         return (found[1] if found.re.groups else found[0]) if found else name
 
     @functools.cached_property
     def _parts(self) -> dict[str, int]:
         """The part of each file by name. Those of files that were there before stay."""
         files = [
-            (name, label, self.group_of(name))
-            for _, name, labels in self.members("train")
-            for label in labels or [""]
+            (file.name, label, self.group_of(file.name))
+            for file in self.find("train").files
+            for label in file.labels or [""]
         ]
-        pattern = self.group.pattern if self.group else self.is_grouped or None
-        memory = Memory(self.folder, [self.seed, list(self.split), pattern])
-        parts = share_out(files, self.split, self.seed, memory.parts)
-        memory.keep(parts)
-        return parts
+        settings = [self.seed, list(self.split), self.group or self.is_grouped or None]
+        share = functools.partial(share_out, files, self.split, self.seed)
+        return remember_parts(self.folder, settings, share)
 
     def _part_of(self, name: str) -> str:
-        if self._stratify or self.is_grouped:
+        if self.stratify or self.is_grouped:
             return SUBSETS[self._parts[name]]
         # From the name alone: with its rank among all files, a new file would move others.
         place = derive_seed(self.seed, "part", name) / 2**63

@@ -15,10 +15,10 @@ from data_loader.images import read_image
 from data_loader.label_table import LabelTable
 from data_loader.transforms import (
     PRESETS,
-    AsDecoded,
     Pipeline,
     Transform,
     given_normalisation,
+    padded,
     side_to_read,
     unpadded,
 )
@@ -129,12 +129,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         seed = self.settings["seed"]
         if split is not None and self.settings["fold"]:  # the folds are of all images
             split = (1.0, 0.0, 0.0)
-        settings = split, classes, seed, stratify, group
-        self.folder = (
-            LabelTable(Path(data_dir), labels, *settings)
-            if labels
-            else DataFolder(Path(data_dir), *settings)
-        )
+        settings = Path(data_dir), split, classes, seed, stratify, group
+        self.folder = LabelTable(*settings, labels) if labels else DataFolder(*settings)
         self.store = ImageStore(self.folder, cache, pixel_range)
 
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
@@ -172,7 +168,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         return self._pipeline(augment=False)(image)
 
     def decoded(self) -> "ImageFolderDataLoader":
-        """A loader of the same samples, whose inputs are the images as read, see `AsDecoded`."""
+        """A loader of the same samples, whose inputs are the images as read, see `padded`."""
         loader = self.for_subset(self.subset, own_data=True)
         loader._as_decoded = True
         return loader
@@ -256,12 +252,11 @@ class ImageFiles(BaseDataset):
         return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
     def transform(self, index: int) -> tuple[Tensor, int | list[int]]:
-        return self._input.transform(self.contents.image(index)), self.targets[index]
+        image = self.contents.image(index)
+        shown = image if self.as_decoded else self.pipeline.transform(image)
+        return shown, self.targets[index]
 
     def collate(self, samples: list[tuple[Tensor, int | list[int]]]) -> tuple[Tensors, Tensor]:
         images, targets = zip(*samples, strict=True)
-        return self._input.collate(images), torch.tensor(targets)
-
-    @property
-    def _input(self) -> Pipeline | AsDecoded:
-        return AsDecoded() if self.as_decoded else self.pipeline
+        batch = padded(images) if self.as_decoded else self.pipeline.collate(images)
+        return batch, torch.tensor(targets)

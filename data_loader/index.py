@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,6 @@ from data_loader.images import Range
 from utils.files import write_text
 
 VERSION = 4  # of how images are read and what is kept of them; a change makes old files stale
-
-
 CHECKSUM = ', "checksum": "'
 
 
@@ -65,8 +64,7 @@ class Index:
     """
 
     def __init__(self, folder: Path, *settings: int | None):
-        folder = folder.resolve()
-        self.folder = folder.with_name(f"{folder.name}.cache")
+        self.folder = cache_folder(folder)
         self.made_by = [VERSION, PIL.__version__, *settings]
         self.records = self._stored()
 
@@ -115,8 +113,11 @@ def _checksum(text: str) -> str:
     return f'{CHECKSUM}{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"}}'
 
 
-class Memory:
-    """The file parts.json in DATA_DIR.cache: which part of a split each file was given.
+def remember_parts(
+    folder: Path, settings: list, share: Callable[[dict[str, int]], dict[str, int]]
+) -> dict[str, int]:
+    """The part of a split that each file is in, by name; those given before are remembered in the
+    file parts.json in DATA_DIR.cache.
 
     Unlike the index it cannot be made again once files were added; where it cannot be written, the
     parts follow from the files that are there.
@@ -124,25 +125,23 @@ class Memory:
     Args:
         folder: of the data set
         settings: of the split; each has its own parts
+        share: makes the parts of all files from those that were given before
     """
-
-    def __init__(self, folder: Path, settings: list):
-        folder, self.key = folder.resolve(), repr(settings)
-        self.path = folder.with_name(f"{folder.name}.cache") / "parts.json"
-        self.parts: dict[str, int] = self._stored().get(self.key, {})
-
-    def keep(self, parts: dict[str, int]) -> None:
-        """Remember these parts, beside those of files that are not there at the moment."""
-        if parts.items() <= self.parts.items():
-            return
-        content = self._stored() | {self.key: self.parts | parts}
+    path, key = cache_folder(folder) / "parts.json", repr(settings)
+    stored: dict[str, dict[str, int]] = {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+    known = stored.get(key, {})
+    parts = share(known)
+    if not parts.items() <= known.items():
+        stored[key] = known | parts  # also those of files that are not there at the moment
         with contextlib.suppress(OSError):
-            self.path.parent.mkdir(exist_ok=True)
-            write_text(self.path, json.dumps(content))
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(stored))
+    return parts
 
-    def _stored(self) -> dict[str, dict[str, int]]:
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                return content
-        return {}
+
+def cache_folder(folder: Path) -> Path:
+    """The folder DATA_DIR.cache, beside the data set's."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.cache")

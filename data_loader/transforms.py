@@ -57,7 +57,7 @@ class CropRegion(nn.Module):
         self.region = _checked_region(region)
 
     def forward(self, image: Tensor) -> Tensor:
-        return image[(..., *_slices(self.region, image.shape[-2:]))]
+        return _cut_out(image, self.region)
 
 
 class KeepRegions(nn.Module):
@@ -84,8 +84,7 @@ class KeepRegions(nn.Module):
             return image * (_resized(self.mask, image) > 127)
         kept = torch.zeros_like(image)
         for region in self.regions:
-            place = (..., *_slices(region, image.shape[-2:]))
-            kept[place] = image[place]
+            _cut_out(kept, region).copy_(_cut_out(image, region))
         return kept
 
 
@@ -123,27 +122,22 @@ class LocalContrast(nn.Module):
         self.clip, self.tiles = clip, tiles
 
     def forward(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        bottom, right = (-(-side // self.tiles) * self.tiles - side for side in (height, width))
-        padded = F.pad(image.float()[None], (0, right, 0, bottom), mode="reflect")[0].long()
-        rows, columns = (side // self.tiles for side in padded.shape[-2:])
-        tables = self._tables(padded, rows, columns)
-        below, above, part = zip(*(
-            self._between(side, size) for side, size in ((height, rows), (width, columns))
-        ), strict=True)  # fmt: skip
-        values = image.long()
-        channel = torch.arange(len(image))[:, None, None]
+        bottom, right = (-side % self.tiles for side in image.shape[-2:])
+        padded = F.pad(image.float()[None], (0, right, 0, bottom), mode="reflect")[0]
+        tables = self._tables(padded.long())
+        # Each value is looked up between the four nearest tiles: in a volume of 256 brightnesses
+        # x tiles x tiles, whose corners are at -1 and 1 on each axis.
+        sides = zip(image.shape[-2:], padded.shape[-2:], strict=True)
+        y, x = (2 * torch.arange(side) / whole - 1 for side, whole in sides)
+        brightness = (2 * image.float() + 1) / 256 - 1
+        grid = torch.stack(torch.broadcast_tensors(x, y[:, None], brightness), -1)
+        options = {"padding_mode": "border", "align_corners": False}
+        found = F.grid_sample(tables[:, None], grid[:, None], **options)[:, 0, 0]
+        return found.round().to(torch.uint8)
 
-        def look(vertical: Tensor, horizontal: Tensor) -> Tensor:
-            return tables[channel, vertical[:, None], horizontal[None], values]
-
-        down, across = part[0][:, None], part[1][None]
-        upper = look(below[0], below[1]) * (1 - across) + look(below[0], above[1]) * across
-        lower = look(above[0], below[1]) * (1 - across) + look(above[0], above[1]) * across
-        return (upper * (1 - down) + lower * down).round().clamp(0, 255).to(torch.uint8)
-
-    def _tables(self, image: Tensor, rows: int, columns: int) -> Tensor:
-        """What each tile makes of each brightness: (channels, tiles, tiles, 256)."""
+    def _tables(self, image: Tensor) -> Tensor:
+        """What each tile makes of each brightness: (channels, 256, tiles, tiles)."""
+        rows, columns = (side // self.tiles for side in image.shape[-2:])
         size = rows * columns
         parts = image.unfold(1, rows, rows).unfold(2, columns, columns).flatten(3)
         counts = torch.zeros(*parts.shape[:3], 256).scatter_add_(3, parts, torch.ones(parts.shape))
@@ -154,14 +148,7 @@ class LocalContrast(nn.Module):
         step = (256 // left_over.clamp(min=1)).clamp(min=1)
         place = torch.arange(256).expand_as(counts)
         counts += ((place % step == 0) & (place // step < left_over)).float()
-        return (counts.cumsum(3) * (255 / size)).round().clamp(max=255)
-
-    def _between(self, side: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row (or column) the tiles before and after, and how near the second one is."""
-        place = torch.arange(side) / size - 0.5
-        first = place.floor()
-        last = self.tiles - 1
-        return first.clamp(0).long(), (first + 1).clamp(max=last).long(), place - first
+        return (counts.cumsum(3) * (255 / size)).round().clamp(max=255).permute(0, 3, 1, 2)
 
 
 class Pipeline:
@@ -213,25 +200,19 @@ class Pipeline:
         return batch.permute(0, 3, 1, 2)
 
 
-class AsDecoded:
-    """In place of a `Pipeline`: leaves the images as they are, for a network that does the rest.
-
-    `collate` returns uint8 (N, 3, H, W), padded to the largest, and their sizes (N, 2).
+def padded(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Images as read, for a network that does the rest: uint8 (N, 3, H, W), padded to the largest,
+    and their sizes (N, 2).
     """
-
-    def transform(self, image: Tensor) -> Tensor:
-        return image
-
-    def collate(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        sizes = torch.tensor([image.shape[1:] for image in images])
-        batch = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
-        for place, image, (height, width) in zip(batch, images, sizes, strict=True):
-            place[:, :height, :width] = image
-        return batch, sizes
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    batch = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
+    for place, image, (height, width) in zip(batch, images, sizes, strict=True):
+        place[:, :height, :width] = image
+    return batch, sizes
 
 
 def unpadded(batch: Tensor, sizes: Tensor) -> list[Tensor]:
-    """The images (3, H, W) in what `AsDecoded` returned."""
+    """The images (3, H, W) in what `padded` returned."""
     rows = zip(batch, sizes.tolist(), strict=True)
     return [image[:, :height, :width] for image, (height, width) in rows]
 
@@ -263,13 +244,13 @@ def _checked_region(region: Sequence[float]) -> Sequence[float]:
     return region
 
 
-def _slices(region: Sequence[float], shape: Sequence[int]) -> tuple[slice, slice]:
-    """A region's rows and columns in an image (height, width), at least one of each."""
-    places = []
-    for start, stop, side in zip(region[1::-1], region[:1:-1], shape, strict=True):
+def _cut_out(image: Tensor, region: Sequence[float]) -> Tensor:
+    """The part of an image (C, H, W), at least a pixel; a view."""
+    for axis, start, stop in zip((-2, -1), region[1::-1], region[:1:-1], strict=True):
+        side = image.shape[axis]
         first = min(round(start * side), side - 1)
-        places.append(slice(first, max(round(stop * side), first + 1)))
-    return places[0], places[1]
+        image = image.narrow(axis, first, max(round(stop * side) - first, 1))
+    return image
 
 
 def _resized(image: Tensor, like: Tensor) -> Tensor:

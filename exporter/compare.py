@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from data_loader.transforms import AsDecoded
+from data_loader.transforms import padded
 from exporter.base_exporter import BaseExporter
 from exporter.content import export_network
 from exporter.deployed import ExportedNetwork
@@ -117,10 +117,7 @@ def from_file(evaluator: Evaluator, network: ExportedNetwork) -> Callable[[], ob
 
     def decide() -> object:
         image = loader.read(next(files))
-        if network.takes_images:
-            args = AsDecoded().collate([image])
-        else:
-            args = (loader.prepare(image)[None],)
+        args = padded([image]) if network.takes_images else (loader.prepare(image)[None],)
         return run(network.raw(args, {})[0])
 
     return decide

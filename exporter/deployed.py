@@ -122,7 +122,7 @@ class ExportedNetwork(nn.Module):
         threads: of one run; 0 for all
 
     Attributes:
-        takes_images: it takes the images as they are decoded, see `AsDecoded`
+        takes_images: it takes the images as they are decoded, see `padded`
         further: what the file gives beside the network's output, for the last batch, by name
     """
 

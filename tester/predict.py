@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from base.base_task import Step
 from data_loader.files import find_files
 from data_loader.images import read_image
-from data_loader.transforms import AsDecoded
+from data_loader.transforms import padded
 from logger.charts import to_pil_image
 from logger.files import file_names, write_csv
 from logger.logger import setup_logging
@@ -90,7 +90,7 @@ def predict_images(
             unreadable.append(name)
             continue
         with watched(unwrap(model), novelty) as found:
-            shown = AsDecoded().collate([image]) if takes_images else (data,)
+            shown = padded([image]) if takes_images else (data,)
             output = class_outputs(model, *engine.to_device(shown))
         probability = output[0].float().softmax(0).cpu()
         distances += found[-1:]

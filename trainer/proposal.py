@@ -178,7 +178,7 @@ def _check_same(path: Path, data: Path, target: str | None, weights: str | None)
 def survey(data: Path) -> Survey:
     """Look at images. Raises UserError if they do not have two classes."""
     if data.suffix.lower() in TABLES:
-        found: DataFolder = LabelTable(data.parent, data.name, None, None, seed=0)
+        found: DataFolder = LabelTable(data.parent, None, None, seed=0, table=data.name)
         is_split = any(row.subset for row in found.rows)
         wanted = "should name two classes or more"
     else:
@@ -187,11 +187,11 @@ def survey(data: Path) -> Survey:
         found = found if is_split else DataFolder(data, SPLIT, None, seed=0)
         wanted = "should contain a folder of images for each class, or train, val, test with those"
     parts = [part for part in SUBSETS if is_split and part in found.subsets]
-    images, _ = found.find("train")
-    counts = {name: len(images[name]) for name in sorted(images) if images[name]}
+    images = found.find("train")
+    counts = dict(sorted(images.counts().items()))
     if len(counts) < 2:
         raise UserError(f"--data: {data} {wanted}; found: {', '.join(counts) or 'none'}")
-    paths = sorted({path for paths in images.values() for path in paths})
+    paths = sorted({file.path for file in images.files})
     sides, grey = [], []
     for path in random.Random(0).sample(paths, min(LOOKED_AT, len(paths))):
         try:

@@ -397,5 +397,7 @@ def test_lots_are_in_one_part(tmp_path, cut):
 
 
 def test_group_that_is_no_pattern_is_said(folder):
-    with pytest.raises(UserError, match=r'data_loader.args.group: "\(lot" is no pattern'):
+    with pytest.raises(
+        UserError, match=r'data_loader.args.group: "\(lot" is not a regular expression'
+    ):
         image_loader(folder, group="(lot")
