@@ -4,6 +4,7 @@ They are kept in memory, or in a file that later runs use, too.
 """
 
 import collections
+import contextlib
 import errno
 import functools
 import hashlib
@@ -98,12 +99,11 @@ class ImageStore:
 
     def contents(self, subset: str, read: Reader) -> Contents:
         """The images of a subset, decoded in threads by `read` or taken from the cache."""
-        self._index = self._index or Index(self.folder.folder, *read.keywords.values())
         if subset not in self._contents:
             try:
                 self._contents[subset] = self._read(subset, read)
             except DeepImage:
-                train, _ = self._files("train")
+                train, _ = self._files("train", read)
                 self._examine(train, functools.partial(read, pixel_range="data"))
                 values = [file.record.values for file in train if file.record.values]
                 self.pixel_range = common_range(values)
@@ -112,34 +112,36 @@ class ImageStore:
 
     def indexed_digest(self, subset: str, read: Reader) -> str | None:
         """The `Contents.digest` of a subset, if the index knows all its files; reads no image."""
-        self._index = self._index or Index(self.folder.folder, *read.keywords.values())
-        files, _ = self._files(subset)
-        if not all(file.record.bad or file.record.digest for file in files):
-            return None
+        files, _ = self._files(subset, read)
         good = [file for file in files if not file.record.bad]
-        return Contents(good, None, read, [], []).digest()
+        is_known = all(file.record.digest for file in good)
+        return Contents(good, None, read, [], []).digest() if is_known else None
 
     def _read(self, subset: str, read: Reader) -> Contents:
-        files, notes = self._files(subset)
+        files, notes = self._files(subset, read)
         read = functools.partial(read, pixel_range=self.pixel_range)
-        path, images, note = self._path(subset, files), None, ""
+        path, images = self._path(subset, files), None
         if self.cache is None or (self.cache != "ram" and path.exists()):
             self._examine(files, read)
             shapes = [file.record.shape for file in files if not file.record.bad]
             images = self.cache and ImageFile.load(path, shapes)
         if self.pixel_range == "data" and any(file.record.values for file in files):
             raise DeepImage
+        cache_notes = []
         if images is None and self.cache is not None:
-            images, note = keep(_decode(files, range(len(files)), read, True), self.cache, path)
+            decoded = _decode(files, range(len(files)), read, wanted=True)
+            images, cache_notes = keep(decoded, self.cache, path)
         notes = [*notes, *self._index.update(subset, {file.name: file.record for file in files})]
         if self.pixel_range == "data":  # there are only 8 bits
             self.pixel_range = None if subset == "train" else "data"
             read.keywords["pixel_range"] = None
         good = [file for file in files if not file.record.bad]
         bad = [f"{printable(file.path)}: {file.record.bad}" for file in files if file.record.bad]
-        return Contents(good, images, read, bad, [*notes, note] if note else notes)
+        return Contents(good, images, read, bad, notes + cache_notes)
 
-    def _files(self, subset: str) -> tuple[list[File], list[str]]:
+    def _files(self, subset: str, read: Reader) -> tuple[list[File], list[str]]:
+        """The files of a subset with what the index knows of them, and sentences for the user."""
+        self._index = self._index or Index(self.folder.folder, *read.keywords.values())
         files, notes = self.folder.files(subset)
         look = self._index.look
         return [f._replace(record=look(f.path, f.name, f.label, subset)) for f in files], notes
@@ -148,7 +150,7 @@ class ImageStore:
         """Complete the records of files that are new or have changed."""
         scaled = read.keywords["pixel_range"]
         new = [n for n, file in enumerate(files) if not file.record.is_complete(scaled)]
-        collections.deque(_decode(files, new, read, False), maxlen=0)
+        collections.deque(_decode(files, new, read, wanted=False), maxlen=0)
 
     def _path(self, subset: str, files: list[File]) -> Path:
         """Where a subset's decoded images are stored: the name changes with what they depend on."""
@@ -217,17 +219,14 @@ class ImageFile(Sequence):
 
     @classmethod
     def load(cls, path: Path, shapes: list[list[int]]) -> "ImageFile | None":
-        """The file as it was stored; None if it is missing or damaged, which is logged."""
-        images = cls(path, shapes)
-        try:
-            stored = images._bytes[images.offsets[-1] :].view("<u4")
-        except (OSError, ValueError):
-            stored = []
+        """The file as it was stored; None if it is damaged, which is logged."""
+        images, stored = cls(path, shapes), []
+        with contextlib.suppress(OSError, ValueError):
+            stored = images._bytes[images.offsets[-1] :].view("<u4").tolist()
         with ThreadPoolExecutor(cores()) as threads:
-            if list(threads.map(images._checksum, range(len(stored)))) == list(stored) != []:
+            if stored and list(threads.map(images._checksum, range(len(stored)))) == stored:
                 return images
-        if path.exists():
-            logging.getLogger("data").warning(f"{path} is damaged: the images are decoded again")
+        logging.getLogger("data").warning(f"{path} is damaged: the images are decoded again")
         return None
 
     def _checksum(self, index: int) -> int:
@@ -254,8 +253,8 @@ class ImageFile(Sequence):
 
 def keep(
     images: Iterator[Tensor], cache: Literal["ram", "disk", "auto"], path: Path
-) -> tuple[Sequence[Tensor] | None, str]:
-    """Exhaust `images`, keep them as `cache` says, and return them with a note for the user.
+) -> tuple[Sequence[Tensor] | None, list[str]]:
+    """Exhaust `images`, keep them as `cache` says; return them, and sentences for the user.
 
     Returns a list for "ram", an ImageFile for "disk". "auto" starts in memory, moves to a file when
     that gets full, and keeps nothing if no file can be written. Images are uint8 (C, H, W), the
@@ -275,7 +274,7 @@ def keep(
             if size > limit:
                 break
         else:
-            return kept, ""
+            return kept, []
         images = itertools.chain(kept, images)
         del kept  # so that the memory is free once these are written
     try:
@@ -285,10 +284,10 @@ def keep(
             raise
         collections.deque(images, maxlen=0)  # every image is examined, none is kept
         reason = f"memory is short, and {error.filename}: {error.strerror}"
-        return None, f"the images are decoded in each epoch: {reason}"
+        return None, [f"the images are decoded in each epoch: {reason}"]
 
 
-def _write(images: Iterator[Tensor], path: Path) -> tuple[ImageFile, str]:
+def _write(images: Iterator[Tensor], path: Path) -> tuple[ImageFile, list[str]]:
     shapes: list[list[int]] = []
     checksums: list[int] = []
     path.parent.mkdir(exist_ok=True)
@@ -301,9 +300,8 @@ def _write(images: Iterator[Tensor], path: Path) -> tuple[ImageFile, str]:
             checksums.append(zlib.crc32(pixels))
             shapes.append(list(image.shape))
         file.write(np.array(checksums, "<u4").tobytes())
-        size = file.tell()
-    note = f"the decoded images are kept in {path} ({size / 2**20:,.0f} MB)"
-    return ImageFile(path, shapes), note
+        size = file.tell() / 2**20
+    return ImageFile(path, shapes), [f"the decoded images are kept in {path} ({size:,.0f} MB)"]
 
 
 def free_memory() -> int:

@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Sequence
 
 from data_loader.cache import Contents
+from data_loader.files import first_few
 from data_loader.near_copies import near_copies
 from utils.files import printable
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
-SHOWN = 5  # near copies of two subsets
 LINES = 20  # at most so many lines about copies
 
 
@@ -88,13 +88,11 @@ def _copies(subsets: dict[str, Contents]) -> list[str]:
 def _near_copies(subsets: dict[str, Contents]) -> list[str]:
     """A line per two subsets with images that are near copies of each other."""
     lines = []
-    for (one, some), (other, others) in itertools.combinations(subsets.items(), 2):
-        if pairs := near_copies(others, some):
-            shown = [f"{printable(a.path)} of {printable(b.path)}" for a, b in pairs[:SHOWN]]
-            count = "1 image looks" if len(pairs) == 1 else f"{len(pairs)} images look"
-            copies = "a copy" if len(pairs) == 1 else "copies"
-            lines.append(
-                f"{other}: {count} like {copies} of {one}'s, turned, mirrored, resized or "
-                f"compressed anew: {', '.join([*shown, *['...'] * (len(pairs) > SHOWN)])}"
-            )
+    for (one, first), (other, second) in itertools.combinations(subsets.items(), 2):
+        if pairs := near_copies(second, first):
+            count = f"{len(pairs)} images look like copies"
+            count = "1 image looks like a copy" if len(pairs) == 1 else count
+            shown = first_few([f"{printable(a.path)} of {printable(b.path)}" for a, b in pairs])
+            how = "turned, mirrored, resized or compressed again"
+            lines.append(f"{other}: {count} of {one}'s, {how}: {shown}")
     return lines

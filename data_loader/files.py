@@ -5,6 +5,7 @@
 
 import collections
 import functools
+import itertools
 import os
 import re
 import unicodedata
@@ -96,33 +97,32 @@ def find_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
         "paths are not UTF-8, and shown as": [path for path in paths if printable(path) != path],
         "images have partners of the same name, as masks have": _with_partners(paths),
     }
-    return images, [f"{len(v)} {text}: {some(sorted(v))}" for text, v in notes.items() if v]
+    return images, [f"{len(v)} {text}: {first_few(sorted(v))}" for text, v in notes.items() if v]
 
 
 def _with_partners(paths: list[str]) -> list[str]:
     """The images with others of the same name beside them: x.jpg and x.png, or x_mask.jpg.
 
-    Raises UserError if they are most of a folder: training on masks would look like success. A few
-    may be a coincidence.
+    `paths` are in the order of their folders. Raises UserError if such images are most of a folder:
+    training on masks would look like success. A few may be a coincidence.
     """
-    groups = collections.defaultdict(list)
-    for path in paths:
-        place, name = os.path.split(path)
-        stem = re.sub(r"[-_. ]?mask$", "", os.path.splitext(name.lower())[0])
-        groups[place, stem].append(path)
-    paired = [path for group in groups.values() if len(group) > 1 for path in group]
-    sizes = collections.Counter(map(os.path.dirname, paths))
-    for place, count in collections.Counter(map(os.path.dirname, paired)).items():
-        if 2 * count > sizes[place]:
+    paired = []
+    for place, images in itertools.groupby(paths, os.path.dirname):
+        names = {path: os.path.splitext(os.path.basename(path).lower())[0] for path in images}
+        stems = {path: re.sub(r"[-_. ]?mask$", "", name) for path, name in names.items()}
+        counts = collections.Counter(stems.values())
+        found = [path for path, stem in stems.items() if counts[stem] > 1]
+        if 2 * len(found) > len(stems):
             raise UserError(
-                f"{printable(place)}: {count} of {sizes[place]} images have partners of the same "
-                f"name ({some([path for path in paired if os.path.dirname(path) == place])}): move "
-                "masks, and whatever else is not an image of the class, out of the data set"
+                f"{printable(place)}: {len(found)} of {len(stems)} images have partners of the "
+                f"same name ({first_few(found)}): move masks, and whatever else is not an image of "
+                "the class, out of the data set"
             )
+        paired += found
     return paired
 
 
-def some(paths: Sequence[str], count: int = 5) -> str:
+def first_few(paths: Sequence[str], count: int = 5) -> str:
     """The first paths, to be shown."""
     return ", ".join([*map(printable, paths[:count]), *["..."] * (len(paths) > count)])
 
@@ -271,7 +271,9 @@ class DataFolder:
             f"folders of {place} contain no images": empty,
             f"folders of {self.folder} are not used": [n for n in others if n.lower() not in NAMES],
         }
-        notes += [f"{len(names)} {text}: {some(names)}" for text, names in more.items() if names]
+        notes += [
+            f"{len(names)} {text}: {first_few(names)}" for text, names in more.items() if names
+        ]
         return Found(files, empty, notes)
 
     @property

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from base import BaseDataLoader, BaseDataset
 from data_loader.cache import Cache, Contents, ImageStore, Reader
@@ -99,8 +100,6 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             scales each file by the type of its values
     """
 
-    _as_decoded = False
-
     def __init__(
         self,
         data_dir: str,
@@ -140,7 +139,6 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             raise UserError("data_loader.args.balance: only for images of one class each")
         balanced = augment and self.balance == "sampler"
         samples = ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
-        samples.as_decoded = self._as_decoded
         if self.folder.is_grouped:
             samples.groups = [self.folder.group_of(file.name) for file in contents.files]
         return samples
@@ -170,7 +168,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
     def decoded(self) -> "ImageFolderDataLoader":
         """A loader of the same samples, whose inputs are the images as read, see `padded`."""
         loader = self.for_subset(self.subset, own_data=True)
-        loader._as_decoded = True
+        loader.samples.as_decoded = True
         return loader
 
     def prepare_decoded(self, batch: Tensor, sizes: Tensor) -> Tensor:
@@ -200,7 +198,9 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents
         indices = self.dataset.indices if whole.files else []
-        return replace(whole, files=[whole.files[index] for index in indices])
+        files = [whole.files[index] for index in indices]
+        images = None if whole.images is None else Subset(whole.images, indices)
+        return replace(whole, files=files, images=images)
 
     @functools.cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from data_loader.files import (
     File,
     Found,
     class_name,
-    some,
+    first_few,
 )
 from utils.errors import UserError
 
@@ -41,9 +41,9 @@ class LabelTable(DataFolder):
 
     table: str = "labels.csv"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._file = self.folder / self.table
+    @property
+    def _file(self) -> Path:
+        return self.folder / self.table
 
     @functools.cached_property
     def rows(self) -> list[File]:
@@ -96,7 +96,7 @@ class LabelTable(DataFolder):
         self.place(subset)
         files = [row for row in self.rows if row.subset in ("", subset)]
         missing = [f"line {row.line}" for row in self.rows if not os.path.exists(row.path)]
-        note = f"{len(missing)} files of {self._file} are not there: {some(missing, SHOWN)}"
+        note = f"{len(missing)} files of {self._file} are not there: {first_few(missing, SHOWN)}"
         return Found(files, [], [note] if missing else [])
 
     @functools.cached_property

@@ -57,12 +57,10 @@ class MaskFolderDataLoader(ImagesInFolders, BaseDataLoader):
         for subset in (s for s in SUBSETS if s == "train" or s in self.folder.subsets):
             data = self.for_subset(subset).samples
             masks = (data.read(index)[1].flatten() for index in range(len(data)))
-            counts = sum(torch.bincount(mask, minlength=256) for mask in masks)
-            counts = counts[: len(self.values)].tolist()
-            shares = zip(
-                self.values, (count / max(sum(counts), 1) for count in counts), strict=True
-            )
-            pixels = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+            counts = sum(torch.bincount(mask, minlength=256) for mask in masks)[: len(self.values)]
+            shares = (counts / counts.sum().clamp(min=1)).tolist()
+            named = zip(self.values, shares, strict=True)
+            pixels = ", ".join(f"{name} {share:.1%}" for name, share in named)
             lines.append(f"{subset}: {len(data)} images with masks; pixels: {pixels}")
         return lines
 

@@ -1,4 +1,4 @@
-"""Images that are near copies of others: turned, mirrored, resized or compressed anew."""
+"""Images that are near copies of others: turned, mirrored, resized or compressed again."""
 
 import base64
 from collections.abc import Iterator

@@ -13,6 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from base import BaseDataLoader
+from base.samples import spaced
+from data_loader.index import cache_folder
 from logger.charts import image_uri, to_pil_image
 from logger.page import write_html
 from utils.config.resolve import from_file
@@ -34,31 +36,27 @@ def main(argv: list[str] | None = None) -> int:
     add("-n", type=int, default=4, metavar="N", help="images of each class (4)")
     add("-o", "--output", metavar="FILE", type=Path,
         help="the page (default: show.html in the cache folder beside the data)")  # fmt: skip
-
-    def write(arguments: argparse.Namespace) -> None:
-        page = show(arguments.config, arguments.set, arguments.n, arguments.output)
-        print(f"written: {page}")
-
-    return run_command(parser, argv, write)
+    return run_command(parser, argv, lambda args: show(args.config, args.set, args.n, args.output))
 
 
-def show(file: Path, changes: list[str], count: int, output: Path | None) -> Path:
-    """Write the page; returns its path. Raises UserError if the samples are not images."""
+def show(file: Path, changes: list[str], count: int, output: Path | None) -> None:
+    """Write the page. Raises UserError if the samples are not images."""
     parser = from_file(file, changes)
     loader: BaseDataLoader = parser.init_obj("data_loader")
     if output is None:
         folder = getattr(getattr(loader, "folder", None), "folder", None)
         if folder is None:
             raise UserError(f"-o FILE: {type(loader).__name__} has no folder to write beside")
-        folder = folder.resolve().with_name(f"{folder.resolve().name}.cache")
-        folder.mkdir(exist_ok=True)
-        output = folder / "show.html"
+        output = cache_folder(folder) / "show.html"
+        output.parent.mkdir(exist_ok=True)
     shape = loader.input["shape"]
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UserError(f"{file}: the samples are not images, but inputs of shape {shape}")
     plain = loader.for_subset("train")
-    rows = [(label, [_views(loader, plain, n) for n in places])
-            for label, places in _chosen(plain, count)]  # fmt: skip
+    rows = [
+        (label, [_views(loader, plain, position) for position in positions])
+        for label, positions in _chosen(plain, count)
+    ]
     write_html(
         output,
         Path(__file__).with_name("show.html"),
@@ -67,10 +65,10 @@ def show(file: Path, changes: list[str], count: int, output: Path | None) -> Pat
         rows=rows,
         shape="x".join(map(str, shape)),
         epochs=range(1, AUGMENTED + 1),
-        transforms=_in_words(loader),
+        transforms=getattr(loader, "_transforms", {}),
         command=shell_command("python", "-m", "data_loader.show", "-c", file),
     )
-    return output
+    print(f"written: {output}")
 
 
 def _chosen(loader: BaseDataLoader, count: int) -> list[tuple[str, list[int]]]:
@@ -84,7 +82,7 @@ def _chosen(loader: BaseDataLoader, count: int) -> list[tuple[str, list[int]]]:
     chosen = []
     for number in numbers[np.argsort(sizes, kind="stable")][:CLASSES].tolist():
         own = np.flatnonzero(labels == number)
-        places = own[np.linspace(0, len(own) - 1, min(count, len(own))).astype(int)].tolist()
+        places = own[spaced(len(own), count)].tolist()
         is_named = loader.classes and len(numbers) == len(loader.classes)
         chosen.append((loader.classes[number] if is_named else str(number), places))
     return chosen
@@ -97,28 +95,20 @@ def _views(loader: BaseDataLoader, plain: BaseDataLoader, position: int) -> dict
         batch = source.collate_fn(source.dataset.__getitems__([(epoch, position, 0)]))
         return batch[0][0]
 
-    spec, original = loader.input, None
-    paths = plain.paths
-    if paths is not None and hasattr(loader, "read"):
-        pixels = loader.read(plain.samples.contents.files[plain.dataset.indices[position]].path)
-        original = to_pil_image(pixels.float() / 255, {"mean": [0.0], "std": [1.0]})
+    spec, paths, original = loader.input, plain.paths, None
+    if hasattr(plain, "part"):  # the images are files
+        pixels = plain.part().image(position).float() / 255
+        original = image_uri(to_pil_image(pixels, {"mean": [0.0], "std": [1.0]}), LARGEST)
     image = to_pil_image(seen(plain), spec)
-    levels = np.asarray(image.convert("L")).ravel()
-    bars = np.histogram(levels, 32, (0, 256))[0]
+    bars = np.histogram(np.asarray(image.convert("L")), 32, (0, 256))[0]
     return {
         "name": printable(str(paths[position])) if paths is not None else str(position),
-        "file": original and image_uri(original, LARGEST),
+        "file": original,
         "seen": image_uri(image, LARGEST),
         "augmented": [image_uri(to_pil_image(seen(loader, epoch), spec), LARGEST)
                       for epoch in range(AUGMENTED)],
         "bars": (bars / max(bars.max(), 1) * 30).round(1).tolist(),
     }  # fmt: skip
-
-
-def _in_words(loader: BaseDataLoader) -> dict[str, list[str]]:
-    """The loader's transforms for training and evaluation."""
-    transforms = getattr(loader, "_transforms", {})
-    return {name: [str(each) for each in transforms.get(name, [])] for name in ("train", "eval")}
 
 
 if __name__ == "__main__":

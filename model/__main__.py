@@ -29,14 +29,13 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(parser, argv, lambda arguments: list_networks(arguments.words))
 
 
-def list_networks(words: list[str]) -> None:
-    """Print the networks whose names contain one of the words. Raises UserError if none does."""
-    words = [word.lower() for word in words]
+def list_networks(words: Sequence[str]) -> None:
+    """Print the table. Raises UserError if no network's name contains one of the words."""
     source, rows = SOURCES["arch"], [HEADER]
     names = dict.fromkeys(source.own_names(), "model/")
     names |= dict.fromkeys(source.library_names("torchvision.models"), "torchvision")
     for name, origin in names.items():
-        if not words or any(word in name.lower() for word in words):
+        if not words or any(word.lower() in name.lower() for word in words):
             sizes = SIZES if origin == "torchvision" else SIZES[::-1]
             rows.append([name, *_measured(source.find(name), sizes), origin])
     if len(rows) == 1:

@@ -92,14 +92,11 @@ def load_weights(
         if len(shape) == 4 and shape[1] == 1 and weights[name].shape == (shape[0], 3, *shape[2:]):
             weights[name] = weights[name].sum(dim=1, keepdim=True)  # for grey images
     heads = tuple(f"{name}." for name in find_heads(network))
-    for name in own.keys() & weights.keys() if rows is not None else ():
-        wanted = (len(rows), *weights[name].shape[1:])
-        if name.startswith(heads) and own[name].shape == wanted:
-            kept = [place for place, row in enumerate(rows) if row is not None]
-            taken = weights[name][[row for row in rows if row is not None]]
-            weights[name] = (
-                own[name].clone().index_copy_(0, torch.tensor(kept), taken.to(own[name]))
-            )
+    taken = {place: row for place, row in enumerate(rows or []) if row is not None}
+    for name in own.keys() & weights.keys() if rows else ():
+        if name.startswith(heads) and own[name].shape == (len(rows), *weights[name].shape[1:]):
+            theirs, weights[name] = weights[name], own[name].clone()
+            weights[name][list(taken)] = theirs[list(taken.values())].to(own[name])
     fresh = _keep_heads(weights, own, heads[0]) if new_head and heads else []
     load_into(network, weights, origin)
     return fresh

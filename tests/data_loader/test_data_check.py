@@ -132,7 +132,7 @@ def test_copies_in_other_subsets_or_classes_are_found_by_their_pixels(tmp_path):
         "the same image in 2 subsets (train, val): /train/a/1.png, /val/a/leak.bmp",
         "the same image in 2 classes (a, b): /train/a/doubt.tif, /train/b/1.png",
         "1 images are copies of another of the same subset and class",
-        "val: 1 image looks like a copy of train's, turned, mirrored, resized or compressed anew: "
+        "val: 1 image looks like a copy of train's, turned, mirrored, resized or compressed again: "
         "/val/b/other.png of /train/b/3.png",
     ]
 

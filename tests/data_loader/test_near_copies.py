@@ -4,6 +4,7 @@ other are not.
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,3 +77,20 @@ def test_equal_images_and_images_without_contrast_are_not_near_copies(tmp_path):
     for number, subset in enumerate(("train", "val")):
         Image.new("L", (50, 60), 100 + number).save(folder / subset / "OK" / "flat.png")
     assert report(folder) == []
+
+
+def test_copies_are_found_in_a_part_that_was_cut(tmp_path):
+    """Where a validation split takes images out, the others keep their pixels."""
+    folder = make(tmp_path / "parts", False, 30)
+    shutil.rmtree(folder / "val")
+    numbers = (2, 4, 6, 8, 10, 12)
+    for number in numbers:
+        copy = Image.open(folder / "train" / "OK" / f"{number}.png").rotate(180)
+        copy.save(folder / "train" / "OK" / f"copy{number}.jpg", quality=60)
+    loader = ImageFolderDataLoader(
+        str(folder), image_size=64, channels=1, batch_size=4, validation_split=0.5
+    )
+    names = [Path(path).stem for path in loader.split_validation().paths]
+    divided = sum((str(number) in names) != (f"copy{number}" in names) for number in numbers)
+    assert divided > 1
+    assert [line for line in loader.check() if f"val: {divided} images look like copies" in line]
