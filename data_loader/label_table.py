@@ -1,4 +1,4 @@
-"""Images whose classes stand in a table: a CSV or TSV file with a row per image."""
+"""Images whose classes are listed in a table: a CSV or TSV file with a row per image."""
 
 import csv
 import functools
@@ -31,8 +31,8 @@ SHOWN = 10  # faults
 
 @dataclass(eq=False)
 class LabelTable(DataFolder):
-    """A data set whose classes stand in a table. Its header names the columns path and label, and
-    subset and group if there are any. Nothing is read before it is asked for.
+    """A data set whose classes are listed in a table. Its header names the columns path and label,
+    and subset and group if there are any. Nothing is read before it is asked for.
 
     Args:
         folder: where the paths in the table begin

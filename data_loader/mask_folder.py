@@ -67,10 +67,13 @@ class MaskFolderDataLoader(ImagesInFolders, BaseDataLoader):
     @functools.cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel (C, 1, 1), for images scaled to 0..1."""
-        images = (read_image(path, self.channels) for path, _ in self._pairs("train"))
-        pixels = torch.cat([image.flatten(1) for image in images], 1).double() / 255
-        std, mean = torch.std_mean(pixels, 1, correction=0)
-        return mean.float().view(-1, 1, 1), std.clamp(min=1e-6).float().view(-1, 1, 1)
+        sums = torch.zeros(3, self.channels).double()  # of ones, values and squares
+        for path, _ in self._pairs("train"):
+            pixels = read_image(path, self.channels).flatten(1).double() / 255
+            sums += torch.stack([pixels**power for power in range(3)]).sum(2)
+        mean, square = sums[1:] / sums[0]
+        std = (square - mean**2).clamp(min=1e-12).sqrt()
+        return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
 
     def _pairs(self, subset: str) -> list[tuple[str, str]]:
         """Each image's path and its mask's. Raises UserError if one lacks its mask."""

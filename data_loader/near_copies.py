@@ -16,8 +16,8 @@ CONTRAST = 2.0  # of a thumbnail's 256 grey values, below which it tells nothing
 # Pictures of mean 0 and length 1 are compared, so that their distance is at most 2.
 NEAR = 0.2  # two thumbnails, beyond which nothing else is compared
 FINE, COARSE = 64, 8  # pixels; of a pair so near, the structures between these sizes are compared
-# Copies are nearer there than this part of what lies between any two images: photos of parts in the
-# same fixture resemble each other.
+# Copies are nearer there than this share of the distance between any two images: photos of parts
+# in the same fixture resemble each other.
 PART, SAMPLE = 0.65, 50
 LOOKED_AT = 200  # pairs, of which images are read
 BLOCK = 1000  # thumbnails that are compared with all others at once
@@ -40,16 +40,15 @@ def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "Fil
     first, second = _thumbnails(some), _thumbnails(others)
     if not 0 < len(first) * len(second) <= MOST:
         return []
-    pairs = sorted(_candidates(np.stack([*first.values()]), np.stack([*second.values()])))
-    rows, columns = [*first], [*second]
-    pairs = [(rows[row], columns[column]) for _, row, column in pairs[:LOOKED_AT]]
+    pairs = sorted(_candidates(first, second))[:LOOKED_AT]
     if not pairs:
         return []
-    sample = columns[:: 1 + len(columns) // SAMPLE]
+    with_contrast = np.flatnonzero(second.any((1, 2))).tolist()
+    sample = with_contrast[:: 1 + len(with_contrast) // SAMPLE]
     theirs = np.stack([_fine(others, column) for column in sample])
-    typical = np.median(_turned_distances(_fine(some, pairs[0][0]), theirs))
+    typical = np.median(_turned_distances(_fine(some, pairs[0][1]), theirs))
     found = []
-    for row, column in pairs:
+    for _, row, column in pairs:
         one, other = some.files[row], others.files[column]
         distance = _turned_distances(_fine(some, row), _fine(others, column)[None])[0]
         if distance < PART * typical and one.record.digest != other.record.digest:
@@ -57,13 +56,13 @@ def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "Fil
     return found
 
 
-def _thumbnails(contents: "Contents") -> dict[int, np.ndarray]:
-    """Those of images with contrast, by the images' places."""
-    pictures = {}
-    for place, file in enumerate(contents.files):
-        if file.record.thumbnail:
-            values = np.frombuffer(base64.b64decode(file.record.thumbnail), np.int8)
-            pictures[place] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
+def _thumbnails(contents: "Contents") -> np.ndarray:
+    """Those of all images; zeros, which are far from everything, for images without contrast."""
+    pictures = np.zeros((len(contents.files), SIDE, SIDE), np.float32)
+    for picture, file in zip(pictures, contents.files, strict=True):
+        values = np.frombuffer(base64.b64decode(file.record.thumbnail), np.int8)
+        if len(values):
+            picture[:] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
     return pictures
 
 
