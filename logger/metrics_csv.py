@@ -30,7 +30,7 @@ class MetricsFile:
     def read(self) -> list[dict[str, float]]:
         """The rows, also of a file that a spreadsheet has saved."""
         content = self.path.read_bytes() if self.path.exists() else b""
-        text = next(filter(None, (_decoded(content, encoding) for encoding in ENCODINGS)), "")
+        text = _decoded(content)
         head = text.partition("\n")[0]
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
         names = next(lines, [])
@@ -77,11 +77,11 @@ def _render(rows: list[dict[str, float]]) -> str:
     return file.getvalue()
 
 
-def _decoded(content: bytes, encoding: str) -> str | None:
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError:
-        return None
+def _decoded(content: bytes) -> str:
+    for encoding in ENCODINGS:
+        with contextlib.suppress(UnicodeDecodeError):
+            return content.decode(encoding)
+    raise AssertionError("latin-1 decodes anything")
 
 
 def _number(cell: str) -> float | str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from base.monitor import Monitor
-from logger.base_tracker import BaseTracker, Trackers
+from logger.base_tracker import BaseTracker, tell
 from logger.files import flat
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
@@ -46,7 +46,7 @@ class Recorder:
         trackers: Iterable[BaseTracker] = (),
     ):
         self.log_dir, self.keep = log_dir, keep
-        self.trackers = Trackers(trackers)
+        self.trackers = [*trackers]
         self.logger = logging.getLogger("trainer")
         self.writer = TensorboardWriter(log_dir, tensorboard and keep)
         self.metrics = MetricsFile(log_dir / "metrics.csv", keep)
@@ -72,8 +72,7 @@ class Recorder:
         kept = {"parent": path or before.get("parent"), "began": before.get("began", time.time())}
         self._about = about | kept
         self._note(run, "training")
-        if self.keep:
-            self.trackers.tell("begin", run, config, parent)
+        self._tell("begin", run, config, parent)
 
     def _note(self, run: Path, state: str) -> None:
         """Write run.json: "training", "stopped" or "finished"."""
@@ -81,6 +80,10 @@ class Recorder:
         if self.keep:
             text = json.dumps(self._about, indent=2, ensure_ascii=False)
             write_text(run / RUN_FILE, f"{text}\n")
+
+    def _tell(self, method: str, *values: object) -> None:
+        if self.keep:
+            tell(self.trackers, method, *values)
 
     def read_history(self, epoch: int) -> list[Log]:
         """What each epoch up to this one logged, by metrics.csv."""
@@ -106,8 +109,7 @@ class Recorder:
                 self.writer.set_step(step, mode)
                 self.writer.add_scalar(tag, value)
         self._training_seconds += log["seconds"]
-        if self.keep:
-            self.trackers.tell("log", {"epoch": epoch, **log}, step)
+        self._tell("log", {"epoch": epoch, **log}, step)
         self.writer.set_step(step)
         self.writer.add_parameters(model, self._training_seconds)
         self.writer.flush()
@@ -138,8 +140,7 @@ class Recorder:
     def _close(self, run: Path, state: str) -> None:
         self.writer.close()
         self._note(run, state)
-        if self.keep:
-            self.trackers.tell("end", state)
+        self._tell("end", state)
 
 
 def next_commands(run: Path) -> list[str]:
@@ -163,12 +164,12 @@ def _values(log: Log, best: bool, indent: int) -> str:
     line = "  ".join(itertools.chain(*groups))
     if indent + len(line) <= COLUMNS:
         return line
+    width = COLUMNS - indent
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     lines = []
     for group in groups:  # a no-break space keeps a name, also one with spaces, and its value
         text = "  ".join(value.replace(" ", "\xa0") for value in group)
-        lines += textwrap.wrap(
-            text, COLUMNS - indent, break_long_words=False, break_on_hyphens=False
-        )
+        lines += wrapper.wrap(text)
     return f"\n{' ' * indent}".join(lines).replace("\xa0", " ")
 
 

@@ -11,8 +11,8 @@ configuration changed, what it was made from and what was made from it.
 import argparse
 import datetime
 import json
+import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,11 +75,9 @@ class Run:
         return "fine-tune" if script == "train" and self.parent else script
 
     @property
-    def began(self) -> datetime.datetime:
+    def began(self) -> float:
         """When it began; before December 2026 only the file system knows."""
-        began = self.about.get("began")
-        known = began if isinstance(began, int | float) else _time(self.folder / "config.json")
-        return datetime.datetime.fromtimestamp(known)
+        return self.about.get("began") or _time(self.folder / "config.json")
 
     @property
     def state(self) -> str:
@@ -90,73 +88,63 @@ class Run:
         if state is None and (self.folder / RUN_FILE).exists():
             return "unreadable"
         if state is None:  # before December 2026
-            return "finished" if len(self.history) >= self._epochs else "unfinished"
+            return "finished" if len(self.history) >= self.epochs else "unfinished"
         if state == "training" and lock.is_free(self.folder):
             return "broken off"
         return state
 
     @property
-    def _epochs(self) -> int:
-        trainer = self.config.get("trainer")
-        epochs = trainer.get("epochs") if isinstance(trainer, dict) else None
-        known = isinstance(epochs, int) and epochs >= len(self.history)  # pruning has several times
-        return epochs if known else len(self.history)
+    def epochs(self) -> int:
+        """How many it should train; pruning trains several times as many."""
+        return max(self.config.get("trainer", {}).get("epochs", 0), len(self.history))
 
     @property
-    def best(self) -> tuple[str, float] | None:
-        """What is monitored, and its best value."""
-        trainer = self.config.get("trainer")
-        rule = trainer.get("monitor") if isinstance(trainer, dict) else None
-        mode, _, name = str(rule or "min val_loss").partition(" ")
-        if mode not in ("min", "max"):
-            mode, name = "min", "val_loss"
-        values = [v for row in self.history if isinstance(v := row.get(name), int | float)]
-        return (name, min(values) if mode == "min" else max(values)) if values else None
+    def monitored(self) -> tuple[str, str]:
+        """Whether less or more is better, "min" or "max", and of what."""
+        mode, _, name = self.config.get("trainer", {}).get("monitor", "off").partition(" ")
+        return ("min", "val_loss") if mode == "off" else (mode, name)
 
     @property
     def curve(self) -> list[float]:
         """The values of what is monitored, epoch by epoch."""
-        name = self.best[0] if self.best else ""
-        return [v for row in self.history if isinstance(v := row.get(name), int | float)]
+        values = (row.get(self.monitored[1]) for row in self.history)
+        return [value for value in values if isinstance(value, int | float)]
 
     @property
     def parent(self) -> Path | None:
         """The folder of the run whose weights it starts from."""
         parent = self.about.get("parent")
-        return (self.folder / parent).resolve() if isinstance(parent, str) else None
+        return parent and (self.folder / parent).resolve()
 
     def row(self) -> dict[str, str | float]:
         """The cells of the table, by COLUMNS; "" for what is unknown."""
         record, samples = self.about.get("origin") or {}, self.about.get("samples") or {}
-        watched = self.best[0].removeprefix("val_") if self.best else ""
-        watched = watched if watched in self.test else "loss"
-        found = (self.test.get("inspection") or {}).get("at_threshold")
-        files = [*(self.export.get("bytes") or {}).values(), *self.best_bytes]
+        (mode, name), curve = self.monitored, self.curve
+        best = (min(curve) if mode == "min" else max(curve)) if curve else None
+        tested = name.removeprefix("val_") if name.removeprefix("val_") in self.test else "loss"
+        costs = (self.test.get("inspection") or {}).get("at_threshold")
+        sizes = [*(self.export.get("bytes") or {}).values()]
+        sizes += [file.stat().st_size for file in self.folder.glob(BEST)]
         times = (self.export.get("latency") or {}).values()
         latency = [values["p50"] for values in times if isinstance(values, dict)]
         cells = {
             "name": self.folder.parent.name,
             "run": self.folder.name,
             "kind": self.kind,
-            "date": f"{self.began:%Y-%m-%d %H:%M}",
+            "date": _date(self.began),
             "state": self.state,
-            "epochs": f"{len(self.history)}/{self._epochs}".removesuffix("/0"),
+            "epochs": f"{len(self.history)}/{self.epochs}".removesuffix("/0"),
             "data": str(record.get("data") or "")[:8],
             "samples": " + ".join(f"{count:,}" for count in samples.values()),
-            "validation": self.best and _figure(*self.best, samples.get("validated on")),
-            "test": self.test and _figure(watched, self.test.get(watched), self.test.get("n")),
-            "escaped": found and f"{found.get('missed')} of {found.get('targets')}",
+            "validation": _figure(name, best, samples.get("validated on")),
+            "test": _figure(tested, self.test.get(tested), self.test.get("n")),
+            "escaped": costs and f"{costs.get('missed')} of {costs.get('targets')}",
             "minutes": round(sum(row.get("seconds", 0.0) for row in self.history) / 60, 1),
-            "MB": round(files[0] / 1e6, 2) if files else "",
-            "ms": round(min(latency), 2) if latency else "",
+            "MB": sizes and round(sizes[0] / 1e6, 2),
+            "ms": latency and round(min(latency), 2),
             "from": self.parent and f"{self.parent.parent.name}/{self.parent.name}",
         }
         return {column: cells.get(column) or "" for column in COLUMNS}
-
-    @property
-    def best_bytes(self) -> list[int]:
-        """The size of the best checkpoint, if there is one."""
-        return [file.stat().st_size for file in self.folder.glob(BEST)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -177,25 +165,27 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(parser, argv, write)
 
 
-def find_runs(root: Path) -> Iterator[Run]:
+def find_runs(root: Path) -> list[Run]:
     """All runs in a folder like saved/, those of families too, the newest first."""
-    places = [(folder, None) for folder in root.glob("models/*/*")]
-    for kind in FAMILIES:
-        for family in root.glob(f"{kind}/*/*"):
-            places += [(folder, family) for folder in family.glob("models/*/*")]
-    found = [Run.read(*place) for place in places if any(place[0].glob("*.json"))]
-    yield from sorted(found, key=lambda run: (run.began, run.id), reverse=True)
+    families = [None, *(family for kind in FAMILIES for family in root.glob(f"{kind}/*/*"))]
+    runs = [
+        Run.read(folder, family)
+        for family in families
+        for folder in (family or root).glob("models/*/*")
+        if any(folder.glob("*.json"))
+    ]
+    return sorted(runs, key=lambda run: (run.began, run.id), reverse=True)
 
 
 def write_shelf(root: Path, as_text: bool = False) -> Path:
     """Write index.html and index.csv; returns the page's path. Raises UserError without runs."""
-    runs = [*find_runs(root)]
+    runs = find_runs(root)
     if not runs:
         raise UserError(f"{root} holds no runs: train one first, or name the folder that does")
     by_folder = {run.folder.resolve(): run for run in runs}
     for run in runs:
-        if made := by_folder.get(run.parent):
-            made.children.append(run.id)
+        if parent := by_folder.get(run.parent):
+            parent.children.append(run.id)
     own = [run for run in runs if run.family is None]
     shown = []  # what the page shows in each row
     for position, run in enumerate(own):
@@ -204,11 +194,14 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
         changed = difference(before.config, run.config) if before else {}
         row = run.row() | {"changed": ", ".join(f"{k} {new}" for k, (_, new) in changed.items())}
         report = run.folder / "test" / "report.html"
-        shown.append((row, report, changed, run.children, _polyline(run)))
-    shown += [(row, report, {}, [], "") for row, report in _families(root, runs)]
+        shown.append((row, report, changed, run.children, _points(run)))
+    for kind, name in FAMILIES.items():
+        for file in sorted(root.glob(f"{kind}/*/*/family.json"), reverse=True):
+            members = [run for run in runs if run.family == file.parent]
+            row, report = _family_row(file, name, members), file.parent / "report.html"
+            shown.append((row, report, {}, [], ""))
     shown.sort(key=lambda each: str(each[0]["date"]), reverse=True)
     table = [row for row, *_ in shown]
-    known = [column for column in COLUMNS if any(row[column] != "" for row in table)]
     write_csv(root / "index.csv", list(COLUMNS), (row.values() for row in table))
     if as_text:
         few = ("name", "run", "kind", "state", "validation", "test")
@@ -219,64 +212,82 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
         Path(__file__).with_name("shelf.html"),
         name="Runs",
         run=str(root.resolve().name),
-        columns=known,
+        columns=[column for column in COLUMNS if any(row[column] != "" for row in table)],
         rows=[(row, links.get(path), *more) for row, path, *more in shown],
         curve=CURVE,
     )
     return root / "index.html"
 
 
-def _families(root: Path, runs: list[Run]) -> Iterator[tuple[dict, Path]]:
-    """A row for each family, and where its report is."""
-    for kind, name in FAMILIES.items():
-        for file in sorted(root.glob(f"{kind}/*/*/family.json"), reverse=True):
-            about, folder = read_json(file), file.parent
-            members = [run for run in runs if run.family == folder]
-            row: dict[str, str | float] = dict.fromkeys(COLUMNS, "")
-            row |= {"name": folder.parent.name, "run": folder.name, "kind": name}
-            date = datetime.datetime.fromtimestamp(_time(file))
-            row |= {"date": f"{date:%Y-%m-%d %H:%M}", "state": about.get("state", "unfinished")}
-            row["epochs"] = f"{about.get('done', len(members))}/{about.get('members', '?')} runs"
-            row |= {key: about[key] for key in ("validation", "test", "escaped", "samples")
-                    if key in about}  # fmt: skip
-            row["minutes"] = round(sum(float(m.row()["minutes"] or 0) for m in members), 1)
-            yield row, folder / "report.html"
+def _family_row(file: Path, kind: str, members: list[Run]) -> dict[str, str | float]:
+    """The cells of a family's row, from its family.json and its runs."""
+    about = read_json(file)
+    row = dict.fromkeys(COLUMNS, "") | {
+        "name": file.parent.parent.name,
+        "run": file.parent.name,
+        "kind": kind,
+        "date": _date(_time(file)),
+        "state": about.get("state", "unfinished"),
+        "epochs": f"{about.get('done', len(members))}/{about.get('members', '?')} runs",
+        "minutes": round(sum(float(member.row()["minutes"] or 0) for member in members), 1),
+    }
+    figures = ("validation", "test", "escaped", "samples")
+    return row | {key: about[key] for key in figures if key in about}
 
 
 def compare(first: Path, second: Path, root: Path) -> Path:
     """Write compare.html about two runs into `root`; returns its path. Raises UserError."""
-    from logger.charts import BLUE, RED, new_figure, svg_uri
-
     for folder in (first, second):
         if not (folder / "config.json").exists():
             raise UserError(f"--compare {folder}: pass the folder of a run, saved/models/NAME/RUN")
-    pair = Run.read(first), Run.read(second)
-    names = [n for n in pair[0].history[-1] if n in pair[1].history[-1] and "val_" in n] \
-        if all(run.history for run in pair) else []  # fmt: skip
-    figure = new_figure(10, 2.6 * max(1, -(-len(names) // 3)))
-    for place, name in enumerate(names, start=1):
-        axes = figure.add_subplot(-(-len(names) // 3), 3, place)
-        for run, color in zip(pair, (BLUE, RED), strict=True):
-            points = [(row["epoch"], row[name]) for row in run.history if name in row]
-            axes.plot(*zip(*points, strict=True), color=color, label=run.id)
-        axes.set_title(name, fontsize=10)
-    if names:
-        figure.axes[0].legend(fontsize=7)
+    pair = one, two = Run.read(first), Run.read(second)
+    cells = zip(COLUMNS, one.row().values(), two.row().values(), strict=True)
     root.mkdir(parents=True, exist_ok=True)
     path = root / "compare.html"
     write_html(
         path,
         Path(__file__).with_name("comparison.html"),
-        name=pair[0].id,
-        run=f"and {pair[1].id}",
-        pair=pair,
-        rows=[run.row() for run in pair],
-        columns=COLUMNS,
-        changed=difference(pair[0].config, pair[1].config),
-        curves=svg_uri(figure) if names else None,
-        classes=_per_class(*pair),
+        name=one.id,
+        run=f"and {two.id}",
+        runs=[one.id, two.id],
+        rows=[(column, *values) for column, *values in cells if values != ["", ""]],
+        changed=[(key, *values) for key, values in difference(one.config, two.config).items()],
+        curves=_curves(pair),
+        classes=_class_rows(one, two),
     )
     return path
+
+
+def _class_rows(first: Run, second: Run) -> list[list[str | float]]:
+    """The scores of the classes that both were tested on."""
+    tested = second.test.get("per_class") or {}
+    rows = []
+    for name, one in (first.test.get("per_class") or {}).items():
+        if two := tested.get(name):
+            counts = dict.fromkeys((str(one["support"]), str(two["support"])))
+            recalls = one["recall"], two["recall"], f"{two['recall'] - one['recall']:+.3f}"
+            rows.append([name, " / ".join(counts), *recalls, one["precision"], two["precision"]])
+    return rows
+
+
+def _curves(pair: tuple[Run, Run]) -> str | None:
+    """A chart of each number that both validated; None if there are none."""
+    from logger.charts import BLUE, RED, new_figure, svg_uri
+
+    last = [run.history[-1] if run.history else {} for run in pair]
+    names = [name for name in last[0] if name in last[1] and "val_" in name]
+    if not names:
+        return None
+    lines = math.ceil(len(names) / 3)
+    figure = new_figure(10, 2.6 * lines)
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(lines, 3, place)
+        for run, color in zip(pair, (BLUE, RED), strict=True):
+            points = [(row["epoch"], row[name]) for row in run.history if name in row]
+            axes.plot(*zip(*points, strict=True), color=color, label=run.id)
+        axes.set_title(name, fontsize=10)
+    figure.axes[0].legend(fontsize=7)
+    return svg_uri(figure)
 
 
 def difference(before: dict, now: dict) -> dict[str, tuple[str, str]]:
@@ -286,23 +297,12 @@ def difference(before: dict, now: dict) -> dict[str, tuple[str, str]]:
     return {key: (_short(old.get(key, "–")), _short(new.get(key, "–"))) for key in keys}
 
 
-def _per_class(first: Run, second: Run) -> list[tuple[str, list[float], list[float]]]:
-    """Class, and (recall, precision) of both, for the classes that both were tested on."""
-    one, two = (run.test.get("per_class") or {} for run in (first, second))
-    keys = ("recall", "precision", "support")
-    return [
-        (name, [one[name][key] for key in keys], [two[name][key] for key in keys])
-        for name in one
-        if name in two
-    ]
-
-
 def _figure(name: str, value: object, count: object) -> str:
+    """ "accuracy 0.9876 (n 1,000)"; "" without a value."""
     if not isinstance(value, int | float):
         return ""
-    return f"{name.removeprefix('val_')} {value:.4g}" + (
-        f" (n {count:,})" if isinstance(count, int) else ""
-    )
+    samples = f" (n {count:,})" if isinstance(count, int) else ""
+    return f"{name.removeprefix('val_')} {value:.4g}{samples}"
 
 
 def _short(value: object) -> str:
@@ -310,21 +310,23 @@ def _short(value: object) -> str:
     return printable(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _polyline(run: Run) -> str:
+def _points(run: Run) -> str:
     """The points of the small curve, for an SVG of the size CURVE."""
     values, (width, height) = run.curve, CURVE
     if len(values) < 2:
         return ""
-    low, high = min(values), max(values)
-    scale = (height - 4) / ((high - low) or 1)
-    step = width / (len(values) - 1)
-    return " ".join(
-        f"{n * step:.1f},{height - 2 - (value - low) * scale:.1f}" for n, value in enumerate(values)
-    )
+    low, step = min(values), width / (len(values) - 1)
+    scale = (height - 4) / ((max(values) - low) or 1)
+    points = ((n * step, height - 2 - (value - low) * scale) for n, value in enumerate(values))
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
 def _time(file: Path) -> float:
     return file.stat().st_mtime if file.exists() else 0.0
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ training data looks like.
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 
 from base.samples import batches_of, spaced
 from tester.appearance import KEPT
@@ -12,18 +13,8 @@ from tester.language import ENGLISH, Translate
 from tester.novelty import Novelty, before_head, fit, pooled, with_limit
 from tester.predictions import Predictions
 from tester.trained import Test, build_eval_loader
-from trainer.decisions import (
-    CONFIDENCE,
-    calibrated,
-    calibration_error,
-    choose_sure,
-    choose_threshold,
-    escapes_allowed,
-    find_temperature,
-    rates,
-    samples_needed,
-    with_unsure,
-)
+from trainer import decisions
+from trainer.decisions import CONFIDENCE
 from trainer.evaluate import evaluate
 from utils import checkpoint
 from utils.engine.engine import unwrap
@@ -46,7 +37,7 @@ def find_threshold(test: Test) -> dict | None:
     wanted = section and {"max_escape": 0.0} | section
     if wanted is None or (stored is not None and stored == stored | wanted):
         return stored
-    predictions, *_ = test.predict(build_eval_loader(test.config, "val"), {}, "validation")
+    predictions = test.predict(build_eval_loader(test.config, "val"), {}, "validation").predictions
     if not predictions.is_classification:
         raise UserError("inspection: the network is not a classifier")
     wanted = chosen(test, wanted, predictions)
@@ -61,23 +52,26 @@ def chosen(test: Test, section: dict, predictions: Predictions) -> dict:
     wanted = {"max_escape": 0.0} | section
     target = wanted["target"]
     probability, is_target = predictions.for_class(target)
-    if not is_target.any():
+    count = int(is_target.sum())
+    if count == 0:
         raise UserError(f'inspection.target: none of the validation samples is "{target}"')
-    count, allowed = int(is_target.sum()), escapes_allowed(int(is_target.sum()), wanted)
+    allowed = decisions.escapes_allowed(count, wanted)
     if allowed < 0:
-        bound = wanted["max_escape_bound"]
+        bound, confidence = wanted["max_escape_bound"], wanted.get("confidence", CONFIDENCE)
         test.config.get_logger("test").warning(
             f"inspection.max_escape_bound: {count} {target} in the validation data cannot show "
             f"that at most {bound:.2%} are missed; that takes "
-            f"{samples_needed(bound, wanted.get('confidence', CONFIDENCE))}, none of them missed"
+            f"{decisions.samples_needed(bound, confidence)}, none of them missed"
         )
-    threshold = choose_threshold(probability, is_target, max(0, allowed))
+    threshold = decisions.choose_threshold(probability, is_target, max(0, allowed))
     wanted["threshold"] = threshold
     if (most := wanted.get("max_overkill")) is not None:
-        false_allowed = int(most * (~is_target).sum() + 1e-9)
-        wanted["sure_threshold"] = choose_sure(probability, is_target, threshold, false_allowed)
+        may_be_false = int(most * (~is_target).sum() + 1e-9)
+        sure = decisions.choose_sure(probability, is_target, threshold, may_be_false)
+        wanted["sure_threshold"] = sure
     wanted["validation"] = costs_of(wanted, probability, is_target)
-    wanted["temperature"] = find_temperature(predictions.probabilities, predictions.targets)
+    temperature = decisions.find_temperature(predictions.probabilities, predictions.targets)
+    wanted["temperature"] = temperature
     return wanted
 
 
@@ -92,7 +86,7 @@ def find_novelty(test: Test, inspection: dict | None) -> Novelty | None:
         return stored
     novelty = _measure(test, network)
     loader = build_eval_loader(test.config, "val")
-    predictions, *_ = test.predict(loader, {}, "validation", inspection, novelty)
+    predictions = test.predict(loader, {}, "validation", inspection, novelty).predictions
     distances = predictions.distances
     novelty = with_limit(novelty, distances) if distances is not None else None
     if predictions.appearance is not None:
@@ -110,9 +104,8 @@ def _measure(test: Test, network: nn.Module) -> Novelty | None:
     try:
         training = build_eval_loader(test.config, "train")
         positions = spaced(len(training.dataset), SAMPLES)
-        size = training.batch_size
-        chunks = [positions[start : start + size] for start in range(0, len(positions), size)]
-        batches = list(batches_of(training, chunks))
+        chunks = BatchSampler(positions, training.batch_size, drop_last=False)
+        batches = list(batches_of(training, [*chunks]))
     except UserError as error:
         test.config.get_logger("test").info(f"without training data there is no distance: {error}")
         return None
@@ -135,17 +128,17 @@ def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:
     probability, is_target = predictions.for_class(inspection["target"])
     target = predictions.classes.index(inspection["target"])
     likeliest = predictions.probabilities.argmax(1) == target
+    confidence = inspection.get("confidence", CONFIDENCE)
     found = inspection | {
         "at_threshold": costs_of(inspection, probability, is_target),
-        "at_likeliest": rates(likeliest, is_target, inspection.get("confidence", CONFIDENCE)),
+        "at_likeliest": decisions.rates(likeliest, is_target, confidence),
     }
     if (temperature := inspection.get("temperature")) is not None:  # unknown of old ones
-        own = torch.from_numpy(predictions.probabilities)
+        targets, before = predictions.targets, predictions.probabilities
+        after = decisions.calibrated(torch.from_numpy(before), temperature).numpy()
         found["calibration_error"] = {
-            "calibrated": calibration_error(
-                calibrated(own, temperature).numpy(), predictions.targets
-            ),
-            "before": calibration_error(predictions.probabilities, predictions.targets),
+            "calibrated": decisions.calibration_error(after, targets),
+            "before": decisions.calibration_error(before, targets),
         }
     return found
 
@@ -157,8 +150,8 @@ def costs_of(inspection: dict, probability: np.ndarray, is_target: np.ndarray) -
     threshold, sure = inspection["threshold"], inspection.get("sure_threshold")
     confidence = inspection.get("confidence", CONFIDENCE)
     if sure is None:
-        return rates(probability >= threshold, is_target, confidence)
-    return with_unsure(probability, is_target, threshold, sure, confidence)
+        return decisions.rates(probability >= threshold, is_target, confidence)
+    return decisions.with_unsure(probability, is_target, threshold, sure, confidence)
 
 
 def costs_in_words(
@@ -180,13 +173,10 @@ def costs_in_words(
     words: dict[str, dict[str, str]] = {}
     for rule, costs in rules.items():
         if costs:
+            missed, false = t("missed {target}", target=name), t("false {target}", target=name)
             words[rule] = {
-                t("missed {target}", target=name): _in_words(
-                    costs, "missed", "targets", "escape", t
-                ),
-                t("false {target}", target=name): _in_words(
-                    costs, "false", "others", "overkill", t
-                ),
+                missed: _in_words(costs, "missed", "targets", "escape", t),
+                false: _in_words(costs, "false", "others", "overkill", t),
             }
             if "unsure" in costs:
                 costs = costs | {"n": costs["targets"] + costs["others"]}

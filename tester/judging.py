@@ -2,12 +2,12 @@
 folds, each judged by a network that did not know it.
 """
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from torch import nn
+from torch.utils.data import BatchSampler
 
 from base import BaseDataLoader
 from base.base_task import Batch
@@ -45,10 +45,11 @@ class OutOfFold(Test):
     """
 
     def __init__(self, configs: list[ConfigParser], folder: Path, device: str | None):
-        self.configs, self.own_folder = configs, folder
+        self.configs = configs
         parts = [build_eval_loader(config, "test").dataset.indices for config in configs]
         self.counts, self.order = list(map(len, parts)), np.concatenate(parts)
         super().__init__(configs[0], device, "test", threads=1)
+        self.run, self.folder = None, folder
 
     def build_loader(self) -> BaseDataLoader:
         loader = build_eval_loader(self.config, "train")
@@ -62,22 +63,14 @@ class OutOfFold(Test):
         """Nothing: each network knows a part of this data."""
 
     def batches(self, loader: BaseDataLoader) -> Iterator[Batch]:
-        start, size = 0, loader.batch_size
+        start = 0
         for number, count in enumerate(self.counts):
-            ends = range(start, start + count, size)
-            chunks = [list(range(first, min(first + size, start + count))) for first in ends]
+            positions = range(start, start + count)
+            chunks = [*BatchSampler(positions, loader.batch_size, drop_last=False)]
             for batch in batches_of(loader, chunks, loader.num_workers):
                 self.model.active = number
                 yield batch
             start += count
-
-    @property
-    def folder(self) -> Path:
-        return self.own_folder
-
-    @property
-    def run(self) -> None:
-        """None: there are as many as folds."""
 
 
 def judge(run: Path, device: str | None) -> dict:
@@ -103,14 +96,12 @@ def report(runs: list[Path], folder: Path, device: str | None) -> dict:
     configs = [ConfigParser(state["config"], path, origin=str(path), continued=True)
                for path, state in found]  # fmt: skip
     test = OutOfFold(configs, folder, device)
-    section = test.config.get("inspection")
-    start_time = time.perf_counter()
-    predictions, samples, metrics = test.predict(test.loader, test.metrics, "out of fold")
-    seconds, inspection = time.perf_counter() - start_time, None
-    if section is not None and predictions.is_classification:
-        threshold = chosen(test, section, predictions)
+    section, inspection = test.config.get("inspection"), None
+    result = test.predict(test.loader, test.metrics, "out of fold")
+    if section is not None and result.predictions.is_classification:
+        threshold = chosen(test, section, result.predictions)
         # once more: which images are kept as mistakes depends on it
-        predictions, *_ = test.predict(test.loader, {}, "out of fold", threshold)
+        predictions = test.predict(test.loader, {}, "out of fold", threshold).predictions
+        result = result._replace(predictions=predictions)
         inspection = inspect(predictions, threshold)
-    result = predictions, samples, metrics, seconds, inspection
-    return report_test(test, *result, None, {}, None, system_language())
+    return report_test(test, result, inspection, None, {}, system_language())

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypedDict
 
 import numpy as np
@@ -140,15 +140,18 @@ def compare(predictions: Predictions, novelty: Novelty, name: str) -> dict:
 
 
 @contextlib.contextmanager
-def before_head(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this, each call of the network appends what its head gets."""
+def before_head(
+    network: nn.Module, measure: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[list[Tensor]]:
+    """Within this, each call of the network appends what its head gets, or its `measure`."""
     found: list[Tensor] = []
     head = network.get_submodule(find_head(network))
-    handle = head.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    try:
+
+    def add(module: nn.Module, args: tuple) -> None:
+        found.append(measure(args[0].detach().float()) if measure else args[0])
+
+    with head.register_forward_pre_hook(add):
         yield found
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -158,18 +161,11 @@ def watched(network: nn.Module, novelty: Novelty | None) -> Iterator[list[Tensor
     """
     found: list[Tensor] = []
     if getattr(network, "is_exported", False):
-        layer, measured = network, lambda module, args, output: found.extend(module.distances)
+        with network.register_forward_hook(lambda module, *_: found.extend(module.distances)):
+            yield found
     elif novelty is not None and "means" in novelty:
-        layer = network.get_submodule(find_head(network))
         measure = Distance(novelty).to(next(network.parameters()).device)
-
-        def measured(module: nn.Module, args: tuple, output: Tensor) -> None:
-            found.append(measure(args[0].detach().float()))
+        with before_head(network, measure) as found:
+            yield found
     else:
         yield found
-        return
-    handle = layer.register_forward_hook(measured)
-    try:
-        yield found
-    finally:
-        handle.remove()

@@ -9,30 +9,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.base_task import Step
 from data_loader.files import find_files
 from data_loader.images import read_image
 from data_loader.transforms import padded
 from logger.charts import to_pil_image
-from logger.files import file_names, write_csv
+from logger.files import file_names
 from logger.logger import setup_logging
 from model.heads import main_output
 from tester.charts import overlay
 from tester.heatmap import heat_maps
 from tester.novelty import compare, watched
-from tester.predictions import (
-    Predictions,
-    class_names,
-    decisions,
-    is_image,
-    probability_cells,
-    probability_columns,
-)
+from tester.predictions import Predictions, is_image, write_table
 from tester.trained import build_engine, test_folder
 from trainer.build import build_trained_network, trained_state
-from trainer.decisions import class_number, decided
 from trainer.tasks import MultiLabelTask
 from utils.config.config import ConfigParser
 from utils.engine.engine import unwrap
@@ -75,10 +67,9 @@ def predict_images(
     temporary = tempfile.TemporaryDirectory(prefix="check-") if check else None
     folder = Path(temporary.name) if temporary else test_folder(config.resume) / "images"
     (folder / "heatmaps" if heatmap else folder).mkdir(parents=True, exist_ok=True)
-    rows, unreadable, classes, inspection = [], [], [], state.get("inspection")
-    novelty = state.get("novelty")
-    seen = Predictions(state.get("classes"), inspection=inspection)  # in place of labels: 0
-    distances: list[Tensor] = []
+    classes, inspection, novelty = map(state.get, ("classes", "inspection", "novelty"))
+    rows, unreadable, distances = [], [], []
+    seen = Predictions(classes, inspection=inspection)
     names = [printable(str(file)) for file in files]
     overlay_names = file_names((Path(name).stem for name in names), ".jpg")
     for file, name, overlay_name in zip(files, names, overlay_names, strict=True):
@@ -89,31 +80,37 @@ def predict_images(
             logger.warning(f"{error}")
             unreadable.append(name)
             continue
-        with watched(unwrap(model), novelty) as found:
+        with watched(unwrap(model), novelty) as found, torch.no_grad():
             shown = padded([image]) if takes_images else (data,)
-            output = class_outputs(model, *engine.to_device(shown))
-        probability = output[0].float().softmax(0).cpu()
+            output = main_output(model(*engine.to_device(shown)))
+        step = Step(None, output, torch.zeros(1, dtype=torch.long), 1, data)  # no label: 0
+        answer = Predictions(classes, inspection=inspection)
+        answer.add(step)
+        seen.add(step)
+        if not answer.is_classification:
+            raise UserError(
+                "--images: the network is not a classifier: its output is not (N, classes)"
+            )
+        answer.add_distances(found[-1:])
         distances += found[-1:]
-        if novelty:
-            seen.add(Step(None, output, torch.zeros(1, dtype=torch.long), 1, data))
-        distance = probability_cells(found[-1].tolist()) if found else []
-        classes = classes or class_names(len(probability), state.get("classes"))
-        order = probability.argsort(descending=True)
-        decision, confidence = decide(probability, classes, inspection)
-        likeliest = ", ".join(f"{classes[n]} {probability[n]:.4f}" for n in order[:LIKELIEST])
-        logger.info(f"{name}: {likeliest}" + "".join(f" -> {label}" for label in decision))
-        cells = probability_cells(probability.tolist())
-        rows.append([name, classes[order[0]], *decision, *cells, *confidence, *distance])
+        probability = answer.probabilities[0]
+        order = probability.argsort()[::-1][:LIKELIEST]
+        line = f"{name}: {', '.join(f'{answer.classes[n]} {probability[n]:.4f}' for n in order)}"
+        cells = {column: value for column, [value] in answer.columns().items() if column != "true"}
+        row = {"picture": name, "predicted": answer.classes[order[0]]}
+        if inspection:
+            row["decision"] = cells.get("decision", cells["predicted"])
+            line += f" -> {row['decision']}"
+        logger.info(line)
+        rows.append(row | cells | row)  # the order of the first, the values of the last
         if heatmap:
-            heat = heat_maps(model, data, order[:1], **config.get("heatmap", {}))[0]
+            likeliest = torch.tensor([int(order[0])])
+            heat = heat_maps(model, data, likeliest, **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
             with named(path := folder / "heatmaps" / overlay_name):
                 image.save(path, quality=95)
-    decision = ["decision"] if inspection else []
-    confidence = ["confidence"] if inspection and "temperature" in inspection else []
-    header = ["picture", "predicted", *decision, *probability_columns(classes), *confidence]
-    header += ["distance"] if distances else []
-    write_csv(table := folder / "predictions.csv", header, rows)
+    table, header = folder / "predictions.csv", rows[0] if rows else ("picture", "predicted")
+    write_table(table, {column: [row[column] for row in rows] for column in header})
     if novelty and rows:
         seen.add_distances(distances)
         compare(seen, novelty, "images")
@@ -163,31 +160,3 @@ def plain_preparation(image: Tensor, input_spec: dict) -> Tensor:
     mean = torch.tensor(input_spec.get("mean") or [0.0]).view(-1, 1, 1)
     std = torch.tensor(input_spec.get("std") or [1.0]).view(-1, 1, 1)
     return (data.round() / 255 - mean) / std  # rounded, like an image that was resized elsewhere
-
-
-@torch.no_grad()
-def class_outputs(model: nn.Module, *data: Tensor) -> Tensor:
-    """The output (1, classes) for one image (1, C, H, W), or what a file takes in its place.
-
-    Raises UserError if the model is not a classifier.
-    """
-    output = main_output(model(*data))
-    if output.ndim != 2 or output.shape[1] < 2:
-        raise UserError("--images: the network is not a classifier: its output is not (N, classes)")
-    return output
-
-
-def decide(
-    probability: Tensor, classes: list[str], inspection: dict | None
-) -> tuple[list[str], list[str]]:
-    """What the cells decision and confidence hold, each if there is any.
-
-    The decision is the target class from the stored threshold on, else the likeliest other one; or
-    "unsure" if a person is to look.
-    """
-    if inspection is None:
-        return [], []
-    number = class_number(inspection["target"], classes)
-    predicted = decided(probability[None], number, inspection["threshold"]).numpy()
-    columns = decisions(probability[None].numpy(), predicted, classes, inspection)
-    return columns.get("decision", [classes[int(predicted[0])]]), columns.get("confidence", [])

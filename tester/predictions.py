@@ -1,13 +1,15 @@
 """What a classifier predicts for each sample, and the statistics of it."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from base.base_task import Step
+from logger.files import write_csv
 from tester.appearance import appearance
 from trainer.decisions import calibrated, class_number, counts, decided
 
@@ -49,10 +51,12 @@ class Predictions:
     def add(self, step: Step) -> None:
         """Add one batch."""
         data, target, output = step.data, step.target, step.output
-        self.is_classification = self.is_classification and is_classification(target, output)
         counts = [len(names) for names in self._names if names]  # a task may embed, not classify
-        if self.is_classification and counts and output.shape[1] not in counts:
-            self.is_classification = False
+        self.is_classification = (
+            self.is_classification
+            and is_classification(target, output)
+            and (not counts or output.shape[1] in counts)
+        )
         if not self.is_classification:
             return
         # softmax of log-probabilities gives the probabilities again
@@ -120,13 +124,26 @@ class Predictions:
         number = class_number(name, self.classes)
         return self.probabilities[:, number], self.targets == number
 
-    def decisions(self) -> dict[str, list[str]]:
-        """Further columns of a table, with an inspection: "confidence", how often such an answer is
-        right by the validation data, and "decision", which may be to ask a person; and "distance".
+    def columns(self) -> dict[str, list]:
+        """The columns of a table: each sample's true and predicted class, and the probability of
+        each class. With an inspection also "confidence", how often such an answer is right by the
+        validation data, and "decision", which may be to ask a person; and "distance".
         """
-        columns = decisions(self.probabilities, self.predicted, self.classes, self._inspection)
+        names, inspection = np.array(self.classes), self._inspection or {}
+        predicted, probabilities = names[self.predicted], self.probabilities
+        columns = {"true": names[self.targets].tolist(), "predicted": predicted.tolist()}
+        for number, name in enumerate(self.classes):
+            columns[f"p({name})"] = probabilities[:, number].tolist()
+        if "temperature" in inspection:
+            own = calibrated(torch.from_numpy(probabilities), inspection["temperature"]).numpy()
+            columns["confidence"] = own[np.arange(len(own)), self.predicted].tolist()
+        if "sure_threshold" in inspection:
+            probability, _ = self.for_class(inspection["target"])
+            is_sure = probability >= inspection["sure_threshold"]
+            is_unsure = (predicted == inspection["target"]) & ~is_sure
+            columns["decision"] = np.where(is_unsure, UNSURE, predicted).tolist()
         if self.distances is not None:
-            columns["distance"] = probability_cells(self.distances)
+            columns["distance"] = self.distances.tolist()
         return columns
 
     def confusion(self) -> np.ndarray:
@@ -186,32 +203,6 @@ class Predictions:
         return positions[np.argsort(labelled[positions], kind="stable")].tolist()
 
 
-def decisions(
-    probabilities: np.ndarray, predicted: np.ndarray, classes: list[str], inspection: dict | None
-) -> dict[str, list[str]]:
-    """See `Predictions.decisions`.
-
-    Args:
-        probabilities: (N, classes)
-        predicted: numbers of the classes that are decided on (N,)
-        classes: their names
-        inspection: from `tester.inspection.find_threshold`
-    """
-    columns: dict[str, list[str]] = {}
-    if inspection and "temperature" in inspection:
-        own = calibrated(torch.from_numpy(probabilities), inspection["temperature"]).numpy()
-        columns["confidence"] = probability_cells(own[np.arange(len(own)), predicted])
-    if inspection and "sure_threshold" in inspection:
-        number = class_number(inspection["target"], classes)
-        sure = probabilities[:, number] >= inspection["sure_threshold"]
-        unsure = (predicted == number) & ~sure
-        labels = np.array(classes)[predicted]
-        columns["decision"] = [
-            UNSURE if u else name for u, name in zip(unsure, labels, strict=True)
-        ]
-    return columns
-
-
 def is_classification(target: Tensor, output: Tensor) -> bool:
     """Whether these are outputs (N, classes) and class numbers (N,)."""
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] < 2:
@@ -232,11 +223,8 @@ def class_names(count: int, *names: list[str] | None) -> list[str]:
     return next(fitting, [str(number) for number in range(count)])
 
 
-def probability_columns(classes: list[str]) -> list[str]:
-    """The headers of a table's columns with the probabilities of `classes`."""
-    return [f"p({name})" for name in classes]
-
-
-def probability_cells(probabilities: Iterable[float]) -> list[str]:
-    """Probabilities for a table: short, with all the digits that float32 has."""
-    return [f"{probability:.7g}" for probability in probabilities]
+def write_table(path: Path, columns: dict[str, list]) -> None:
+    """Write columns as a CSV file: numbers are short, with all the digits that float32 has."""
+    rows = zip(*columns.values(), strict=True)
+    cells = ([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in rows)
+    write_csv(path, [*columns], cells)

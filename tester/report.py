@@ -6,14 +6,13 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from base import BaseTask
 from logger.base_tracker import tell_trackers
 from logger.charts import encode, image_uri, svg_uri, to_pil_image
-from logger.files import file_names, threads_in_words, write_csv
+from logger.files import file_names, threads_in_words
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
 from tester.charts import (
@@ -27,9 +26,9 @@ from tester.charts import (
 from tester.inspection import costs_in_words
 from tester.language import Language, Translate, translator
 from tester.novelty import Novelty, compare
-from tester.predictions import Predictions, probability_cells, probability_columns
+from tester.predictions import Predictions, write_table
 from tester.samples import Samples
-from tester.trained import Test
+from tester.trained import Result, Test
 from trainer.decisions import CONFIDENCE
 from utils.checkpoint import origin_beside
 from utils.errors import explained
@@ -46,53 +45,43 @@ AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 
 
 def report_test(
     test: Test,
-    predictions: Predictions,
-    samples: Samples,
-    metrics: dict[str, float],
-    seconds: float,
+    result: Result,
     inspection: dict | None,
     novelty: Novelty | None,
     maps: dict[int, Tensor],
-    speed: dict | None,
     language: Language = "en",
 ) -> dict:
     """Log a test's result as a table, and write it into `test.folder`; returns the content of
     result.json.
 
     Args:
-        predictions: of a classifier
-        samples: of any other task
-        metrics: the loss and the metrics
-        seconds: duration of the pass over the samples
+        result: from `Test.predict`
         inspection: from `tester.inspection.inspect`
         novelty: from `tester.inspection.find_novelty`
         maps: heat maps (H, W) by position
-        speed: from `Test.measure_speed`
         language: of the page
     """
-    checkpoint, config, count = test.config.resume, test.config.config, len(test.loader.dataset)
-    suffix = "" if test.split == "test" else f"_{test.split}"
-    report = {"split": test.split, "n": count, **metrics}
-    report |= {"seconds": seconds, "samples_per_second": count / seconds}
-    width = max(map(len, report))
+    predictions, samples, metrics, seconds = result
+    checkpoint, config, folder = test.config.resume, test.config.config, test.folder
+    count, suffix = len(test.loader.dataset), "" if test.split == "test" else f"_{test.split}"
+    numbers = {"split": test.split, "n": count, **metrics}
+    numbers |= {"seconds": seconds, "samples_per_second": count / seconds}
+    width = max(map(len, numbers))
     lines = [f"{checkpoint}"]
-    for name, value in report.items():
+    for name, value in numbers.items():
         lines.append(f"  {name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
-    folder = test.folder
     origin = origin_beside(folder / "result.json", checkpoint, test.trained)
-    report = {"checkpoint": checkpoint.name, "origin": origin, **report}
-    if speed:
+    report = {"checkpoint": checkpoint.name, "origin": origin, **numbers}
+    if speed := test.measure_speed():
         report["speed"] = speed
         lines.append(speed_line(speed))
     folder.mkdir(parents=True, exist_ok=True)
     names = test.loader.paths or [str(number) for number in range(count)]
-    result, table, page = (
-        folder / name
-        for name in (f"result{suffix}.json", f"predictions{suffix}.csv", f"report{suffix}.html")
-    )
-    written, template, values = [result], "", {}
+    written = [folder / f"result{suffix}.json"]
+    columns, template, values = {}, "", {}
     t, display = translator(language), config.get("shown_names", {})
     if predictions.is_classification:
+        columns, template = predictions.columns(), "report.html"
         if inspection:
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
@@ -102,41 +91,33 @@ def report_test(
         if groups := test.groups():
             report["per_group"] = predictions.per_group(groups)
         images = {p: to_pil_image(x, test.loader.input) for p, x in predictions.images.items()}
-        classes = np.array(predictions.classes)
-        true, predicted = classes[predictions.targets], classes[predictions.predicted]
-        columns = zip(names, true, predicted, predictions.probabilities, strict=True)
-        header = ["sample", "true", "predicted", *probability_columns(predictions.classes)]
-        rows = [[*row, *probability_cells(values)] for *row, values in columns]
-        for name, cells in predictions.decisions().items():
-            header.append(name)
-            rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
-        write_csv(table, header, rows)
-        stems = (f"{true[p]}_to_{predicted[p]}_{Path(names[p]).stem}" for p in images)
-        wrong_images = dict(zip(file_names(stems, ".jpg"), images.values(), strict=True))
-        wrong = write_images(folder / f"wrong_images{suffix}", wrong_images) if images else None
-        written += [table, page, *([wrong] if wrong else [])]
+        shown_names = [display.get(name, name) for name in predictions.classes]
+        values = _classes_page(predictions, images, maps, inspection, t, shown_names)
         heatmap = config.get("heatmap", {}).get("method", "LayerCAM")
-        page_settings = t, [display.get(name, name) for name in predictions.classes]
-        template = "report.html"
-        values = _classes_page(predictions, images, maps, inspection, *page_settings)
-        values |= {"wrong": wrong and wrong.name, "heat_method": heatmap if maps else None}
+        values |= {"wrong": None, "heat_method": heatmap if maps else None}
+        if images:
+            true, predicted = columns["true"], columns["predicted"]
+            stems = (f"{true[p]}_to_{predicted[p]}_{Path(names[p]).stem}" for p in images)
+            wrong_images = dict(zip(file_names(stems, ".jpg"), images.values(), strict=True))
+            wrong = write_images(folder / f"wrong_images{suffix}", wrong_images)
+            values["wrong"] = wrong.name
+            written.append(wrong)
     elif samples.columns or samples.images:
+        columns, template = samples.columns, "samples.html"
         with explained(f"task: {type(test.task).__name__}.tables does not fit its columns"):
-            report["tables"] = test.task.tables(samples.columns)
-        written += [table, page]
-        rows = zip(names, *samples.columns.values(), strict=True)
-        write_csv(table, ["sample", *samples.columns], (map(_cell, row) for row in rows))
-        template, values = "samples.html", _samples_page(test.task, samples, names)
-        values |= {"tables": report["tables"]}
+            report["tables"] = test.task.tables(columns)
+        values = _samples_page(test.task, samples, names)
     if template:
-        curves = test.run and _curves(test.run, test.trained, folder, t)
+        table, page = folder / f"predictions{suffix}.csv", folder / f"report{suffix}.html"
+        written[1:1] = [table, page]
+        write_table(table, {"sample": names} | columns)
         write_html(
             page,
             Path(__file__).with_name(template),
             language,
             t=t,
             display=lambda name: display.get(name, name),
-            curves=curves,
+            curves=test.run and _curves(test.run, test.trained, folder, t),
             name=config["name"],
             run=folder.name if test.run is None else checkpoint.parent.name,
             report=report,
@@ -146,7 +127,7 @@ def report_test(
             config=json.dumps(config, indent=2, ensure_ascii=False),
             **values,
         )
-    write_text(result, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(written[0], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     logging.getLogger("test").info("\n".join([*lines, *(f"written: {path}" for path in written)]))
     files = [path for path in written if path.is_file()]
     name, trackers = f"{checkpoint.name}.{test.split}", test.config.init_obj("trackers")
@@ -203,7 +184,7 @@ def _curves(run: Path, trained: dict, folder: Path, t: Translate) -> str | None:
 
 def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[str, object]:
     """What samples.html shows of another task's samples."""
-    columns, shown = samples.columns, samples.shown
+    columns = samples.columns
     column = (task.worst or "").partition(" ")[2]
     images = {p: to_pil_image(x, AS_IT_IS) for p, x in samples.images.items()}
     aspect = max((image.width / image.height for image in images.values()), default=1)
@@ -215,19 +196,15 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
         "captions": [name for name in ("true", "predicted", column) if name in columns],
         "worst": task.worst,
         "legend": (inspect.getdoc(task.images) or "").partition("\n")[0],
-        "shown": shown,
+        "shown": samples.shown,
         "rows": [
             ["sample", *shorter],
-            *([names[p], *(columns[c][p] for c in shorter)] for p in shown),
+            *([names[p], *(columns[c][p] for c in shorter)] for p in samples.shown),
         ],
         "images": {p: image_uri(image, LARGEST_SAMPLE) for p, image in images.items()},
         "card_width": min(1000, round(200 * aspect)),
         "charts": {f"{y} against {x}": scatter_chart(columns, x, y) for x, y in charts},
     }
-
-
-def _cell(value: object) -> object:
-    return f"{value:.7g}" if isinstance(value, float) else value
 
 
 def shown_positions(predictions: Predictions) -> tuple[list[int], list[int]]:

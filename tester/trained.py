@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -39,6 +41,15 @@ from utils.origin import origin
 SHOWN = 10  # samples that are left out
 
 
+class Result(NamedTuple):
+    """What a network says of the samples of a loader."""
+
+    predictions: Predictions  # of a classifier
+    samples: Samples  # what any other task says of them
+    metrics: dict[str, float]  # the loss, too
+    seconds: float
+
+
 class Test:
     """What a test needs, built in this order. Creates no run folder.
 
@@ -48,12 +59,17 @@ class Test:
         split: the samples to test on: "test", "val" or "train"
         threads: threads that run a file in another format; 0 for all
 
+    Attributes:
+        run: the folder of the tested network's run; None if it is of several
+        folder: where the results go: test/ beside a checkpoint; test/<name>/ for another file
+
     Raises UserError if network, loss, metrics and data do not fit each other.
     """
 
     def __init__(self, config: ConfigParser, device: str | None, split: str, threads: int):
         setup_logging()
         self.config, self.split, self.threads = config, split, threads
+        self.run, self.folder = output_dir(config.resume), test_folder(config.resume)
         self.loader, self.trained = self.build_loader(), trained_state(config)
         self.engine = build_engine(config, device)
         self.model = self.engine.prepare(self.build_network())
@@ -78,20 +94,9 @@ class Test:
         """The samples of a loader in batches."""
         return loader
 
-    @property
-    def run(self) -> Path | None:
-        """The folder of the tested network's run."""
-        return output_dir(self.config.resume)
-
-    @property
-    def folder(self) -> Path:
-        """Where the results go: test/ beside a checkpoint; test/<name>/ for another file."""
-        return test_folder(self.config.resume)
-
     def compare_data(self) -> None:
         """Say so if the training data, where it is at hand, is no longer what it was."""
-        known = origin(self.trained)["data"]
-        now = None
+        known, now = origin(self.trained)["data"], None
         with contextlib.suppress(UserError):  # it need not be at hand
             now = getattr(self.loader, "trained_on", lambda: None)()
         if None not in (known, now) and known != now:
@@ -100,10 +105,6 @@ class Test:
                 "or labels have changed"
             )
 
-    def check(self) -> None:
-        """Says that everything is built, and was tried on a batch; writes nothing."""
-        self.config.get_logger("test").info("check passed")
-
     def predict(
         self,
         loader: BaseDataLoader,
@@ -111,16 +112,14 @@ class Test:
         title: str | None = None,
         inspection: dict | None = None,
         novelty: Novelty | None = None,
-    ) -> tuple[Predictions, Samples, dict[str, float]]:
+    ) -> Result:
         """What a classifier predicts for a loader's samples, by the threshold of `inspection` if
         there is one, and how unlike the training data they are by `novelty`; what the task says of
         them, and the loss and `metrics` over them."""
-        names = self.trained["classes"], loader.classes
-        predictions = Predictions(*names, inspection=inspection)
+        classes, served = loader.classes, self._served(loader)
+        predictions = Predictions(self.trained["classes"], classes, inspection=inspection)
         predictions.is_classification = self.task.classifies
-        samples, classes = Samples(self.task), loader.classes
-
-        served = self._served(loader)
+        samples = Samples(self.task)
 
         def add(step: Step) -> None:
             if served is not loader:
@@ -128,13 +127,14 @@ class Test:
             predictions.add(step)
             samples.add(step)
 
-        batches = progress(self.batches(served), title)
+        start_time, batches = time.perf_counter(), progress(self.batches(served), title)
         with watched(unwrap(self.model), novelty) as distances:
             values = evaluate(self.model, batches, self.task, metrics, self.engine, add, classes)
+        seconds = time.perf_counter() - start_time
         predictions.add_distances(distances)
         if not math.isfinite(values["loss"]):
             self.config.get_logger("test").warning(f"the loss of {loader.subset} is not finite")
-        return predictions, samples, values
+        return Result(predictions, samples, values, seconds)
 
     def _served(self, loader: BaseDataLoader) -> BaseDataLoader:
         """The loader's samples as the network takes them."""
@@ -149,7 +149,7 @@ class Test:
             return
         decided = self.trained.get("decided")
         if decided is None:
-            _, samples, _ = self.predict(build_eval_loader(self.config, "val"), {}, "validation")
+            samples = self.predict(build_eval_loader(self.config, "val"), {}, "validation").samples
             with explained(f"task: {type(self.task).__name__}.decide does not fit its columns"):
                 decided = self.task.decide(samples.columns)
             checkpoint.amend(self.config.resume, self.trained, decided=decided)

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 import test as script
+from base.base_task import Step
 from data_loader.data_loaders import DigitsDataLoader
 from model.model import LeNet
-from tester.predict import decide, plain_preparation
+from tester.predict import plain_preparation
+from tester.predictions import Predictions
 from utils import checkpoint
 
 
@@ -111,6 +113,14 @@ def test_paths_without_images(run, tmp_path, capsys, path, message):
     assert message in capsys.readouterr().err
 
 
+def decided_class(probabilities, names, inspection):
+    predictions = Predictions(names, inspection=inspection)
+    output = torch.tensor([probabilities]).log()
+    predictions.add(Step(None, output, torch.zeros(1, dtype=torch.long), 1))
+    [label] = predictions.columns()["predicted"]
+    return label
+
+
 def test_stored_threshold_decides(run, images, capsys):
     file = run / checkpoint.BEST
     state = checkpoint.load(file)
@@ -123,9 +133,9 @@ def test_stored_threshold_decides(run, images, capsys):
         assert decisions == {"8"} if threshold == 0 else "8" not in decisions
     chosen = {"target": "NG", "threshold": 0.2}
     for probability, label in (([0.8, 0.2], "NG"), ([0.81, 0.19], "OK")):
-        assert decide(torch.tensor(probability), ["OK", "NG"], chosen) == ([label], [])
+        assert decided_class(probability, ["OK", "NG"], chosen) == label
     higher, names = chosen | {"threshold": 0.7}, ["a", "b", "NG"]
-    assert decide(torch.tensor([0.1, 0.3, 0.6]), names, higher) == (["b"], [])
+    assert decided_class([0.1, 0.3, 0.6], names, higher) == "b"
 
 
 def test_a_person_is_asked_between_two_thresholds(run, images):
