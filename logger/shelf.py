@@ -99,16 +99,13 @@ class Run:
         return max(self.config.get("trainer", {}).get("epochs", 0), len(self.history))
 
     @property
-    def monitored(self) -> tuple[str, str]:
-        """Whether less or more is better, "min" or "max", and of what."""
+    def curve(self) -> tuple[str, float | None, list[float]]:
+        """What is monitored, its best value, and its values epoch by epoch."""
         mode, _, name = self.config.get("trainer", {}).get("monitor", "off").partition(" ")
-        return ("min", "val_loss") if mode == "off" else (mode, name)
-
-    @property
-    def curve(self) -> list[float]:
-        """The values of what is monitored, epoch by epoch."""
-        values = (row.get(self.monitored[1]) for row in self.history)
-        return [value for value in values if isinstance(value, int | float)]
+        if mode == "off":
+            mode, name = "min", "val_loss"
+        values = [v for row in self.history if isinstance(v := row.get(name), int | float)]
+        return name, (min if mode == "min" else max)(values, default=None), values
 
     @property
     def parent(self) -> Path | None:
@@ -119,8 +116,7 @@ class Run:
     def row(self) -> dict[str, str | float]:
         """The cells of the table, by COLUMNS; "" for what is unknown."""
         record, samples = self.about.get("origin") or {}, self.about.get("samples") or {}
-        (mode, name), curve = self.monitored, self.curve
-        best = (min(curve) if mode == "min" else max(curve)) if curve else None
+        name, best, _ = self.curve
         tested = name.removeprefix("val_") if name.removeprefix("val_") in self.test else "loss"
         costs = (self.test.get("inspection") or {}).get("at_threshold")
         sizes = [*(self.export.get("bytes") or {}).values()]
@@ -312,7 +308,7 @@ def _short(value: object) -> str:
 
 def _points(run: Run) -> str:
     """The points of the small curve, for an SVG of the size CURVE."""
-    values, (width, height) = run.curve, CURVE
+    (*_, values), (width, height) = run.curve, CURVE
     if len(values) < 2:
         return ""
     low, step = min(values), width / (len(values) - 1)

@@ -110,10 +110,10 @@ def _measure(test: Test, network: nn.Module) -> Novelty | None:
         test.config.get_logger("test").info(f"without training data there is no distance: {error}")
         return None
     targets: list[Tensor] = []
-    with before_head(network) as found:
+    with before_head(network, pooled) as found:
         settings = test.task, {}, test.engine
         evaluate(test.model, batches, *settings, lambda step: targets.append(step.target.cpu()))
-    features = torch.cat([pooled(part).float().cpu() for part in found])
+    features = torch.cat(found).cpu()
     if len(features) != sum(map(len, targets)):  # called more than once for a batch
         return None
     return fit(features, torch.cat(targets))

@@ -25,7 +25,7 @@ from utils.engine.engine import Tensors
 
 
 class Networks(nn.Module):
-    """Those of all folds; the `active` one answers."""
+    """The networks of all folds; calls go to the `active` one."""
 
     def __init__(self, networks: list[nn.Module]):
         super().__init__()
@@ -60,7 +60,7 @@ class OutOfFold(Test):
         return Networks([build_trained_network(config) for config in self.configs])
 
     def compare_data(self) -> None:
-        """Nothing: each network knows a part of this data."""
+        """Does nothing: each network was trained on a part of this data."""
 
     def batches(self, loader: BaseDataLoader) -> Iterator[Batch]:
         start = 0

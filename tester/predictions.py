@@ -43,9 +43,11 @@ class Predictions:
         self._names, self._inspection = names, inspection
         self._targets: list[Tensor] = []
         self._probabilities: list[Tensor] = []
-        self._mistakes: list[tuple[float, int, Tensor | None]] = []
         self._appearance: list[Tensor] = []
+        self._ranked: list[tuple[float, int, Tensor | None]] = []  # mistakes, by -confidence
         self._count = 0
+        self.mistakes: list[int] = []
+        self.images: dict[int, Tensor] = {}
         self.is_classification = True
 
     def add(self, step: Step) -> None:
@@ -70,8 +72,10 @@ class Predictions:
                 self._appearance.append(appearance(data.detach()))
             images = [image.clone() for image in data.detach()[wrong].cpu()]
         columns = (-confidence[wrong]).tolist(), (wrong + self._count).tolist(), images
-        mistakes = [*self._mistakes, *zip(*columns, strict=True)]
-        self._mistakes = sorted(mistakes, key=lambda entry: entry[:2])[:KEPT]
+        ranked = [*self._ranked, *zip(*columns, strict=True)]
+        self._ranked = sorted(ranked, key=lambda entry: entry[:2])[:KEPT]
+        self.mistakes = [position for _, position, _ in self._ranked]
+        self.images = {p: image for _, p, image in self._ranked if image is not None}
         self._targets.append(target)
         self._probabilities.append(probability)
         self._count += len(target)
@@ -107,14 +111,6 @@ class Predictions:
     @functools.cached_property
     def classes(self) -> list[str]:
         return class_names(self._probabilities[0].shape[1], *self._names)
-
-    @functools.cached_property
-    def mistakes(self) -> list[int]:
-        return [position for _, position, _ in self._mistakes]
-
-    @functools.cached_property
-    def images(self) -> dict[int, Tensor]:
-        return {position: image for _, position, image in self._mistakes if image is not None}
 
     def for_class(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Each sample's probability of the class `name`, and whether it is of it: both (N,).

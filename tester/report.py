@@ -15,14 +15,7 @@ from logger.charts import encode, image_uri, svg_uri, to_pil_image
 from logger.files import file_names, threads_in_words
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
-from tester.charts import (
-    confusion_chart,
-    curves_figure,
-    overlay,
-    scatter_chart,
-    threshold_chart,
-    write_png,
-)
+from tester import charts
 from tester.inspection import costs_in_words
 from tester.language import Language, Translate, translator
 from tester.novelty import Novelty, compare
@@ -161,12 +154,13 @@ def _classes_page(
         "shown_groups": SHOWN_GROUPS,
         "unlike": [] if predictions.distances is None else predictions.unlike()[:SHOWN_UNLIKE],
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
-        "maps": {p: image_uri(overlay(images[p], heat)) for p, heat in maps.items()},
-        "confusion": confusion_chart(predictions.confusion(), names, t),
+        "maps": {p: image_uri(charts.overlay(images[p], heat)) for p, heat in maps.items()},
+        "confusion": charts.confusion_chart(predictions.confusion(), names, t),
         "inspection": inspection,
         "costs": inspection and costs_in_words(inspection, t, target),
         "confidence": inspection and inspection.get("confidence", CONFIDENCE),
-        "threshold_chart": inspection and threshold_chart(predictions, inspection, target, t),
+        "threshold_chart": inspection
+        and charts.threshold_chart(predictions, inspection, target, t),
     }
 
 
@@ -176,9 +170,9 @@ def _curves(run: Path, trained: dict, folder: Path, t: Translate) -> str | None:
     rows = MetricsFile(file, enabled=False).read() if file.exists() else []
     if len(rows) < 2:
         return None
-    figure = curves_figure(rows, trained.get("classes") or [], trained["epoch"], t)
+    figure = charts.curves_figure(rows, trained.get("classes") or [], trained["epoch"], t)
     with named(folder / "curves.png"):
-        write_png(figure, folder / "curves.png")
+        charts.write_png(figure, folder / "curves.png")
     return svg_uri(figure)
 
 
@@ -189,7 +183,7 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
     images = {p: to_pil_image(x, AS_IT_IS) for p, x in samples.images.items()}
     aspect = max((image.width / image.height for image in images.values()), default=1)
     shorter = list(columns)[:SHOWN_COLUMNS]
-    charts = [(x, y) for x, y in task.charts if x in columns and y in columns]
+    pairs = [(x, y) for x, y in task.charts if x in columns and y in columns]
     return {
         "columns": columns,
         "column": column,
@@ -203,7 +197,7 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
         ],
         "images": {p: image_uri(image, LARGEST_SAMPLE) for p, image in images.items()},
         "card_width": min(1000, round(200 * aspect)),
-        "charts": {f"{y} against {x}": scatter_chart(columns, x, y) for x, y in charts},
+        "charts": {f"{y} against {x}": charts.scatter_chart(columns, x, y) for x, y in pairs},
     }
 
 

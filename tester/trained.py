@@ -17,17 +17,8 @@ from logger.logger import setup_logging
 from tester.novelty import Novelty, watched
 from tester.predictions import Predictions
 from tester.samples import Samples
+from trainer import build
 from trainer.agreement import check_agreement
-from trainer.build import (
-    build_loader,
-    build_task,
-    build_trained_network,
-    class_count,
-    create_engine,
-    restore_task,
-    seed_and_warn,
-    trained_state,
-)
 from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
@@ -70,34 +61,35 @@ class Test:
         setup_logging()
         self.config, self.split, self.threads = config, split, threads
         self.run, self.folder = output_dir(config.resume), test_folder(config.resume)
-        self.loader, self.trained = self.build_loader(), trained_state(config)
+        self.loader, self.trained = self.build_loader(), build.trained_state(config)
         self.engine = build_engine(config, device)
         self.model = self.engine.prepare(self.build_network())
-        criterion = config.init_obj("loss")
-        self.task = build_task(config, self.engine, unwrap(self.model), criterion, self.loader)
-        restore_task(self.task, self.trained, config, self.engine)
-        self.metrics = self.engine.to_device(config.init_obj("metrics", **class_count(self.loader)))
+        network, criterion = unwrap(self.model), config.init_obj("loss")
+        self.task = build.build_task(config, self.engine, network, criterion, self.loader)
+        build.restore_task(self.task, self.trained, config, self.engine)
+        metrics = config.init_obj("metrics", **build.class_count(self.loader))
+        self.metrics = self.engine.to_device(metrics)
         target, classes = config.option("inspection", "target"), self.loader.classes
         if target is not None and classes is not None:
             class_number(target, classes)
-        network, settings = unwrap(self.model), (self.task, self.metrics, self.engine)
-        rehearse(network, self._served(self.loader), *settings)
+        served = self._served(self.loader)
+        rehearse(network, served, self.task, self.metrics, self.engine)
         self.compare_data()
 
     def build_loader(self) -> BaseDataLoader:
         return build_eval_loader(self.config, self.split)
 
     def build_network(self) -> nn.Module:
-        return build_trained_network(self.config, self.threads)
+        return build.build_trained_network(self.config, self.threads)
 
     def batches(self, loader: BaseDataLoader) -> Iterable[Batch]:
         """The samples of a loader in batches."""
         return loader
 
     def compare_data(self) -> None:
-        """Say so if the training data, where it is at hand, is no longer what it was."""
+        """Warn if the training data is available and has changed since the training."""
         known, now = origin(self.trained)["data"], None
-        with contextlib.suppress(UserError):  # it need not be at hand
+        with contextlib.suppress(UserError):  # it may not be available
             now = getattr(self.loader, "trained_on", lambda: None)()
         if None not in (known, now) and known != now:
             self.config.get_logger("test").warning(
@@ -174,8 +166,8 @@ def test_folder(tested: Path) -> Path:
 
 def build_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:
     """The engine for one pass, which is not worth compiling; `changes` to the config's section."""
-    engine = create_engine(config, device, compile=None, **changes)
-    seed_and_warn(engine, config)
+    engine = build.create_engine(config, device, compile=None, **changes)
+    build.seed_and_warn(engine, config)
     return engine
 
 
@@ -199,7 +191,7 @@ def build_eval_loader(config: ConfigParser, split: str) -> BaseDataLoader:
     Raises UserError if there are no such samples, or if they are not for the trained network.
     """
     own = {"test": "test_data_loader", "val": "valid_data_loader"}.get(split)
-    loader = build_loader(config, own, split) if own else None
+    loader = build.build_loader(config, own, split) if own else None
     if loader is None:
         training = config.init_obj("data_loader")
         loader = training.split_validation() if split == "val" else training.for_subset(split)
