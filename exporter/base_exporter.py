@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
-from exporter.deployed import ExportedNetwork, Runner
+from exporter.deployed import Runner
 from utils.config.hints import PositiveInt, Share
 from utils.errors import UserError
 
@@ -85,10 +85,3 @@ class BaseExporter(ABC):
         Raises UserError if the format has no int8.
         """
         raise UserError(f"--int8: {type(self).__name__} does not support int8")
-
-    def network(self, path: Path, state: dict, threads: int = 1) -> ExportedNetwork:
-        """Return the file as a network; `state` is its checkpoint, and the "signature"."""
-        state = state | {
-            "preprocessed": self.preprocess, "softmax": self.softmax, "batch": self.batch
-        }  # fmt: skip
-        return ExportedNetwork(path.name, partial(self.load, path), state, threads)

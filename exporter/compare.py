@@ -23,7 +23,6 @@ from utils.engine.launch import cores
 from utils.errors import UserError
 from utils.files import write_text
 
-LATENCY = ["file", "threads", "p50_ms", "p95_ms"]
 FILES = 20  # that are decoded in turn
 
 
@@ -46,8 +45,9 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     folder = evaluator.config.resume.parent / "compare"
     _, metric = monitored(evaluator.config.option("trainer", "monitor", "off"))
     measured = dict.fromkeys(filter(None, ("accuracy", metric)))
-    rows, runs, whole, origins = [], {}, {}, {}
-    by_threads = {count: {} for count in thread_counts()}
+    usual = evaluator.threads or cores()
+    runs: dict[int, dict] = {count: {} for count in sorted({*thread_counts(), usual})}
+    rows, decisions, origins = [], {}, {}
     with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
         for number, (name, path) in enumerate(short_names(paths).items()):
             own = evaluator.for_run(Path(path))
@@ -59,41 +59,41 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
             evaluation = own(network)
             [call] = own.calls(own.loader_for(network), [[0]])
             example = network.raw(*call)[0]
-            runs[name] = partial(network.opened(own.engine.device), example)
-            for count, opened in by_threads.items():
+            for count, opened in runs.items():
                 opened[name] = partial(network.load(count, str(own.engine.device)), example)
-            if (decide := from_file(own, network)) is not None:
-                whole[name] = decide
-            sizes = {key: metadata.get(key) for key in ("macs", "parameters")}
-            results = {name: evaluation.metrics.get(name) for name in measured}
-            results = {"samples": evaluation.samples} | results
-            rows.append({"file": name, "megabytes": file.stat().st_size / 1e6, **sizes, **results})
-            rows[-1] |= measure_startup(file, example, metadata.get("runtime"))
-        latency, decided = spreads(interleaved(runs)), spreads(interleaved(whole) if whole else {})
-        table = [
-            [name, count, times["p50"], times["p95"]]
-            for count, opened in by_threads.items()
-            for name, times in spreads(interleaved(opened)).items()
-        ]
+            if hasattr(own.loader, "decoded"):
+                decisions[name] = from_file(own, network)
+            row = {"file": name, "megabytes": file.stat().st_size / 1e6}
+            row |= {key: metadata.get(key) for key in ("macs", "parameters")}
+            row |= {"samples": evaluation.samples}
+            row |= {key: evaluation.metrics.get(key) for key in measured}
+            rows.append(row | measure_startup(file, example, metadata.get("runtime")))
+        latency = {count: spreads(interleaved(opened)) for count, opened in runs.items()}
+        decided = spreads(interleaved(decisions)) if decisions else {}
     for row in rows:
-        times = latency[row["file"]]
+        times = latency[usual][row["file"]]
         row |= {"p50_ms": times["p50"], "p95_ms": times["p95"], "times_the_first": times["ratio"]}
         row["from_file_ms"] = decided.get(row["file"], {}).get("p50")
     folder.mkdir(exist_ok=True)
     write_csv(folder / "compare.csv", list(rows[0]), (row.values() for row in rows))
-    write_csv(folder / "latency.csv", LATENCY, table)
+    table = [
+        [name, count, times["p50"], times["p95"]]
+        for count, each in latency.items()
+        for name, times in each.items()
+    ]
+    write_csv(folder / "latency.csv", ["file", "threads", "p50_ms", "p95_ms"], table)
     write_text(folder / "compare.svg", comparison_chart(rows, list(measured)))
     record = {"origin": origins[rows[0]["file"]], "compared": origins}
     write_text(folder / "compare.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    # on its side: 14 columns are too wide for a terminal
+    # one column per file: 14 columns are too wide for a terminal
     present = [key for key in rows[0] if any(row[key] is not None for row in rows)]
     lines = [[key, *(shown(row[key]) for row in rows)] for key in present]
-    for count in by_threads:
-        cells = [f"{p50:.4g} ({p95:.4g})" for _, n, p50, p95 in table if n == count]
+    for count, each in latency.items():
+        cells = [f"{times['p50']:.4g} ({times['p95']:.4g})" for times in each.values()]
         lines.append([threads_in_words(count), *cells])
     note = (
         "milliseconds for one sample, each file in turn, within which half (95 %) of the answers "
-        f"came; {threads_in_words(evaluator.threads)} where no other number is named"
+        f"came; {threads_in_words(usual)} where no other number is named"
     )
     logging.getLogger("export").info("\n".join([*aligned(lines), note, f"written: {folder}"]))
     return folder
@@ -101,17 +101,12 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
 
 def thread_counts() -> list[int]:
     """1, 2, 4 ... and as many as there are cores."""
-    powers = itertools.takewhile(lambda count: count < cores(), (2**n for n in itertools.count()))
-    return [*powers, cores()]
+    return [*(2**n for n in range(cores().bit_length()) if 2**n < cores()), cores()]
 
 
-def from_file(evaluator: Evaluator, network: ExportedNetwork) -> Callable[[], object] | None:
-    """From an image file to the network's answer, for the samples' files in turn; None if the
-    samples are not such files.
-    """
+def from_file(evaluator: Evaluator, network: ExportedNetwork) -> Callable[[], object]:
+    """From an image file to the network's answer, for the samples' files in turn."""
     loader = evaluator.loader
-    if not hasattr(loader, "decoded"):
-        return None
     files = itertools.cycle([file.path for file in loader.part().files[:FILES]])
     run = network.opened(evaluator.engine.device)
 

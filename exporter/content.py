@@ -1,5 +1,6 @@
 """What goes into an exported file: the network with what surrounds it, and the metadata."""
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from exporter.base_exporter import BaseExporter
 from exporter.deployed import Deployed, ExportedNetwork, describe_input
 from exporter.evaluator import Evaluator
 from exporter.preprocessing import Decision, ImagePreparation, baked
-from exporter.signature import BATCH, Signature, build_signature, find_shapes, leaves
+from exporter.signature import BATCH, build_signature, find_shapes, leaves
 from model.summary import count
 from tester.novelty import Distance
 from utils.engine.engine import Call, Tensors
@@ -36,11 +37,11 @@ def export_network(
     size, output = count(network, *longest[0], **longest[1])
     metadata = describe(exporter, evaluator, output) | size | {"origin": origin}
     deployed = deploy(exporter, evaluator, longest, output, metadata)
-    metadata["signature"] = signature = build_signature(network, longest, output)
-    exported = exporter.network(path, evaluator.state | metadata, evaluator.threads)
-    example = find_example(exported, evaluator, calls, list(map(len, chunks)), signature)
-    tensors = {name: torch.from_numpy(part) for name, part in example.items()}
-    exporter.export(deployed, tensors, path, metadata)
+    metadata["signature"] = build_signature(network, longest, output)
+    state, load = evaluator.state | metadata, partial(exporter.load, path)
+    exported = ExportedNetwork(path.name, load, state, evaluator.threads)
+    example = find_example(exported, evaluator, calls, list(map(len, chunks)))
+    exporter.export(deployed, example, path, metadata)
     return exported, metadata
 
 
@@ -58,9 +59,9 @@ def deploy(
     """
     if exporter.softmax and not (isinstance(output, Tensor) and output.ndim > 1):
         raise UserError("exporter.args.softmax: the output is not (N, classes)")
-    measure, preparation, decision = None, None, None
+    state, preparation, decision, measure = evaluator.state, None, None, None
     if exporter.distance:
-        novelty = evaluator.state.get("novelty")
+        novelty = state.get("novelty")
         if not novelty or "means" not in novelty:
             raise UserError(
                 "exporter.args.distance: the checkpoint has none; test it first, with a section "
@@ -68,42 +69,38 @@ def deploy(
             )
         measure = Distance(novelty)
     if exporter.preprocess == "image":
-        pipeline = evaluator.decoded.samples.pipeline
-        preparation = ImagePreparation(pipeline, evaluator.state["input"]["shape"][0])
+        preparation = ImagePreparation(
+            evaluator.decoded.samples.pipeline, state["input"]["shape"][0]
+        )
     if metadata["decision"] is not None:
         decision = Decision(metadata["decision"], metadata["classes"])
-    settings = evaluator.state["input"], exporter.preprocess, exporter.softmax
-    further = preparation, decision, measure
-    return Deployed(evaluator.network, call, *settings, *further, half=not exporter.exact)
+    settings = state["input"], exporter.preprocess, exporter.softmax, preparation, decision, measure
+    return Deployed(evaluator.network, call, *settings, half=not exporter.exact)
 
 
 def find_example(
-    exported: ExportedNetwork,
-    evaluator: Evaluator,
-    calls: list[Call],
-    counts: list[int],
-    signature: Signature,
-) -> dict[str, np.ndarray]:
-    """The file's inputs for the longest of the first `calls`, of so many samples as `counts` says;
-    adds to `signature` which of their axes are dynamic.
+    exported: ExportedNetwork, evaluator: Evaluator, calls: list[Call], counts: list[int]
+) -> dict[str, Tensor]:
+    """The file's inputs for the longest of `calls`, which have so many samples as `counts` says;
+    adds shapes and dtypes to the file's signature: an axis that is dynamic has a name.
     """
-    batch, exported.batch = exported.batch, None
+    batch, signature = exported.batch, exported.signature
     if exported.takes_images:
         [call] = evaluator.calls(evaluator.decoded, [[0]])
         [image] = exported.raw(*call)
-        example = {name: part.repeat(batch or 2, 0) for name, part in image.items()}
+        example = {name: part[:1].repeat(batch or 2, 0) for name, part in image.items()}
         shapes = {name: [BATCH, "height", "width", 3] for name in example}
     else:
-        inputs = [exported.raw(*call)[0] for call in calls]
+        inputs = [exported.all_samples(*call) for call in calls]
         shapes = find_shapes(inputs, counts)
         longest = max(inputs, key=lambda arrays: sum(part.size for part in arrays.values()))
         rows = np.arange(batch or 2) % 2
         example = {n: p[rows] if shapes[n][:1] == [BATCH] else p for n, p in longest.items()}
     if batch:
         shapes = {n: [batch if size == BATCH else size for size in s] for n, s in shapes.items()}
-    exported.batch, signature["shapes"] = batch, shapes
+    signature["shapes"] = shapes
     signature["dtypes"] = {name: str(array.dtype) for name, array in example.items()}
-    return example
+    return {name: torch.from_numpy(array) for name, array in example.items()}
 
 
 def describe(exporter: BaseExporter, evaluator: Evaluator, output: Tensors) -> dict:

@@ -6,6 +6,7 @@ must stay the inverse of the other.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -60,12 +61,12 @@ class Deployed(nn.Module):
         half: bool = False,
     ):
         super().__init__()
-        network, self.half_precision = copy.deepcopy(network).half() if half else network, half
+        self.network = copy.deepcopy(network).half() if half else network
+        self.call, self.half_precision = call, half
+        self.preprocess, self.softmax = preprocess, softmax
         self.preparation, self.decision, self.measure = preparation, decision, measure
         self.further = [DECISION, CONFIDENCE] if decision else []
         self.further += [DISTANCE] if measure else []
-        self.network, self.call = network, call
-        self.preprocess, self.softmax = preprocess, softmax
         if preprocess:
             shapes = [list(tensor.shape[1:]) for _, tensor in leaves(call)]
             if shapes != [input_spec["shape"]]:
@@ -81,30 +82,22 @@ class Deployed(nn.Module):
                 images = self.preparation(images)
             inputs = ((images.float() / 255 - self.mean) / self.std,)
         rest = iter(inputs)
-        args, kwargs = map_tensors(self.call, lambda _: next(rest))
-        if self.half_precision:
-            args, kwargs = map_tensors((args, kwargs), _half)
-        distances = []
-        if self.measure is None:
+        args, kwargs = map_tensors(self.call, lambda _: self._cast(next(rest), torch.float16))
+        watched = nullcontext() if self.measure is None else before_head(self.network)
+        with watched as features:
             output = self.network(*args, **kwargs)
-        else:
-            with before_head(self.network) as features:
-                output = self.network(*args, **kwargs)
-            distances = [self.measure(features[-1].float())]
-        outputs = [tensor for _, tensor in leaves(output)]
-        if self.half_precision:
-            outputs = [tensor.float() for tensor in outputs]
+        outputs = [self._cast(tensor, torch.float32) for _, tensor in leaves(output)]
         if self.softmax or self.decision is not None:
             probability = outputs[0].softmax(1)
             outputs = [probability] if self.softmax else outputs
         if self.decision is not None:
             outputs += self.decision(probability)
-        outputs += distances
+        if self.measure is not None:
+            outputs.append(self.measure(features[-1].float()))
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-
-def _half(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+    def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(dtype) if self.half_precision and tensor.is_floating_point() else tensor
 
 
 class ExportedNetwork(nn.Module):
@@ -132,11 +125,11 @@ class ExportedNetwork(nn.Module):
         self, name: str, load: Callable[[int, str], Runner], state: dict, threads: int = 1
     ):
         super().__init__()
-        self.name, self.load, self.signature = name, load, state["signature"]
-        self.threads = threads
-        self.input_spec, self.classes = state["input"], state["classes"]
-        self.preprocess, self.softmax = state["preprocessed"], state["softmax"]
-        self.takes_images, self.batch = self.preprocess == "image", state.get("batch")
+        self.name, self.load, self.state, self.threads = name, load, state, threads
+        self.signature, self.input_spec = state["signature"], state["input"]
+        self.classes, self.softmax = state["classes"], state["softmax"]
+        self.preprocess, self.batch = state["preprocessed"], state.get("batch")
+        self.takes_images = self.preprocess == "image"
         self.further: dict[str, Tensor] = {}
         self.first: dict[str, np.ndarray] = {}  # the inputs of the first batch
         self._run: Runner | None = None
@@ -185,19 +178,19 @@ class ExportedNetwork(nn.Module):
             images = unpadded(batch.detach().cpu(), sizes)
             arrays = [image.permute(1, 2, 0).contiguous().numpy()[None] for image in images]
             return [{name: array.repeat(self.batch or 1, 0)} for array in arrays]
-        tensors = flatten(self.signature, args, kwargs, self.name)
-        if self.preprocess:
-            tensors = {k: denormalize(tensor, self.input_spec) for k, tensor in tensors.items()}
-        arrays = {k: part.detach().cpu().contiguous().numpy() for k, part in tensors.items()}
+        arrays = self.all_samples(args, kwargs)
         if self.batch is None:
             return [arrays]
         count = len(next(iter(arrays.values())))
-        rows = [np.arange(start, start + self.batch) for start in range(0, count, self.batch)]
-        rows = [row.clip(max=count - 1) for row in rows]  # the last sample, again and again
-        return [
-            {k: part[row] if part.shape[:1] == (count,) else part for k, part in arrays.items()}
-            for row in rows
-        ]
+        rows = np.arange(0, count, self.batch)[:, None] + np.arange(self.batch)
+        return [select(arrays, row) for row in rows.clip(max=count - 1)]  # the last one repeatedly
+
+    def all_samples(self, args: tuple, kwargs: dict[str, Tensors]) -> dict[str, np.ndarray]:
+        """The file's inputs, whatever the size of its batch. Raises UserError."""
+        tensors = flatten(self.signature, args, kwargs, self.name)
+        if self.preprocess:
+            tensors = {k: denormalize(tensor, self.input_spec) for k, tensor in tensors.items()}
+        return {k: part.detach().cpu().contiguous().numpy() for k, part in tensors.items()}
 
     def measure_speed(self, device: torch.device, threads: int) -> dict[str, str | float]:
         """Measure the file on the first batch that it saw, in the session that is already open.
@@ -207,11 +200,7 @@ class ExportedNetwork(nn.Module):
         """
         batch, run = self.first, self.opened(device)
         count = len(next(iter(batch.values())))
-        is_whole = self.batch is not None
-        one = {
-            k: part[:1] if part.shape[:1] == (count,) and not is_whole else part
-            for k, part in batch.items()
-        }
+        one = select(batch, slice(1)) if self.batch is None else batch
         times = interleaved({"one": partial(run, one), "all": partial(run, batch)})
         return {
             "device": str(device),
@@ -220,6 +209,12 @@ class ExportedNetwork(nn.Module):
             "batch_size": count,
             "samples_per_second": count / spread(times["all"])["p50"] * 1000,
         }
+
+
+def select(arrays: dict[str, np.ndarray], rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+    """Some samples of a batch of a file's inputs; an input that is not per sample stays."""
+    count = len(next(iter(arrays.values())))
+    return {k: part[rows] if part.shape[:1] == (count,) else part for k, part in arrays.items()}
 
 
 def normalization(input_spec: dict) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from base.base_task import BaseTask, Step
 from base.samples import batches_of, spaced
 from exporter.deployed import DECISION
 from exporter.signature import Place, leaves
-from tester.predictions import is_classification
+from tester.predictions import Predictions
 from tester.trained import build_engine, build_eval_loader, decoded
 from trainer.build import (
     build_task,
@@ -56,11 +56,6 @@ class Evaluation:
     def predicted(self) -> np.ndarray | None:
         """The likeliest classes (N,); None if there are no classes."""
         return None if self.probabilities is None else self.probabilities.argmax(1)
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of samples with the right predicted class; None if there are no classes."""
-        return None if self.targets is None else float((self.predicted == self.targets).mean())
 
 
 class _CalledError(Exception):
@@ -143,12 +138,12 @@ class Evaluator:
     def __call__(self, network: nn.Module, sizes: Sequence[int] = ()) -> Evaluation:
         """Evaluate `network` in batches of these `sizes` in turn, by default in the loader's."""
         outputs: dict[Place, list[np.ndarray]] = {}
-        counts, answers, decisions = [], [], []
+        counts, decisions, predictions = [], [], Predictions()
+        predictions.is_classification = self.task.classifies
 
         def keep(step: Step) -> None:
             counts.append(step.count)
-            if self.task.classifies and is_classification(step.target, step.output):
-                answers.append((step.output.float().softmax(1).cpu(), step.target.cpu()))
+            predictions.add(step)
 
         def keep_outputs(network: nn.Module, args: tuple, output: Tensors) -> None:
             for place, tensor in leaves(output):
@@ -167,13 +162,12 @@ class Evaluator:
             batches = progress(batches, self.split)
             settings = self.task, metrics, self.engine, keep, self.loader.classes
             values = evaluate(model, batches, *settings)
-        if len(answers) < len(counts):
+        if not predictions.is_classification:
             return Evaluation(values, sum(counts), outputs)
-        found = [torch.cat(parts).numpy() for parts in zip(*answers, strict=True)]
+        probabilities, targets = predictions.probabilities, predictions.targets
         decided = np.concatenate(decisions) if decisions else None
-        evaluation = Evaluation(values, sum(counts), outputs, *found, decided)
-        values["accuracy"] = evaluation.accuracy
-        return evaluation
+        values["accuracy"] = float((predictions.predicted == targets).mean())
+        return Evaluation(values, sum(counts), outputs, probabilities, targets, decided)
 
     def calls(self, loader: BaseDataLoader, batches: list[list[int]]) -> list[Call]:
         """The arguments with which the task first calls the network, for batches of the samples at

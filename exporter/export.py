@@ -6,13 +6,11 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from exporter.base_exporter import BaseExporter
 from exporter.content import export_network
 from exporter.deployed import ExportedNetwork
 from exporter.evaluator import Evaluation, Evaluator
-from exporter.gate import judge
+from exporter.gate import Verdict, judge
 from exporter.latency import interleaved, spreads
 from exporter.onnx_file import fingerprint
 from exporter.preprocessing import Decision
@@ -84,8 +82,6 @@ class Export:
         exporter = self.exporter
         settings = exporter.softmax, exporter.tolerance, exporter.exact
         proof = prove(reference, self.evaluation, *settings)
-        # NaN and infinity are not valid JSON
-        self.report["proof"] = {k: v if v == v != math.inf else None for k, v in proof.items()}
         result = (
             f"largest difference {proof['max_difference']:.3g}, {proof['relative_difference']:.3g} "
             f"of the largest output (at most {proof['tolerance']:g})"
@@ -96,28 +92,22 @@ class Export:
             metadata = self.report["metadata"]
             decision = Decision(metadata["decision"], metadata["classes"])
             wanted, same = prove_decisions(reference, self.evaluation, decision)
-            self.report["proof"] |= {"decisions": same, "opencv": self._decode_otherwise(wanted)}
             result += f", same decision {same:.2%}"
+            opencv = compare_with_opencv(self.exported, self.evaluator, wanted)
+            if opencv and (other := opencv["files"] - opencv["same"]):
+                self.logger.warning(
+                    f"decoded by OpenCV, {other} of {opencv['files']} images get another decision"
+                )
+            proof |= {"decisions": same, "opencv": opencv}
             proof["passed"] &= same == 1 or not exporter.exact
-            self.report["proof"]["passed"] = proof["passed"]
         self.logger.info(f"{self.path.name}: {result}")
         failure = f"the file's outputs differ from the network's: {result}"
         if proof["passed"] and not exporter.exact:
-            self.report["proof"] |= self._judge(self.path, reference, self.evaluation)
-            proof["passed"], failure = self.report["proof"]["passed"], self.verdict
+            verdict = self._judge(self.path, reference, self.evaluation)
+            proof, failure = proof | verdict.report, verdict.sentence
+        # NaN and infinity are not valid JSON
+        self.report["proof"] = {k: v if v == v != math.inf else None for k, v in proof.items()}
         self._finish_file(self.path, proof["passed"], failure)
-
-    def _decode_otherwise(self, wanted: np.ndarray) -> dict | None:
-        """What the file decides about images that OpenCV decodes, of which so many should be so."""
-        files = [file.path for file in self.evaluator.loader.part().files[: len(wanted)]]
-        run = self.exported.opened(self.evaluator.engine.device)
-        found = compare_with_opencv(run, files, wanted, self.exporter.batch or 1)
-        if found and found["same"] < found["files"]:
-            other = found["files"] - found["same"]
-            self.logger.warning(
-                f"decoded by OpenCV, {other} of {found['files']} images get another decision"
-            )
-        return found
 
     def quantize(self) -> None:
         """Write the file as int8 too, and compare the accuracy of both."""
@@ -127,36 +117,35 @@ class Export:
         calls = self.evaluator.training_calls(CALIBRATION, self.exported.takes_images)
         samples = [self.exported.raw(*call)[0] for call in calls]
         self.exporter.quantize(self.written[0], samples, self._unproven(path))
-        state = self.evaluator.state | self.report["metadata"]
-        network = self.exporter.network(self._unproven(path), state, self.evaluator.threads)
+        state, load = self.exported.state, partial(self.exporter.load, self._unproven(path))
+        network = ExportedNetwork(path.name, load, state, self.evaluator.threads)
         quantized = self.evaluator(network, SIZES)
         self.report["metrics"][path.name] = quantized.metrics
-        self.report["int8"] = {"calibration_samples": len(samples)}
-        self.report["int8"] |= self._judge(path, self.evaluation, quantized)
-        self._finish_file(path, self.report["int8"]["passed"], f"int8: {self.verdict}")
+        verdict = self._judge(path, self.evaluation, quantized)
+        self.report["int8"] = {"calibration_samples": len(samples)} | verdict.report
+        self._finish_file(path, verdict.passed, f"int8: {verdict.sentence}")
 
-    def _judge(self, path: Path, before: Evaluation, after: Evaluation) -> dict:
+    def _judge(self, path: Path, before: Evaluation, after: Evaluation) -> Verdict:
         """Whether the file may take the network's place; it gets thresholds of its own."""
-        evaluator = self.evaluator
-        monitor = evaluator.config.option("trainer", "monitor", "off")
-        verdict = judge(before, after, self.exporter, monitor, evaluator.state)
-        self.verdict, reader = verdict.sentence, reader_for(path)
-        if reader is not None:
+        monitor = self.evaluator.config.option("trainer", "monitor", "off")
+        verdict = judge(before, after, self.exporter, monitor, self.evaluator.state)
+        if reader := reader_for(path):
             found = {} if verdict.inspection is None else {"inspection": verdict.inspection}
             reader.amend(self._unproven(path), judged=verdict.report, **found)
         self.logger.info(f"{path.name}: {verdict.sentence}")
-        return verdict.report
+        return verdict
 
     def measure(self) -> None:
         """Measure the size of the files, and their latency side by side at batch size 1."""
         [call] = self.evaluator.calls(self.evaluator.loader_for(self.exported), [[0]])
         example = self.exported.raw(*call)[0]
         threads, device = self.evaluator.threads, str(self.evaluator.engine.device)
-        files = {path.name: self.exporter.load(path, threads, device) for path in self.written}
-        times = interleaved({name: partial(run, example) for name, run in files.items()})
+        load = self.exporter.load
+        runs = {p.name: partial(load(p, threads, device), example) for p in self.written}
+        times = interleaved(runs)
         rounds = len(times[self.written[0].name])
-        self.report["latency"] = {"threads": threads, "batch_size": 1, "rounds": rounds}
-        self.report["latency"] |= spreads(times)
+        measured = {"threads": threads, "batch_size": 1, "rounds": rounds}
+        self.report["latency"] = measured | spreads(times)
 
     def finish(self) -> dict:
         """Show the report, and write it beside the file as export.json. Returns its content.
@@ -164,10 +153,13 @@ class Export:
         Raises RunError if a file failed.
         """
         config = self.evaluator.config
-        self.report["files"] = {path.name: fingerprint(path) for path in self.written}
-        self.report["bytes"] = {path.name: path.stat().st_size for path in self.written}
+        self.report |= {
+            "files": {path.name: fingerprint(path) for path in self.written},
+            "bytes": {path.name: path.stat().st_size for path in self.written},
+            "exporter": type(self.exporter).__name__,
+            "passed": not self.failures,
+        }
         self.work.cleanup()
-        self.report |= {"exporter": type(self.exporter).__name__, "passed": not self.failures}
         if self.evaluator.check:
             self.logger.info("check failed" if self.failures else "check passed")
         else:
@@ -175,8 +167,8 @@ class Export:
             write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
             self.logger.info("\n".join(lines))
-            trackers, used = config.init_obj("trackers"), config.resume
-            tell_trackers(trackers, used, "export", self._values(), [file, *self.written])
+            trackers = config.init_obj("trackers")
+            tell_trackers(trackers, config.resume, "export", self._values(), [file, *self.written])
         if self.failures:
             raise RunError("; ".join(self.failures))
         return self.report
@@ -193,12 +185,14 @@ class Export:
 
     def _values(self) -> dict[str, float]:
         """The report's numbers for trackers: "model.onnx.accuracy"."""
-        found = {f"{file}.bytes": size for file, size in self.report["bytes"].items()}
-        for path in self.written:
-            found[f"{path.name}.p50_ms"] = self.report["latency"][path.name]["p50"]
-        for file, metrics in self.report["metrics"].items():
-            found |= {f"{file}.{name}": value for name, value in metrics.items()}
-        return found
+        report = self.report
+        found = {f"{file}.bytes": size for file, size in report["bytes"].items()}
+        found |= {f"{file}.p50_ms": report["latency"][file]["p50"] for file in report["bytes"]}
+        return found | {
+            f"{file}.{name}": value
+            for file, metrics in report["metrics"].items()
+            for name, value in metrics.items()
+        }
 
     def _table(self) -> list[str]:
         metrics = self.report["metrics"]
@@ -207,9 +201,9 @@ class Export:
             rows.append([name, *(f"{values[name]:.4f}" for values in metrics.values())])
         latency = [self.report["latency"][path.name] for path in self.written]
         threads = threads_in_words(self.evaluator.threads)
-        rows.append([f"ms p50, {threads}", "", *(f"{each['p50']:.2f}" for each in latency)])
-        rows.append(["ms p95", "", *(f"{each['p95']:.2f}" for each in latency)])
-        rows.append(["times the first", "", *(f"{each['ratio']:.3f}" for each in latency)])
+        columns = {f"ms p50, {threads}": "p50", "ms p95": "p95", "times the first": "ratio"}
+        for title, key in columns.items():
+            rows.append([title, "", *(f"{each[key]:.3f}" for each in latency)])
         rows.append(["MB", "", *(f"{size / 1e6:.2f}" for size in self.report["bytes"].values())])
         return aligned(rows)
 

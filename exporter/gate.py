@@ -31,11 +31,7 @@ class Verdict:
 
 
 def judge(
-    before: Evaluation,
-    after: Evaluation,
-    exporter: BaseExporter,
-    monitor: str,
-    state: dict,
+    before: Evaluation, after: Evaluation, exporter: BaseExporter, monitor: str, state: dict
 ) -> Verdict:
     """Compare a network before and after its numbers were changed, on the same samples.
 
@@ -51,9 +47,8 @@ def judge(
 
     Raises UserError if the limit needs an inspection and there is none, or nothing is monitored.
     """
-    mode, metric = "max", "accuracy"
-    if before.targets is None:
-        mode, metric = monitored(monitor)
+    is_classifier = before.targets is not None
+    mode, metric = ("max", "accuracy") if is_classifier else monitored(monitor)
     if mode not in ("max", "min") or metric not in before.metrics:
         raise UserError(
             "the network is not a classifier, output (N, classes), so trainer.monitor must say by "
@@ -67,16 +62,15 @@ def judge(
         f"exporter.args.max_accuracy_drop allows {allowed:g} less" + " as a share" * (mode == "min")
     )
     report = {"metric": metric, "accuracy_drop": drop, "max_accuracy_drop": allowed}
-    limit, found, inspection = exporter.max_escape_increase, None, state.get("inspection")
-    classes = state["classes"]
-    if before.targets is not None:
+    limit, classes, inspection = exporter.max_escape_increase, state["classes"], None
+    if is_classifier:
         report["agreement"] = float((after.predicted == before.predicted).mean())
-    if before.targets is not None and None not in (inspection, classes):
-        found = _at_same_overkill(before, after, inspection, classes)
-        was, now = found["before"], found["validation"]
-        report["escapes"] = {"target": inspection["target"], "before": was, "after": now}
+        if None not in (state.get("inspection"), classes):
+            inspection, was = _at_same_overkill(before, after, state["inspection"], classes)
+            now, target = inspection["validation"], inspection["target"]
+            report["escapes"] = {"target": target, "before": was, "after": now}
     if limit is not None:
-        if found is None:
+        if inspection is None:
             raise UserError(
                 f"{ESCAPES}: the checkpoint has no threshold; test it first, with a section "
                 '"inspection"'
@@ -85,12 +79,11 @@ def judge(
         passed = increase <= limit + 1e-9
         report |= {"escape_increase": increase, "max_escape_increase": limit}
         sentence = (
-            f"of {now['targets']} {inspection['target']} {was['missed']} were missed, now "
-            f"{now['missed']} (at most {now['escape_bound']:.2%}), with {was['false']} and "
-            f"{now['false']} of {now['others']} others called so; {ESCAPES} allows {limit:g} more"
+            f"of {now['targets']} {target} {was['missed']} were missed, now {now['missed']} (at "
+            f"most {now['escape_bound']:.2%}), with {was['false']} and {now['false']} of "
+            f"{now['others']} others called so; {ESCAPES} allows {limit:g} more"
         )
-    found = found and {key: value for key, value in found.items() if key != "before"}
-    return Verdict(passed, report | {"passed": passed}, sentence, found)
+    return Verdict(passed, report | {"passed": passed}, sentence, inspection)
 
 
 def monitored(rule: str) -> tuple[str, str]:
@@ -101,8 +94,10 @@ def monitored(rule: str) -> tuple[str, str]:
 
 def _at_same_overkill(
     before: Evaluation, after: Evaluation, inspection: dict, classes: list[str]
-) -> dict:
-    """`inspection` with thresholds that call no more others target than those did "before"."""
+) -> tuple[dict, dict]:
+    """`inspection` with thresholds that call no more others target than those did before, and
+    what those cost.
+    """
     number = class_number(inspection["target"], classes)
     is_target = after.targets == number
     old, new = (each.probabilities[:, number] for each in (before, after))
@@ -111,12 +106,10 @@ def _at_same_overkill(
         false = int((old[~is_target] >= np.float32(threshold)).sum())
         return choose_sure(new, is_target, least, false)
 
-    threshold = moved(inspection["threshold"])
-    found = inspection | {"threshold": threshold}
+    found = inspection | {"threshold": moved(inspection["threshold"])}
     if "sure_threshold" in inspection:
-        found["sure_threshold"] = moved(inspection["sure_threshold"], threshold)
+        found["sure_threshold"] = moved(inspection["sure_threshold"], found["threshold"])
     if "temperature" in inspection:
         found["temperature"] = find_temperature(after.probabilities, after.targets)
-    found["before"] = costs_of(inspection, old, is_target)
     found["validation"] = costs_of(found, new, is_target)
-    return found
+    return found, costs_of(inspection, old, is_target)

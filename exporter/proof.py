@@ -1,15 +1,14 @@
 """Does a file compute what its network computes?"""
 
 import math
-from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
 import torch
 
 from exporter.base_exporter import TOLERANCE
-from exporter.deployed import DECISION, Runner
-from exporter.evaluator import Evaluation
+from exporter.deployed import DECISION, ExportedNetwork
+from exporter.evaluator import Evaluation, Evaluator
 from exporter.preprocessing import Decision
 from utils.errors import RunError
 
@@ -66,21 +65,22 @@ def prove_decisions(
 
 
 def compare_with_opencv(
-    run: Runner, files: Sequence[str], wanted: np.ndarray, batch: int = 1
+    network: ExportedNetwork, evaluator: Evaluator, wanted: np.ndarray
 ) -> dict | None:
-    """How many image files, decoded by OpenCV, get the decisions `wanted` (N,) from a file that
-    takes `batch` images; None if OpenCV is not installed. It reads all of a file, in 8 bits.
+    """How many of the samples' image files, decoded by OpenCV, get the decisions `wanted` (N,) from
+    an exported file; None if OpenCV is not installed. It reads all of a file, in 8 bits.
     """
     try:
         import cv2
     except ImportError:
         return None
-    same = 0
+    run, same = network.opened(evaluator.engine.device), 0
+    files = [file.path for file in evaluator.loader.part().files[: len(wanted)]]
     for path, number in zip(files, wanted, strict=True):
         # not imread, which cannot open every name on Windows
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
         if image is not None:
-            pixels = np.ascontiguousarray(image[None, :, :, ::-1]).repeat(batch, 0)
+            pixels = np.ascontiguousarray(image[None, :, :, ::-1]).repeat(network.batch or 1, 0)
             same += bool(run({"input": pixels})[DECISION][0] == number)
     return {"version": cv2.__version__, "files": len(files), "same": same}
 
