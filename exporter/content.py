@@ -69,9 +69,8 @@ def deploy(
             )
         measure = Distance(novelty)
     if exporter.preprocess == "image":
-        preparation = ImagePreparation(
-            evaluator.decoded.samples.pipeline, state["input"]["shape"][0]
-        )
+        pipeline = evaluator.decoded.samples.pipeline
+        preparation = ImagePreparation(pipeline, state["input"]["shape"][0])
     if metadata["decision"] is not None:
         decision = Decision(metadata["decision"], metadata["classes"])
     settings = state["input"], exporter.preprocess, exporter.softmax, preparation, decision, measure

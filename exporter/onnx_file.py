@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from utils.contents import TYPES, find_fault
-from utils.errors import CheckpointError, UserError, first_line
+from utils.errors import CheckpointError, UserError, explained, first_line
 from utils.files import atomic_write, write_text
 
 if TYPE_CHECKING:
@@ -188,20 +188,13 @@ def network(path: Path, state: dict, threads: int = 1) -> "ExportedNetwork":
 def runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
     """Open the file and return its network, see `Runner`. Raises UserError."""
     opened = session(path, threads, device)
-    inputs, outputs = opened.get_inputs(), [entry.name for entry in opened.get_outputs()]
+    inputs = [entry.name for entry in opened.get_inputs()]
+    outputs = [entry.name for entry in opened.get_outputs()]
 
-    def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        # torch leaves out what the network does not use
-        used = {entry.name: batch[entry.name] for entry in inputs if entry.name in batch}
-        try:
-            return dict(zip(outputs, opened.run(outputs, used), strict=True))
-        except Exception as error:  # onnxruntime's dozen types share no base class
-            shapes = [f"{'x'.join(map(str, part.shape))}, {part.dtype}" for part in used.values()]
-            reason = " ".join(str(error).split())
-            message = f"{path} cannot take a batch of {'; '.join(shapes)}: {reason}"
-            raise UserError(message) from error
+    def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(outputs, opened.run(outputs, batch), strict=True))
 
-    return run
+    return partial(_run, path, inputs, compute)
 
 
 def openvino_runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runner":
@@ -215,20 +208,29 @@ def openvino_runner(path: Path, threads: int = 1, device: str = "cpu") -> "Runne
     if device != "cpu":
         raise UserError(f"{path}: OpenVINO runs on the processor, not on {device}: pass -d cpu")
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    try:
+    with explained(f"{path} does not work in OpenVINO"):
         network = openvino.Core().compile_model(str(path), "CPU", settings)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not work in OpenVINO: {first_line(error)}") from error
     inputs = [entry.any_name for entry in network.inputs]
 
-    def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            results = network({name: batch[name] for name in inputs})
-        except RuntimeError as error:
-            raise UserError(f"{path} cannot take the batch: {first_line(error)}") from error
+    def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = network(batch)
         return {entry.any_name: np.array(results[entry]) for entry in network.outputs}
 
-    return run
+    return partial(_run, path, inputs, compute)
+
+
+def _run(
+    path: Path, inputs: list[str], compute: "Runner", batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Give `compute` the inputs that the file has: torch leaves out what the network ignores."""
+    used = {name: batch[name] for name in inputs if name in batch}
+    try:
+        return compute(used)
+    except Exception as error:  # onnxruntime's dozen types share no base class
+        shapes = [f"{'x'.join(map(str, part.shape))}, {part.dtype}" for part in used.values()]
+        reason = " ".join(str(error).split())
+        message = f"{path} cannot take a batch of {'; '.join(shapes)}: {reason}"
+        raise UserError(message) from error
 
 
 def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> "InferenceSession":
@@ -260,10 +262,8 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> "Infe
     # Spinning threads slow down the next session: 132 ms instead of 25 for a ResNet-18.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings = {"device_id": number or "0", "use_tf32": "0"} if kind == "cuda" else {}
-    try:
+    with explained(f"{name} cannot be read as an ONNX file"):
         opened = onnxruntime.InferenceSession(model, options, providers=[(provider, settings)])
-    except Exception as error:  # onnxruntime's dozen types share no base class
-        raise UserError(f"{name} cannot be read as an ONNX file: {first_line(error)}") from error
     if provider not in opened.get_providers():  # its libraries failed to load
         raise UserError(missing.format("the CUDA and cuDNN versions it needs"))
     return opened

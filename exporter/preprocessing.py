@@ -57,14 +57,14 @@ class Decision(nn.Module):
             self.register_buffer(name, torch.tensor(settings[name]))
 
     def forward(self, probability: Tensor) -> tuple[Tensor, Tensor]:
-        confidence = calibrated(probability, self.temperature)
-        if self.target is None:
-            number = probability.argmax(1)
-            return number, confidence.gather(1, number[:, None])[:, 0]
-        number = decided(probability, self.target, self.threshold)
-        confidence = confidence.gather(1, number[:, None])[:, 0]
-        unsure = (number == self.target) & (probability[:, self.target] < self.sure_threshold)
-        return number.masked_fill(unsure, UNSURE), confidence
+        number = probability.argmax(1)
+        if self.target is not None:
+            number = decided(probability, self.target, self.threshold)
+        confidence = calibrated(probability, self.temperature).gather(1, number[:, None])[:, 0]
+        if self.target is not None:
+            unsure = (number == self.target) & (probability[:, self.target] < self.sure_threshold)
+            number = number.masked_fill(unsure, UNSURE)
+        return number, confidence
 
 
 def baked(inspection: dict | None) -> dict[str, str | float | None]:

@@ -76,25 +76,24 @@ def bisect(measure: Callable[[float], float], goal: float, near: float) -> float
     If no trial is that close, it is the largest share that was fast enough; None if none was.
     """
     middle = goal * (1 + near) / 2
-    slow, fast = (1.0, 1.0), None  # (share, latency) on either side of the goal
+    slow, fast = (1.0, 1.0), (0.0, 0.0)  # (share, latency) on either side of the goal
     power = 1.0  # latency is about share ** power
     share = 0.9 * middle  # latency falls more slowly than the multiply-adds
     for _ in range(TRIALS):
         latency = measure(share)
         if near * goal <= latency <= goal:
             return share
-        if latency > goal:
+        if latency <= goal:
+            fast = max(fast, (share, latency))
+        else:
             if latency < slow[1]:
                 power = math.log(slow[1] / latency) / math.log(slow[0] / share)
-                power = min(1.5, max(0.3, power))
             slow = min(slow, (share, latency))
-        elif fast is None or share > fast[0]:
-            fast = (share, latency)
-        if fast is None:
-            share *= (middle / latency) ** (1 / power)
-        elif fast[0] >= slow[0]:  # noise, or widths too coarse to tell apart
+        if fast[0] >= slow[0]:  # noise, or widths too coarse to tell apart
             break
-        else:
+        if fast[0]:
             part = (middle - fast[1]) / max(slow[1] - fast[1], 1e-9)
             share = fast[0] + (slow[0] - fast[0]) * min(0.9, max(0.1, part))
-    return fast and fast[0]
+        else:
+            share *= (middle / latency) ** (1 / min(1.5, max(0.3, power)))
+    return fast[0] or None

@@ -33,12 +33,8 @@ from utils.files import named
 
 T = TypeVar("T")
 CUT = "step", "channels", "macs", "params", "accuracy", "recall"  # of a row, for the origin
+MEASURED = "accuracy", "recall", "samples", "escape", "false"  # on the validation data
 STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
-
-
-def read_inspection(path: Path | None) -> dict | None:
-    """What a checkpoint decides by, if a test has found that."""
-    return checkpoint.load(path).get("inspection") if path is not None else None
 
 
 class PruneTrainer(Trainer):
@@ -311,40 +307,36 @@ class PruneTrainer(Trainer):
 
         None without validation data, or if the network is not a classifier.
         """
+        results: dict[str, float | None] = dict.fromkeys(MEASURED)
         predictions, batches = Predictions(self.data_loader.classes), self.valid_data_loader
         predictions.is_classification = self.task.classifies
         if batches is not None:
             evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:
-            return dict.fromkeys(("accuracy", "recall", "samples", "escape", "false"))
+            return results
         names, target = predictions.classes, self.target
         confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
         right, total = confusion.diagonal(), confusion.sum(1)
         recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=True) if n}
-        return {
-            "accuracy": float(right.sum() / total.sum()),
-            "recall": recalls.get(target) if target else min(recalls.values()),
-            "samples": int(total.sum()),
-            **self._escape(predictions),
-        }
+        results["accuracy"] = float(right.sum() / total.sum())
+        results["recall"] = recalls.get(target) if target else min(recalls.values())
+        results["samples"] = int(total.sum())
+        return results | (self._escape(predictions) if target in recalls else {})
 
-    def _escape(self, predictions: Predictions) -> dict[str, float | int | None]:
+    def _escape(self, predictions: Predictions) -> dict[str, float | int]:
         """The share of target samples that are missed when no more others are called target than by
         the original network: by its threshold, or where the likeliest class decides.
         """
-        if self.target not in predictions.classes:
-            return {"escape": None, "false": None}
         own = predictions.for_class(self.target)
         gathered = zip(*distributed.all_gather(own), strict=True)
         probability, is_target = (np.concatenate(parts) for parts in gathered)
-        if not is_target.any():
-            return {"escape": None, "false": None}
         false = self.rows[0].get("false")
         if false is None:
-            stored = read_inspection(self.config.resume) or {}
             likeliest = predictions.predicted == predictions.classes.index(self.target)
             called = np.concatenate(distributed.all_gather(likeliest))
-            if stored.get("target") == self.target:
+            resume = self.config.resume
+            stored = resume and checkpoint.load(resume).get("inspection")
+            if stored and stored["target"] == self.target:
                 called = probability >= stored["threshold"]
             false = int(called[~is_target].sum())
         threshold = choose_sure(probability, is_target, 0.0, false)

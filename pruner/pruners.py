@@ -102,7 +102,7 @@ class MagnitudePruner(BasePruner):
         self._merged = 0  # steps that removed nothing so far
 
     def plan_steps(self, network: nn.Module, example: Tensor, original: Original) -> list[str]:
-        steps, goal, least = self.iterative_steps, self._goal(original), 0.0
+        steps, goal, least = self.iterative_steps, self._goal(original, 1.0), 0.0
         if self.by_latency and goal >= 1:
             already = f"the network already takes only {original['latency_ms']:.3g} ms"
             raise UserError(f"pruner.args.target: {self.measure} {self.value}: {already}")
@@ -186,12 +186,15 @@ class MagnitudePruner(BasePruner):
         self._rate(graph)
         return SizeForecast(graph, macs), main_output(output)
 
-    def _goal(self, original: Original) -> float:
-        """The aim, for a size or a latency as a share of the original's."""
-        if self.measure != "latency_ms":
-            return self.value
-        # zero if the network cannot be exported: measuring a candidate says why
-        return self.value / (original["latency_ms"] or math.inf)
+    def _goal(self, original: Original, part: float) -> float:
+        """The share of a size or a latency that is left after `part` of the way to the aim, if
+        widths, the roots of sizes, shrink evenly.
+        """
+        goal = self.value
+        if self.measure == "latency_ms":
+            # zero if the network cannot be exported: measuring a candidate says why
+            goal /= original["latency_ms"] or math.inf
+        return (1 - part * (1 - goal**0.5)) ** 2
 
     def _size(self, forecast: SizeForecast, original: Original) -> Callable[[Removals], float]:
         """Gives the share of the original's multiply-adds or parameters that removals leave."""
@@ -201,16 +204,15 @@ class MagnitudePruner(BasePruner):
     def _choose(self, forecast: SizeForecast, original: Original, part: float) -> Removals:
         """What to remove so that `part` of the way is done; multiply-adds stand for latency."""
         plan = Plan(forecast.graph.rated, part)
-        shares = {"channel_sparsity": self.value}
-        shares |= dict.fromkeys(LIMITS, self.max_channel_sparsity)
-        if self.measure in shares:
-            return plan.remove_share(shares[self.measure] * part)
-        goal = _on_the_way(self._goal(original), part)
-        return plan.remove_until(self._size(forecast, original), goal)
+        if self.measure in LIMITS:
+            return plan.remove_share(self.max_channel_sparsity * part)
+        if self.measure == "channel_sparsity":
+            return plan.remove_share(self.value * part)
+        return plan.remove_until(self._size(forecast, original), self._goal(original, part))
 
     def _choose_measured(self, forecast: SizeForecast, original: Original, part: float) -> Removals:
-        goal = _on_the_way(self._goal(original), part)
-        return self._search(forecast, original, part).find(goal, last=part == 1.0)
+        search = self._search(forecast, original, part)
+        return search.find(self._goal(original, part), last=part == 1.0)
 
     def _search(self, forecast: SizeForecast, original: Original, part: float) -> LatencySearch:
         example = forecast.graph.example
@@ -258,11 +260,6 @@ class MagnitudePruner(BasePruner):
             f"are round_to {self.round_to}, min_channels {self.min_channels}, max_channel_sparsity "
             f"{self.max_channel_sparsity}, and what {type(self.importance).__name__} can rate"
         )
-
-
-def _on_the_way(goal: float, part: float) -> float:
-    """The share left after `part` of the steps if widths, the roots of sizes, shrink evenly."""
-    return (1 - part * (1 - goal**0.5)) ** 2
 
 
 def _find(pattern: str, names: list[str], key: str) -> set[str]:

@@ -19,11 +19,13 @@ COLUMNS += ["accuracy_before", "recall", "recall_before", "latency", "torch_ms",
 COLUMNS += ["checkpoint", "samples", "escape"]
 UNDRAWN = {"step", "accuracy_before", "recall_before", "epochs", "checkpoint", "samples"}
 SIZES = ["step", "channels", "MACs", "params"]  # what tables on the screen begin with
-AIMS = {
-    "channel_sparsity": "the original's channels gone",
-    "macs": "the original's MACs",
-    "params": "the original's parameters",
-    "latency": "the original's latency",
+AIMS = {  # how to show a number, and what it is
+    "channel_sparsity": (".1%", "{} of the original's channels gone"),
+    "macs": (".1%", "{} of the original's MACs"),
+    "params": (".1%", "{} of the original's parameters"),
+    "latency": (".1%", "{} of the original's latency"),
+    "latency_ms": (".2f", "a latency of {} ms"),
+    "max_escape_drop": (".4f", "{} more of the target class missed than by the original"),
 }
 POINT, SEEN = 0.01, 0.03  # of accuracy, that a smaller network may lose
 QUANTILE = 1.645  # of the normal distribution, for 95 % on one side
@@ -249,7 +251,7 @@ def tradeoff_chart(rows: list[Row], share: str, best: int, aim: dict[str, float]
         axes.margins(0.08, 0.15)
         axes.set_ylabel("accuracy")
         axes.spines[["top", "right"]].set_visible(False)
-    lower.set_xlabel(f"% of {AIMS[share]}")
+    lower.set_xlabel(AIMS[share][1].format("%"))
     legend = {"frameon": False, "columnspacing": 1.2, "handletextpad": 0.5}
     figure.legend(loc="outside upper center", ncols=4, **legend)
     return svg_uri(figure)
@@ -274,14 +276,11 @@ def _reached(row: Row, first: Row) -> dict[str, float | None]:
 
 def _describe(aim: str, value: float | None) -> str:
     """An aim, or how far it is reached, in words."""
-    if aim == "latency_ms":
-        return f"a latency of {_number(value, '.2f')} ms"
     if aim == "max_accuracy_drop":
         side = "above" if value is not None and value < 0 else "below"
         return f"accuracy {_number(value and abs(value), '.4f')} {side} the original's"
-    if aim == "max_escape_drop":
-        return f"{_number(value, '.4f')} more of the target class missed than by the original"
-    return f"{_number(value, '.1%')} of {AIMS[aim]}"
+    form, words = AIMS[aim]
+    return words.format(_number(value, form))
 
 
 def _number(value: float | None, form: str) -> str:
