@@ -1,7 +1,8 @@
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ TOLERANCE = 1e-4
 RESIZED = 0.05  # torch itself rounds otherwise on processors without AVX2
 
 
+@dataclass(eq=False)
 class BaseExporter(ABC):
     """An export format: write `suffix`, `export` and `predict`.
 
@@ -34,22 +36,16 @@ class BaseExporter(ABC):
             if it calls no more samples of other classes so; needs a section "inspection"
     """
 
-    suffix: str
+    suffix: ClassVar[str]
     stem = "model"  # of the file's name
     exact = True  # the file computes in float32, not in float16: each class must be the network's
 
-    def __init__(
-        self,
-        preprocess: bool | Literal["image"] = False,
-        softmax: bool = False,
-        distance: bool = False,
-        batch: PositiveInt | None = None,
-        max_accuracy_drop: float = 0.01,
-        max_escape_increase: Share | None = None,
-    ):
-        self.preprocess, self.softmax, self.distance = preprocess, softmax, distance
-        self.batch = batch
-        self.max_accuracy_drop, self.max_escape_increase = max_accuracy_drop, max_escape_increase
+    preprocess: bool | Literal["image"] = False
+    softmax: bool = False
+    distance: bool = False
+    batch: PositiveInt | None = None
+    max_accuracy_drop: float = 0.01
+    max_escape_increase: Share | None = None
 
     @abstractmethod
     def export(

@@ -7,8 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ OPSET = "exporter.args.opset"
 OLDER = f"{OPSET}=17 uses torch's older exporter, which can do other networks"
 
 
+@dataclass(eq=False)
 class OnnxExporter(BaseExporter):
     """One self-contained .onnx file: weights and, as metadata, classes, preprocessing and config.
 
@@ -47,15 +49,13 @@ class OnnxExporter(BaseExporter):
 
     suffix = onnx_file.SUFFIX
 
-    def __init__(
-        self,
-        opset: PositiveInt | None = None,
-        method: Literal["minmax", "entropy", "percentile"] = "minmax",
-        precision: Literal["fp32", "fp16"] = "fp32",
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.opset, self.method, self.exact = opset, method, precision == "fp32"
+    opset: PositiveInt | None = None
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    precision: Literal["fp32", "fp16"] = "fp32"
+
+    @property
+    def exact(self) -> bool:
+        return self.precision == "fp32"
 
     @property
     def tolerance(self) -> float:

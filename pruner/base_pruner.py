@@ -4,6 +4,8 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
+LIMITS = {"max_accuracy_drop": "accuracy", "max_escape_drop": "escape"}  # on which result of a step
+
 
 class Original(TypedDict, total=False):
     """The network before the first cut: its size, and its ONNX file with the latency of that.
@@ -35,8 +37,7 @@ class BasePruner(ABC):
     @property
     def limit(self) -> dict[str, float]:
         """The one of these that is set, by its name; or none."""
-        limits = {name: getattr(self, name) for name in ("max_accuracy_drop", "max_escape_drop")}
-        return {name: value for name, value in limits.items() if value is not None}
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

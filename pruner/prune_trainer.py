@@ -16,7 +16,7 @@ from model.batch_norm import batch_norms
 from model.structure import get_structure, resize
 from model.summary import multiply_adds
 from model.weights import read_weights
-from pruner.base_pruner import BasePruner, Original
+from pruner.base_pruner import LIMITS, BasePruner, Original
 from pruner.graph import widths
 from pruner.report import Row, keeps, pruning_table, report_pruning
 from tester.predictions import Predictions
@@ -347,7 +347,8 @@ class PruneTrainer(Trainer):
         limit = self.pruner.limit
         if not limit or keeps(self.rows[-1], self.rows[0], limit):
             return True
-        [drop], column = limit.values(), "escape" if "max_escape_drop" in limit else "accuracy"
+        [(name, drop)] = limit.items()
+        column = LIMITS[name]
         before, now = self.rows[0][column], self.rows[-1][column]
         lost = f"{column} {now:.4f} is more than {drop:g} worse than {before:.4f}"
         self.logger.info(f"step {self.stage}: {lost}; it is not kept")

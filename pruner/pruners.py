@@ -7,6 +7,8 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Container
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from exporter.onnx_exporter import onnx_bytes
 from model.heads import main_output
 from model.structure import describe, note_cut
 from model.summary import multiply_adds
-from pruner.base_pruner import BasePruner, Original
+from pruner.base_pruner import LIMITS, BasePruner, Original
 from pruner.criteria import PATH, build_importance, needs_gradients
 from pruner.graph import (
     ADVICE,
@@ -35,10 +37,10 @@ from utils.config.hints import OpenShare, PositiveInt, Share
 from utils.config.lookup import did_you_mean
 from utils.errors import UserError
 
-LIMITS = ("max_accuracy_drop", "max_escape_drop")
 AIMS = ("channel_sparsity", "macs", "params", "latency", "latency_ms", *LIMITS)
 
 
+@dataclass(eq=False)
 class MagnitudePruner(BasePruner):
     """Removes the least important channels of each layer, together with all that depends on them.
 
@@ -58,46 +60,40 @@ class MagnitudePruner(BasePruner):
     """
 
     library = "BasePruner"  # torch-pruning's class, whose regularizer is used
+    options: ClassVar[tuple[str, ...]] = ()  # further arguments of that class
 
-    def __init__(
-        self,
-        iterative_steps: PositiveInt = 1,
-        channel_sparsity: OpenShare | None = None,
-        target: PruningTarget | None = None,
-        importance: str | dict = "MagnitudeImportance",
-        global_pruning: bool = False,
-        isomorphic: bool = False,
-        round_to: PositiveInt = 8,
-        max_channel_sparsity: OpenShare = 0.95,
-        min_channels: PositiveInt = 1,
-        ignored_layers: list[str] | None = None,
-        ratios: dict[str, Share] | None = None,
-        dotted: Container[str] = (),
-    ):
-        target = target or {}
-        aims = [("channel_sparsity", channel_sparsity)] if channel_sparsity is not None else []
-        aims += [(key, target[key]) for key in AIMS if key in target]
+    iterative_steps: PositiveInt = 1
+    channel_sparsity: OpenShare | None = None
+    target: PruningTarget | None = None
+    importance: str | dict = "MagnitudeImportance"
+    global_pruning: bool = False
+    isomorphic: bool = False
+    round_to: PositiveInt = 8
+    max_channel_sparsity: OpenShare = 0.95
+    min_channels: PositiveInt = 1
+    ignored_layers: list[str] | None = None
+    ratios: dict[str, Share] | None = None
+    dotted: Container[str] = ()
+
+    def __post_init__(self):
+        target = self.target or {}
+        aims = [("channel_sparsity", self.channel_sparsity), *target.items()]
+        aims = [(key, value) for key, value in aims if key in AIMS and value is not None]
         if len(aims) != 1:
             problem = f"not {' and '.join(k for k, _ in aims)} together" if aims else "none is set"
             raise UserError(
                 "pruner.args: one aim is needed, channel_sparsity or one of target "
                 f"({', '.join(AIMS)}); {problem}"
             )
-        if global_pruning and isomorphic:
+        if self.global_pruning and self.isomorphic:
             raise UserError("pruner.args: choose one of global_pruning and isomorphic")
         self.aim, [(self.measure, self.value)] = dict(aims), aims
         self.threads, self.batch_size = target.get("threads", 1), target.get("batch_size", 1)
         self.by_latency = self.measure in ("latency", "latency_ms")
         if self.measure in LIMITS:
             setattr(self, self.measure, self.value)
-        self.iterative_steps = iterative_steps
-        self.global_pruning, self.isomorphic = global_pruning, isomorphic
-        self.round_to, self.min_channels = round_to, min_channels
-        self.max_channel_sparsity = max_channel_sparsity
-        self.ignored_layers, self.ratios = ignored_layers or [], ratios or {}
-        self.importance = build_importance(importance, dotted)
-        self.needs_gradients = needs_gradients(self.importance)
-        self.options: dict[str, float] = {}  # further arguments of torch-pruning's class
+        self.criterion = build_importance(self.importance, self.dotted)
+        self.needs_gradients = needs_gradients(self.criterion)
         self._widths: dict[str, int] = {}  # of each group, before the first cut
         self._merged = 0  # steps that removed nothing so far
 
@@ -109,7 +105,7 @@ class MagnitudePruner(BasePruner):
         with explain_failure(network):
             forecast, _ = self._forecast(network, example)
             if forecast.graph.groups and not forecast.graph.rated:
-                name = type(self.importance).__name__
+                name = type(self.criterion).__name__
                 nothing = f"{name} finds nothing that it can rate in {type(network).__name__}"
                 raise UserError(f"{PATH}: {nothing}; MagnitudeImportance always does")
             plans: list[Removals] = [{}]
@@ -167,13 +163,14 @@ class MagnitudePruner(BasePruner):
 
         names = [name for name, _ in network.named_modules() if name]
         kept, key = set(output_layers(network, example)), "pruner.args.ratios"
-        for pattern in self.ratios:
+        for pattern in self.ratios or {}:
             for name in sorted(_find(pattern, names, key) & kept):
                 raise UserError(f"{key}: {name} keeps all: it gives the network's output")
-        for pattern in self.ignored_layers:
+        for pattern in self.ignored_layers or []:
             kept |= _find(pattern, names, "pruner.args.ignored_layers")
         library = getattr(torch_pruning.pruner, self.library)
-        library = functools.partial(library, importance=self.importance, **self.options)
+        options = {name: getattr(self, name) for name in self.options}
+        library = functools.partial(library, importance=self.criterion, **options)
         graph = ChannelGraph(network, example, kept, library)
         for group in graph.groups.values():
             group.original = self._widths.setdefault(group.name, group.left)
@@ -230,7 +227,7 @@ class MagnitudePruner(BasePruner):
     def _rate(self, graph: ChannelGraph) -> None:
         """Give each group that the criterion can rate all that a Plan needs to know."""
         for group in graph.groups.values():
-            values = self.importance(group.root)
+            values = self.criterion(group.root)
             if values is None:
                 continue
             values = values.detach().float().cpu().numpy()
@@ -241,7 +238,7 @@ class MagnitudePruner(BasePruner):
             is_allowed = (left >= max(least, self.min_channels)) & (left % self.round_to == 0)
             group.allowed = counts[is_allowed].tolist()
             outputs = [name for name, side, _ in group.touched if side == "out"]
-            for pattern, share in self.ratios.items():
+            for pattern, share in (self.ratios or {}).items():
                 if any(_matches(pattern, name) for name in outputs):
                     group.share = share
             group.scope = group.name
@@ -258,7 +255,7 @@ class MagnitudePruner(BasePruner):
         return (
             f"Channels left: {layers}{', ...' if groups[6:] else ''}; the limits "
             f"are round_to {self.round_to}, min_channels {self.min_channels}, max_channel_sparsity "
-            f"{self.max_channel_sparsity}, and what {type(self.importance).__name__} can rate"
+            f"{self.max_channel_sparsity}, and what {type(self.criterion).__name__} can rate"
         )
 
 

@@ -12,6 +12,7 @@ from logger.charts import BLUE, RED, new_figure, svg_uri
 from logger.files import aligned, write_csv
 from logger.page import write_html
 from logger.visualization import TensorboardWriter
+from pruner.base_pruner import LIMITS
 
 Row = dict[str, Any]  # results of a step: COLUMNS, None for what was not measured
 COLUMNS = ["step", "channels", "macs", "params", "size_mb", "latency_ms", "accuracy"]
@@ -137,7 +138,7 @@ def recommended(rows: list[Row], aim: dict[str, float]) -> int:
     known, first = [row for row in rows if row["accuracy"] is not None], rows[0]
     if first["accuracy"] is None:
         return rows[-1]["step"]
-    if aim.keys() & {"max_accuracy_drop", "max_escape_drop"}:
+    if aim.keys() & LIMITS.keys():
         return [row["step"] for row in known if keeps(row, first, aim)][-1]
     best = max(known, key=lambda row: row["accuracy"])
     least = best["accuracy"] - SEEN - 1e-9  # few samples are sure of nothing

@@ -1,16 +1,15 @@
 """Pruners that first make channels unimportant, by other gradients in `trainer.sparse_epochs`."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from pruner.pruners import MagnitudePruner
 from utils.config.hints import NonNegativeFloat, PositiveFloat
 
-if TYPE_CHECKING:
-    from torch_pruning.pruner import BasePruner
 
-
+@dataclass(eq=False)
 class _Sparse(MagnitudePruner):
     """Uses the regularizer of torch-pruning's class.
 
@@ -19,35 +18,33 @@ class _Sparse(MagnitudePruner):
     """
 
     sparsifies = True
+    options: ClassVar[tuple[str, ...]] = ("reg",)
 
-    def __init__(
-        self,
-        *args,
-        importance: str | dict = "GroupMagnitudeImportance",
-        reg: NonNegativeFloat = 1e-4,
-        **kwargs,
-    ):
-        super().__init__(*args, importance=importance, **kwargs)
-        self.options["reg"] = reg
-        self._regularizer: BasePruner | None = None
+    importance: str | dict = "GroupMagnitudeImportance"
+    reg: NonNegativeFloat = 1e-4
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._pruner = None  # torch-pruning's
 
     def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
-        if self._regularizer is None:
-            self._regularizer = self._graph(network.eval(), example).library
+        if self._pruner is None:
+            self._pruner = self._graph(network.eval(), example).library
 
     def regularize(self, network: nn.Module) -> None:
-        self._regularizer.regularize(network)
+        self._pruner.regularize(network)
 
 
+@dataclass(eq=False)
 class BNScalePruner(_Sparse):
     """Network slimming (Liu et al., arXiv:1708.06519): draws the scales of batch norms to zero."""
 
     library = "BNScalePruner"
 
-    def __init__(self, *args, importance: str | dict = "BNScaleImportance", **kwargs):
-        super().__init__(*args, importance=importance, **kwargs)
+    importance: str | dict = "BNScaleImportance"
 
 
+@dataclass(eq=False)
 class GroupNormPruner(_Sparse):
     """Group sparsity (Fang et al., arXiv:2301.12900): draws connected channels to zero together.
 
@@ -56,15 +53,15 @@ class GroupNormPruner(_Sparse):
     """
 
     library = "GroupNormPruner"
+    options: ClassVar[tuple[str, ...]] = ("reg", "alpha")
 
-    def __init__(self, *args, alpha: PositiveFloat = 4.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.options["alpha"] = alpha
+    alpha: PositiveFloat = 4.0
 
     def regularize(self, network: nn.Module) -> None:
-        self._regularizer.regularize(network, alpha=2 ** self.options["alpha"])
+        self._pruner.regularize(network, alpha=2**self.alpha)
 
 
+@dataclass(eq=False)
 class GrowingRegPruner(_Sparse):
     """Growing regularization (Wang et al., arXiv:2012.09243): draws unimportant channels ever more.
 
@@ -74,23 +71,25 @@ class GrowingRegPruner(_Sparse):
     """
 
     library = "GrowingRegPruner"
+    options: ClassVar[tuple[str, ...]] = ("reg", "delta_reg")
 
-    def __init__(self, *args, delta_reg: NonNegativeFloat = 1e-4, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.options["delta_reg"] = delta_reg
+    delta_reg: NonNegativeFloat = 1e-4
+
+    def __post_init__(self):
+        super().__post_init__()
         self._strengths: list[Tensor] = []
 
     def begin_sparse(self, network: nn.Module, example: Tensor) -> None:
         super().begin_sparse(network, example)
-        regularizer = self._regularizer
+        pruner = self._pruner
         if self._strengths:  # not the first epoch
-            regularizer.group_reg = dict(zip(regularizer.group_reg, self._strengths, strict=True))
-            regularizer.update_reg()
-        self._strengths = list(regularizer.group_reg.values())
+            pruner.group_reg = dict(zip(pruner.group_reg, self._strengths, strict=True))
+            pruner.update_reg()
+        self._strengths = list(pruner.group_reg.values())
 
     def state_dict(self) -> dict:
         return super().state_dict() | {"strengths": self._strengths}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self._strengths, self._regularizer = state["strengths"], None
+        self._strengths, self._pruner = state["strengths"], None
