@@ -105,6 +105,22 @@ class OnnxExporter(BaseExporter):
         onnx_file.save(onnx.load(target), target, onnx_file.entries(file), {"int8": metadata})
 
 
+class OpenVinoExporter(OnnxExporter):
+    """For Intel's processors: an .onnx file as from OnnxExporter, which OpenVINO reads as it is;
+    proof, comparison, test and latency are OpenVINO's.
+    """
+
+    stem = "model.openvino"
+
+    def export(
+        self, model: nn.Module, example: dict[str, Tensor], path: Path, metadata: dict
+    ) -> None:
+        super().export(model, example, path, metadata | {"runtime": onnx_file.OPENVINO})
+
+    def load(self, path: Path, threads: int = 1, device: str = "cpu") -> Runner:
+        return onnx_file.openvino_runner(path, threads, device)
+
+
 def onnx_bytes(network: nn.Module, example: Tensor) -> bytes:
     """Return `network` as ONNX, for measuring. `example` is a batch of its input.
 
