@@ -92,8 +92,8 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
         cells = [f"{times['p50']:.4g} ({times['p95']:.4g})" for times in each.values()]
         lines.append([threads_in_words(count), *cells])
     note = (
-        "milliseconds for one sample, each file in turn, within which half (95 %) of the answers "
-        f"came; {threads_in_words(usual)} where no other number is named"
+        "milliseconds for one sample, each file in turn: median (95th percentile); "
+        f"{threads_in_words(usual)} unless stated"
     )
     logging.getLogger("export").info("\n".join([*aligned(lines), note, f"written: {folder}"]))
     return folder

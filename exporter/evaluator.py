@@ -59,19 +59,19 @@ class Evaluation:
 
 
 class _CalledError(Exception):
-    """The task has called the network, with the arguments `args`."""
+    """The task called the network, with the arguments `args`."""
 
 
 class _Asking(Running):
-    """A network that is not to run."""
+    """A network that tells its arguments and does not run."""
 
     def __call__(self, *args: Tensors, **kwargs: Tensors) -> Tensors:
         raise _CalledError(args, kwargs)
 
 
 class Evaluator:
-    """Evaluates networks on the validation samples of a config, or on its test samples if it has
-    none. Everything is read or built when it is first used.
+    """Evaluates networks on the validation samples of a config, or on its test samples if there
+    are none. Everything is read or built when it is first used.
 
     Args:
         config: of a trained network

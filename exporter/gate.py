@@ -1,4 +1,4 @@
-"""May a file that computes in other numbers take the network's place?"""
+"""Decide whether a file in other numbers (int8, fp16) is good enough to replace the network."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ ESCAPES = "exporter.args.max_escape_increase"
 
 @dataclass
 class Verdict:
-    """What was compared.
+    """The result of a comparison.
 
     Attributes:
         passed: whether the file may be used
-        report: the figures, for export.json
-        sentence: what has changed, and what is allowed
+        report: the numbers, for export.json
+        sentence: what changed, and what is allowed
         inspection: with the thresholds for this file; None without a section "inspection"
     """
 
@@ -35,8 +35,8 @@ def judge(
 ) -> Verdict:
     """Compare a network before and after its numbers were changed, on the same samples.
 
-    With `max_escape_increase` by the target samples that are missed when no more others are called
-    target than before, else by the accuracy, or what is monitored if there is none.
+    With `max_escape_increase` the target samples count that are missed when no more others are
+    called target than before; else the accuracy, or what is monitored if there is none.
 
     Args:
         before: of the network as it was

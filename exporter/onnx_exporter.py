@@ -192,8 +192,7 @@ def quiet() -> Iterator[None]:
     level = logging.root.level
     sys.stdout.flush()
     stdout = os.dup(1)
-    with open(os.devnull, "wb") as devnull, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with open(os.devnull, "wb") as devnull, warnings.catch_warnings(action="ignore"):
         logging.root.setLevel(logging.ERROR)
         os.dup2(devnull.fileno(), 1)
         try:

@@ -165,7 +165,7 @@ def amend(path: Path, **changes: object) -> None:
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:
-    """By which another program can tell whether it has the same file."""
+    """Size and checksums, by which another program recognizes the file."""
     content = path.read_bytes()
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return {"bytes": len(content), "crc32": zlib.crc32(content), "blake2b": digest}

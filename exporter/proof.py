@@ -1,4 +1,4 @@
-"""Does a file compute what its network computes?"""
+"""Compare the outputs of an exported file with those of its network."""
 
 import math
 from itertools import zip_longest
@@ -26,8 +26,8 @@ def prove(
 
     With `probabilities` the softmax of both is compared, because the file gives that. "agreement"
     is the share of samples with the same predicted class, None if there are no classes; it must be
-    1 if the file is to be `exact`. Outputs
-    that are all zero, or NaN, do not pass. Raises RunError if the outputs have other shapes.
+    1 for an `exact` file. Outputs that are all zero, or NaN, do not pass. Raises RunError if the
+    outputs have other shapes.
     """
     agreement = None
     if reference.predicted is not None and exported.predicted is not None:
@@ -59,7 +59,7 @@ def prove(
 def prove_decisions(
     reference: Evaluation, exported: Evaluation, decision: Decision
 ) -> tuple[np.ndarray, float]:
-    """What is to be decided by the network's outputs (N,), and for what share the file does so."""
+    """The decisions that follow from the network's outputs (N,), and how many the file shares."""
     wanted = decision(torch.from_numpy(reference.probabilities))[0].numpy()
     return wanted, float((exported.decisions == wanted).mean())
 

@@ -47,11 +47,11 @@ class ChannelGroup:
         touched: for each layer concerned its name, the side ("out" or "in"), and how many of its
             channels go with each unit
         original: channels before the first cut
-        gone: how many units are planned to go already
+        gone: how many units are already planned to be removed
         allowed: how many units may be removed, in ascending order
         importance: of each unit
         scope: groups in one scope compete for what stays
-        share: of the channels that should go in all, if that does not depend on other groups
+        share: of the channels to remove in all, if that does not depend on other groups
     """
 
     name: str
@@ -69,7 +69,7 @@ class ChannelGroup:
 
     @property
     def left(self) -> int:
-        """Channels that are not planned to go."""
+        """Channels that are not planned to be removed."""
         return (self.units - self.gone) * self.parts
 
 
@@ -98,8 +98,8 @@ class ChannelGraph:
         self.names = {part: name for name, part in named}
         ignored = [modules[name] for name in kept]
         attentions = [m for m in modules.values() if isinstance(m, nn.MultiheadAttention)]
-        with explain_failure(network), all_thawed(network), traceable(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        quiet = warnings.catch_warnings(action="ignore")
+        with explain_failure(network), all_thawed(network), traceable(), quiet:
             self.library = library(
                 network,
                 (example,),
@@ -110,8 +110,7 @@ class ChannelGraph:
                 forward_fn=lambda module, inputs: run_with_auxiliary_heads(module, *inputs),
             )
             roots = self.library.DG.get_all_groups(self.library.ignored_layers, LAYERS)
-            groups = map(self._group, roots)
-            self.groups = {group.name: group for group in groups}
+            self.groups = {group.name: group for group in map(self._group, roots)}
 
     def _group(self, root: "Group") -> ChannelGroup:
         parts = self.library._get_channel_groups(root)

@@ -148,10 +148,8 @@ def recommended(rows: list[Row], aim: dict[str, float]) -> int:
 
 def keeps(row: Row, first: Row, limit: dict[str, float]) -> bool:
     """Whether a step is not worse than the original by more than the limit allows."""
-    if "max_escape_drop" in limit:
-        return row["escape"] <= first["escape"] + limit["max_escape_drop"] + 1e-9
-    least = first["accuracy"] - limit["max_accuracy_drop"] - 1e-9  # 0.8 - 0.1 is more than 0.7
-    return row["accuracy"] >= least
+    [(name, allowed)] = limit.items()
+    return _reached(row, first)[name] <= allowed + 1e-9  # 0.8 - 0.7 is more than 0.1
 
 
 def surely_less(row: Row, other: Row, margin: float = 0.0) -> bool:

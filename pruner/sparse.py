@@ -1,4 +1,4 @@
-"""Pruners that first make channels unimportant, by other gradients in `trainer.sparse_epochs`."""
+"""Pruners that first make channels unimportant, by a regularizer in `trainer.sparse_epochs`."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -37,7 +37,7 @@ class _Sparse(MagnitudePruner):
 
 @dataclass(eq=False)
 class BNScalePruner(_Sparse):
-    """Network slimming (Liu et al., arXiv:1708.06519): draws the scales of batch norms to zero."""
+    """Network slimming (Liu et al., arXiv:1708.06519): pushes the scales of batch norms to zero."""
 
     library = "BNScalePruner"
 
@@ -46,10 +46,10 @@ class BNScalePruner(_Sparse):
 
 @dataclass(eq=False)
 class GroupNormPruner(_Sparse):
-    """Group sparsity (Fang et al., arXiv:2301.12900): draws connected channels to zero together.
+    """Group sparsity (Fang et al., arXiv:2301.12900): pushes connected channels to zero together.
 
     Args:
-        alpha: the least important channel is drawn 2**alpha times as strongly as the most important
+        alpha: the least important channel is pushed 2**alpha times as hard as the most important
     """
 
     library = "GroupNormPruner"
@@ -63,7 +63,7 @@ class GroupNormPruner(_Sparse):
 
 @dataclass(eq=False)
 class GrowingRegPruner(_Sparse):
-    """Growing regularization (Wang et al., arXiv:2012.09243): draws unimportant channels ever more.
+    """Growing regularization (Wang et al., arXiv:2012.09243): pushes harder each epoch.
 
     Args:
         reg: strength of the sparsity gradient at first
