@@ -38,7 +38,8 @@ class BaseExporter(ABC):
 
     suffix: ClassVar[str]
     stem = "model"  # of the file's name
-    exact = True  # the file computes in float32, not in float16: each class must be the network's
+    exact = True  # the file computes in float32: each class must be the network's
+    half = False  # the network in the file is converted to float16
 
     preprocess: bool | Literal["image"] = False
     softmax: bool = False

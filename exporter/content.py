@@ -74,7 +74,7 @@ def deploy(
     if metadata["decision"] is not None:
         decision = Decision(metadata["decision"], metadata["classes"])
     settings = state["input"], exporter.preprocess, exporter.softmax, preparation, decision, measure
-    return Deployed(evaluator.network, call, *settings, half=not exporter.exact)
+    return Deployed(evaluator.network, call, *settings, half=exporter.half)
 
 
 def find_example(

@@ -13,10 +13,9 @@ from exporter.evaluator import Evaluation, Evaluator
 from exporter.gate import Verdict, judge
 from exporter.latency import interleaved, spreads
 from exporter.onnx_file import fingerprint
-from exporter.preprocessing import Decision
-from exporter.proof import SIZES, compare_with_opencv, prove, prove_decisions
+from exporter.proof import SIZES, prove, prove_decisions
 from logger.base_tracker import tell_trackers
-from logger.files import aligned, threads_in_words
+from logger.files import aligned, flat, threads_in_words
 from utils.checkpoint import origin_beside, output_dir, reader_for
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError, explained
@@ -89,17 +88,9 @@ class Export:
         if proof["agreement"] is not None:
             result += f", same class {proof['agreement']:.2%}"
         if self.evaluation.decisions is not None:
-            metadata = self.report["metadata"]
-            decision = Decision(metadata["decision"], metadata["classes"])
-            wanted, same = prove_decisions(reference, self.evaluation, decision)
-            result += f", same decision {same:.2%}"
-            opencv = compare_with_opencv(self.exported, self.evaluator, wanted)
-            if opencv and (other := opencv["files"] - opencv["same"]):
-                self.logger.warning(
-                    f"decoded by OpenCV, {other} of {opencv['files']} images get another decision"
-                )
-            proof |= {"decisions": same, "opencv": opencv}
-            proof["passed"] &= same == 1 or not exporter.exact
+            proof |= prove_decisions(self.evaluator, self.exported, reference, self.evaluation)
+            result += f", same decision {proof['decisions']:.2%}"
+            proof["passed"] &= proof["decisions"] == 1 or not exporter.exact
         self.logger.info(f"{self.path.name}: {result}")
         failure = f"the file's outputs differ from the network's: {result}"
         if proof["passed"] and not exporter.exact:
@@ -188,11 +179,7 @@ class Export:
         report = self.report
         found = {f"{file}.bytes": size for file, size in report["bytes"].items()}
         found |= {f"{file}.p50_ms": report["latency"][file]["p50"] for file in report["bytes"]}
-        return found | {
-            f"{file}.{name}": value
-            for file, metrics in report["metrics"].items()
-            for name, value in metrics.items()
-        }
+        return found | flat(report["metrics"])
 
     def _table(self) -> list[str]:
         metrics = self.report["metrics"]

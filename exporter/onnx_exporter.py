@@ -53,9 +53,9 @@ class OnnxExporter(BaseExporter):
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
     precision: Literal["fp32", "fp16"] = "fp32"
 
-    @property
-    def exact(self) -> bool:
-        return self.precision == "fp32"
+    def __post_init__(self):
+        if self.precision == "fp16":
+            self.half, self.exact = True, False
 
     @property
     def tolerance(self) -> float:

@@ -1,5 +1,6 @@
 """Compare the outputs of an exported file with those of its network."""
 
+import logging
 import math
 from itertools import zip_longest
 
@@ -57,15 +58,30 @@ def prove(
 
 
 def prove_decisions(
-    reference: Evaluation, exported: Evaluation, decision: Decision
-) -> tuple[np.ndarray, float]:
-    """The decisions that follow from the network's outputs (N,), and how many the file shares."""
+    evaluator: Evaluator, network: ExportedNetwork, reference: Evaluation, exported: Evaluation
+) -> dict[str, float | dict | None]:
+    """Compare the decisions of a file with those that follow from its network's outputs.
+
+    Returns "decisions", for what share they are the same, and "opencv", see `decode_with_opencv`.
+
+    Args:
+        evaluator: of the network
+        network: the file
+        reference: of the network
+        exported: of the file
+    """
+    decision = Decision(network.state["decision"], network.state["classes"])
     wanted = decision(torch.from_numpy(reference.probabilities))[0].numpy()
-    return wanted, float((exported.decisions == wanted).mean())
+    opencv = decode_with_opencv(evaluator, network, wanted)
+    if opencv and (other := opencv["files"] - opencv["same"]):
+        logging.getLogger("export").warning(
+            f"decoded by OpenCV, {other} of {opencv['files']} images get another decision"
+        )
+    return {"decisions": float((exported.decisions == wanted).mean()), "opencv": opencv}
 
 
-def compare_with_opencv(
-    network: ExportedNetwork, evaluator: Evaluator, wanted: np.ndarray
+def decode_with_opencv(
+    evaluator: Evaluator, network: ExportedNetwork, wanted: np.ndarray
 ) -> dict | None:
     """How many of the samples' image files, decoded by OpenCV, get the decisions `wanted` (N,) from
     an exported file; None if OpenCV is not installed. It reads all of a file, in 8 bits.

@@ -313,27 +313,28 @@ class PruneTrainer(Trainer):
             evaluate(network, batches, self.task, {}, self.engine, predictions.add)
         if batches is None or not predictions.is_classification:
             return results
-        names, target = predictions.classes, self.target
-        confusion = np.sum(distributed.all_gather(predictions.confusion()), axis=0)
-        right, total = confusion.diagonal(), confusion.sum(1)
-        recalls = {name: float(r / n) for name, r, n in zip(names, right, total, strict=True) if n}
-        results["accuracy"] = float(right.sum() / total.sum())
-        results["recall"] = recalls.get(target) if target else min(recalls.values())
-        results["samples"] = int(total.sum())
-        return results | (self._escape(predictions) if target in recalls else {})
-
-    def _escape(self, predictions: Predictions) -> dict[str, float | int]:
-        """The share of target samples that are missed when no more others are called target than by
-        the original network: by its threshold, or where the likeliest class decides.
-        """
-        own = predictions.for_class(self.target)
+        own = predictions.probabilities, predictions.targets
         gathered = zip(*distributed.all_gather(own), strict=True)
-        probability, is_target = (np.concatenate(parts) for parts in gathered)
+        probabilities, targets = (np.concatenate(parts) for parts in gathered)
+        right = probabilities.argmax(1) == targets
+        numbers = {name: n for n, name in enumerate(predictions.classes) if n in targets}
+        recalls = {name: float(right[targets == n].mean()) for name, n in numbers.items()}
+        results["accuracy"], results["samples"] = float(right.mean()), len(targets)
+        results["recall"] = recalls.get(self.target) if self.target else min(recalls.values())
+        if self.target in recalls:
+            results |= self._escape(probabilities, targets, numbers[self.target])
+        return results
+
+    def _escape(
+        self, probabilities: np.ndarray, targets: np.ndarray, number: int
+    ) -> dict[str, float | int]:
+        """The share of samples of the target class `number` that are missed when no more others are
+        called target than by the original: by its threshold, or where the likeliest class decides.
+        """
+        probability, is_target = probabilities[:, number], targets == number
         false = self.rows[0].get("false")
         if false is None:
-            likeliest = predictions.predicted == predictions.classes.index(self.target)
-            called = np.concatenate(distributed.all_gather(likeliest))
-            resume = self.config.resume
+            called, resume = probabilities.argmax(1) == number, self.config.resume
             stored = resume and checkpoint.load(resume).get("inspection")
             if stored and stored["target"] == self.target:
                 called = probability >= stored["threshold"]
