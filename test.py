@@ -45,8 +45,7 @@ def prepare(arguments):
 @command(__doc__, add_arguments=add_arguments, prepare=prepare, trains=False)
 def main(config, arguments):
     # imported lazily: --help must not load torch
-    from tester.heatmap import explain
-    from tester.inspection import find_novelty, find_threshold, inspect
+    from tester.inspection import find_novelty, find_threshold
     from tester.language import system_language
     from tester.predict import predict_images
     from tester.report import report_test
@@ -68,9 +67,7 @@ def main(config, arguments):
     novelty = find_novelty(test, threshold)
     test.decide()
     result = test.predict(test.loader, test.metrics, inspection=threshold, novelty=novelty)
-    inspection = inspect(result.predictions, threshold)
-    maps = explain(test.model, result.predictions, test.engine, config.get("heatmap", {}))
-    return report_test(test, result, inspection, novelty, maps, arguments.lang or system_language())
+    return report_test(test, result, threshold, novelty, arguments.lang or system_language())
 
 
 if __name__ == "__main__":

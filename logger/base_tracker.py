@@ -14,13 +14,13 @@ Values = dict[str, float]
 class BaseTracker(ABC):
     """Another place where a run is recorded: write `begin` and `log`.
 
-    A method may raise anything: the run goes on without this tracker, and says so once. Only a
+    A method may raise anything: the run continues without this tracker, with one warning. Only a
     run's main process has trackers.
     """
 
     @abstractmethod
     def begin(self, run: Path, config: dict, parent: Path | None) -> None:
-        """A run begins, or goes on, in the folder `run`; `parent` is the folder of the run whose
+        """A run begins or continues in the folder `run`; `parent` is the folder of the run whose
         weights it starts from.
         """
 

@@ -3,7 +3,8 @@
 import base64
 import io
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
@@ -60,14 +61,19 @@ def svg_uri(figure: "Figure") -> str:
 
 def svg_text(figure: "Figure") -> str:
     """The figure as the text of an SVG file; the same figure gives the same text."""
+    file = io.StringIO()
+    save_figure(figure, file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def save_figure(figure: "Figure", file: Path | IO, **options: object) -> None:
+    """Save a figure; `options` are those of savefig."""
     from matplotlib import rc_context
 
-    file = io.StringIO()
     # Text stays text: the reader's fonts have characters (Japanese, say) that matplotlib's lacks.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
+        figure.savefig(file, **options)
 
 
 def _data_uri(content: bytes, media_type: str) -> str:

@@ -25,7 +25,7 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class _Lasting(logging.Handler):
-    """A run goes on when nobody reads its screen any more (`| head -1`), or the disk is full."""
+    """A run continues if its output is closed (`| head -1`), or if the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not isinstance(sys.exception(), OSError):

@@ -59,7 +59,7 @@ class Recorder:
         self.writer.add_hyperparameters(flat(config), [_tag(name) for name in logged])
 
     def started(self, run: Path, config: dict, about: dict, parent: Path | None) -> None:
-        """A run begins or goes on in the folder `run`.
+        """A run begins or continues in the folder `run`.
 
         Args:
             run: the run's folder

@@ -69,7 +69,7 @@ class TensorboardWriter:
 
     @contextmanager
     def _optional(self) -> Iterator[None]:
-        """A run that cannot write these files, as the disk is full, goes on without."""
+        """If these files cannot be written (a full disk), the run continues without them."""
         try:
             yield
         except OSError as error:
@@ -122,7 +122,6 @@ class TensorboardWriter:
         if self._writer is not None:
             with self._optional():
                 self._writer.close()
-            self._writer = None
 
     def _open(self) -> "SummaryWriter":
         if self._writer is None:

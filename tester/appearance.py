@@ -1,4 +1,4 @@
-"""Whether images as a whole look otherwise than the validation images: darker, blurred, shifted."""
+"""Whether images as a whole look different from the validation images: darker, blurred, shifted."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 KEPT = 500  # validation images, evenly spaced
 FEW = 10  # images of a class, with fewer of which nothing is compared
-RARE = 0.01  # probability of such a difference, below which it is said
-# what is measured -> how images look whose values are lower, and higher
+RARE = 0.01  # what is less probable by chance is reported
+# measure -> how images with lower values look, and those with higher ones
 WORDS = {
     "brightness": ("darker", "brighter"),
     "contrast": ("of less contrast", "of more contrast"),

@@ -1,8 +1,6 @@
 """Charts and overlays of the test report."""
 
 import math
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,10 +128,3 @@ def _chart_of(name: str, classes: list[str]) -> str:
     name = name.removeprefix("val_")
     label = next((label for label in classes if name.endswith(f"_{label}")), None)
     return name if label is None else name.removesuffix(f"_{label}")
-
-
-def write_png(figure: "Figure", path: Path) -> None:
-    """Write a figure as a picture, for slides."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's font has no Japanese
-        figure.savefig(path, dpi=120)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from tester.predictions import Predictions
-from tester.report import shown_positions
-from tester.sections import HeatMap
+from tester.trained import Test
 from trainer.rehearsal import unchanged
 from utils.config.lookup import did_you_mean
-from utils.engine.engine import Engine, unwrap
+from utils.engine.engine import unwrap
 from utils.engine.randomness import seeded
 from utils.errors import UserError
 
@@ -61,24 +60,20 @@ def heat_maps(
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-300)).float()
 
 
-def explain(
-    model: nn.Module, predictions: Predictions, engine: Engine, settings: HeatMap
-) -> dict[int, Tensor]:
+def explain(test: Test, predictions: Predictions) -> dict[int, Tensor]:
     """Heat maps (H, W) of the images in the report, for the predicted classes, by position.
 
     A network without layers (a file that was read in place of a checkpoint) has none; one whose
     layers have no places has none, and a warning.
     """
-    if not predictions.is_classification or getattr(model, "is_exported", False):
-        return {}
-    mistakes, suspects = shown_positions(predictions)
+    mistakes, suspects = predictions.shown()
     images = {p: predictions.images[p] for p in mistakes + suspects if p in predictions.images}
-    if not images:
+    if not images or getattr(test.model, "is_exported", False):
         return {}
-    data = engine.to_device(torch.stack(list(images.values())))
+    data = test.engine.to_device(torch.stack(list(images.values())))
     classes = torch.from_numpy(predictions.predicted[list(images)])
     try:
-        maps = heat_maps(model, data, classes, **settings)
+        maps = heat_maps(test.model, data, classes, **test.config.get("heatmap", {}))
     except Exception as error:  # the network takes or gives something else
         logging.getLogger("test").warning(f"no heat maps: {error}")
         return {}

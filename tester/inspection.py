@@ -27,7 +27,7 @@ def find_threshold(test: Test) -> dict | None:
     """The config's section "inspection" with "threshold", the "temperature" that calibrates the
     probabilities, and the `rates` on the validation data that these were chosen on, as
     "validation"; None without the section. With max_overkill also "sure_threshold", from which on
-    nobody need look at a sample.
+    no person needs to look at a sample.
 
     Taken from the checkpoint if it has one for this section. Otherwise chosen on the validation
     data, never on the tested data, and stored in the checkpoint. Raises UserError if there is no
@@ -119,7 +119,7 @@ def _measure(test: Test, network: nn.Module) -> Novelty | None:
     return fit(features, torch.cat(targets))
 
 
-def inspect(predictions: Predictions, inspection: dict | None) -> dict | None:
+def inspect_predictions(predictions: Predictions, inspection: dict | None) -> dict | None:
     """`inspection` with the `rates` of the tested samples, at its threshold and if the likeliest
     class decides, and the expected "calibration_error" of their probabilities; None without one.
     """

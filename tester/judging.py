@@ -13,7 +13,7 @@ from base import BaseDataLoader
 from base.base_task import Batch
 from base.samples import batches_of
 from logger.logger import setup_logging
-from tester.inspection import chosen, inspect
+from tester.inspection import chosen
 from tester.language import system_language
 from tester.report import report_test
 from tester.trained import Test, build_eval_loader
@@ -96,12 +96,11 @@ def report(runs: list[Path], folder: Path, device: str | None) -> dict:
     configs = [ConfigParser(state["config"], path, origin=str(path), continued=True)
                for path, state in found]  # fmt: skip
     test = OutOfFold(configs, folder, device)
-    section, inspection = test.config.get("inspection"), None
+    section, threshold = test.config.get("inspection"), None
     result = test.predict(test.loader, test.metrics, "out of fold")
     if section is not None and result.predictions.is_classification:
         threshold = chosen(test, section, result.predictions)
         # once more: which images are kept as mistakes depends on it
         predictions = test.predict(test.loader, {}, "out of fold", threshold).predictions
         result = result._replace(predictions=predictions)
-        inspection = inspect(predictions, threshold)
-    return report_test(test, result, inspection, None, {}, system_language())
+    return report_test(test, result, threshold, None, system_language())

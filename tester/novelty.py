@@ -1,4 +1,4 @@
-"""Samples that are not like those of the training: each by its distance, all by how they look."""
+"""Samples that are unlike the training data: each by its distance, all by how they look."""
 
 import contextlib
 import logging
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from model.heads import find_head
-from tester.appearance import WORDS, differences, in_words
+from tester.appearance import RARE, WORDS, differences, in_words
 from tester.predictions import Predictions
 from utils.errors import UserError
 
 DIRECTIONS = 32
 COMMON = 0.95  # share of validation samples within the limit
-RARE = 0.01  # probability of so many samples beyond it, below which is warned
 SMALLEST = 1e-6  # variance, as a part of the mean one
 
 
@@ -102,8 +101,8 @@ def with_limit(novelty: Novelty, distances: np.ndarray) -> Novelty:
 
 
 def chance(beyond: int, count: int, rank: int, samples: int) -> float:
-    """The probability that so many of `count` samples or more are beyond the limit, if they are
-    like the validation samples: their ranks among these are then by chance.
+    """The probability that at least `beyond` of `count` samples are beyond the limit, if they are
+    like the validation samples: their ranks among these are then random.
     """
     from scipy.stats import betabinom  # takes a second to import
 
@@ -111,7 +110,7 @@ def chance(beyond: int, count: int, rank: int, samples: int) -> float:
 
 
 def compare(predictions: Predictions, novelty: Novelty, name: str) -> dict:
-    """Say if more samples are beyond the limit than chance would have, and if they look otherwise.
+    """Warn if more samples are beyond the limit than chance explains, or if they look different.
 
     `name` says what they are ("images"). Returns {"beyond", "n", "expected", "chance"} if there are
     distances, and "differences" if they are images.

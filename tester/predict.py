@@ -95,7 +95,8 @@ def predict_images(
         distances += found[-1:]
         probability = answer.probabilities[0]
         order = probability.argsort()[::-1][:LIKELIEST]
-        line = f"{name}: {', '.join(f'{answer.classes[n]} {probability[n]:.4f}' for n in order)}"
+        likeliest = [f"{answer.classes[n]} {probability[n]:.4f}" for n in order]
+        line = f"{name}: {', '.join(likeliest)}"
         cells = {column: value for column, [value] in answer.columns().items() if column != "true"}
         row = {"picture": name, "predicted": answer.classes[order[0]]}
         if inspection:
@@ -104,8 +105,8 @@ def predict_images(
         logger.info(line)
         rows.append(row | cells | row)  # the order of the first, the values of the last
         if heatmap:
-            likeliest = torch.tensor([int(order[0])])
-            heat = heat_maps(model, data, likeliest, **config.get("heatmap", {}))[0]
+            number = torch.tensor([int(order[0])])
+            heat = heat_maps(model, data, number, **config.get("heatmap", {}))[0]
             image = overlay(to_pil_image(data[0], state["input"]), heat)
             with named(path := folder / "heatmaps" / overlay_name):
                 image.save(path, quality=95)

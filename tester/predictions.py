@@ -14,6 +14,7 @@ from tester.appearance import appearance
 from trainer.decisions import calibrated, class_number, counts, decided
 
 KEPT = 200  # mistakes
+SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
 UNSURE = "unsure"  # the decision to ask a person
 
 
@@ -46,6 +47,7 @@ class Predictions:
         self._appearance: list[Tensor] = []
         self._ranked: list[tuple[float, int, Tensor | None]] = []  # mistakes, by -confidence
         self._count = 0
+        self.classes: list[str] = []
         self.mistakes: list[int] = []
         self.images: dict[int, Tensor] = {}
         self.is_classification = True
@@ -61,6 +63,7 @@ class Predictions:
         )
         if not self.is_classification:
             return
+        self.classes = class_names(output.shape[1], *self._names)
         # softmax of log-probabilities gives the probabilities again
         probability, target = output.detach().float().softmax(1).cpu(), target.cpu().long()
         predicted = self._decided(probability)
@@ -104,13 +107,8 @@ class Predictions:
     def _decided(self, probability: Tensor) -> Tensor:
         if self._inspection is None:
             return probability.argmax(1)
-        names = class_names(probability.shape[1], *self._names)
-        number = class_number(self._inspection["target"], names)
+        number = class_number(self._inspection["target"], self.classes)
         return decided(probability, number, self._inspection["threshold"])
-
-    @functools.cached_property
-    def classes(self) -> list[str]:
-        return class_names(self._probabilities[0].shape[1], *self._names)
 
     def for_class(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Each sample's probability of the class `name`, and whether it is of it: both (N,).
@@ -175,6 +173,10 @@ class Predictions:
                 called, is_target = self.predicted[own] == target, self.targets[own] == target
                 rows[name] |= counts(called, is_target)
         return dict(sorted(rows.items(), key=lambda row: -row[1]["wrong"] / row[1]["n"]))
+
+    def shown(self) -> tuple[list[int], list[int]]:
+        """Positions of the mistakes and of the suspected labels that the page shows."""
+        return self.mistakes[:SHOWN_MISTAKES], self.suspects()[:SHOWN_SUSPECTS]
 
     def unlike(self) -> list[int]:
         """Positions of the samples beyond the limit of distance, the farthest first."""

@@ -1,10 +1,10 @@
-"""A question to a network that is trained already: test.py --arch NAME --weights FILE --images."""
+"""Ask a pretrained network of torchvision: test.py --arch NAME --weights FILE --images."""
 
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from data_loader.images import read_image
 from model.heads import main_output
@@ -70,21 +70,14 @@ def load(builder: str, weights: str) -> tuple[nn.Module, nn.Module, list[str]]:
         usual = offered[weights]
     else:
         raise UserError(f"--weights: there is no file {weights}")
-    count = _classes(builder, state)
-    network = models.get_model(builder, **({} if count is None else {"num_classes": count}))
+    with torch.device("meta"):
+        usual_state = models.get_model(builder).state_dict()
+    heads = [k for k, value in usual_state.items() if value.shape[:1] == (1000,) and k in state]
+    options = {"num_classes": len(state[heads[-1]])} if heads else {}
+    network = models.get_model(builder, **options)
     if fresh := load_weights(network, state, shown, new_head=True):
         raise CheckpointError(
             f"--weights: {shown} lacks {', '.join(fresh)}, so {builder} can give no answer: train "
             "its head first, with arch.weights in a configuration"
         )
     return network, usual.transforms(), list(usual.meta["categories"])
-
-
-def _classes(builder: str, state: dict[str, Tensor]) -> int | None:
-    """How many classes weights are for; None if the head is missing."""
-    from torchvision import models
-
-    with torch.device("meta"):
-        own = models.get_model(builder).state_dict()
-    head = [name for name, value in own.items() if value.shape[:1] == (1000,) and name in state]
-    return len(state[head[-1]]) if head else None

@@ -7,16 +7,16 @@ import logging
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from base import BaseTask
 from logger.base_tracker import tell_trackers
-from logger.charts import encode, image_uri, svg_uri, to_pil_image
+from logger.charts import encode, image_uri, save_figure, svg_uri, to_pil_image
 from logger.files import file_names, threads_in_words
 from logger.metrics_csv import MetricsFile
 from logger.page import write_html
 from tester import charts
-from tester.inspection import costs_in_words
+from tester.heatmap import explain
+from tester.inspection import costs_in_words, inspect_predictions
 from tester.language import Language, Translate, translator
 from tester.novelty import Novelty, compare
 from tester.predictions import Predictions, write_table
@@ -28,8 +28,7 @@ from utils.errors import explained
 from utils.files import named, numbered, write_text
 from utils.run_folder import log_dir_for
 
-SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
-SHOWN_UNLIKE = 10  # samples beyond the limit
+SHOWN_UNLIKE = 10  # samples beyond the limit, in the page
 SHOWN_GROUPS = 20  # the worst, in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
 LARGEST_SAMPLE = 960  # pixels of a task's image
@@ -39,9 +38,8 @@ AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 
 def report_test(
     test: Test,
     result: Result,
-    inspection: dict | None,
+    threshold: dict | None,
     novelty: Novelty | None,
-    maps: dict[int, Tensor],
     language: Language = "en",
 ) -> dict:
     """Log a test's result as a table, and write it into `test.folder`; returns the content of
@@ -49,9 +47,8 @@ def report_test(
 
     Args:
         result: from `Test.predict`
-        inspection: from `tester.inspection.inspect`
+        threshold: from `tester.inspection.find_threshold`
         novelty: from `tester.inspection.find_novelty`
-        maps: heat maps (H, W) by position
         language: of the page
     """
     predictions, samples, metrics, seconds = result
@@ -75,7 +72,7 @@ def report_test(
     t, display = translator(language), config.get("shown_names", {})
     if predictions.is_classification:
         columns, template = predictions.columns(), "report.html"
-        if inspection:
+        if inspection := inspect_predictions(predictions, threshold):
             report["inspection"] = inspection
             lines += inspection_lines(inspection)
         if novelty:
@@ -84,10 +81,7 @@ def report_test(
         if groups := test.groups():
             report["per_group"] = predictions.per_group(groups)
         images = {p: to_pil_image(x, test.loader.input) for p, x in predictions.images.items()}
-        shown_names = [display.get(name, name) for name in predictions.classes]
-        values = _classes_page(predictions, images, maps, inspection, t, shown_names)
-        heatmap = config.get("heatmap", {}).get("method", "LayerCAM")
-        values |= {"wrong": None, "heat_method": heatmap if maps else None}
+        values = _classes_page(test, predictions, images, inspection, t) | {"wrong": None}
         if images:
             true, predicted = columns["true"], columns["predicted"]
             stems = (f"{true[p]}_to_{predicted[p]}_{Path(names[p]).stem}" for p in images)
@@ -129,15 +123,17 @@ def report_test(
 
 
 def _classes_page(
+    test: Test,
     predictions: Predictions,
     images: dict[int, Image.Image],
-    maps: dict[int, Tensor],
     inspection: dict | None,
     t: Translate,
-    names: list[str],
 ) -> dict[str, object]:
-    """What report.html shows of a classifier's predictions; `names` are the classes', as shown."""
-    mistakes, suspects = shown_positions(predictions)
+    """What report.html shows of a classifier's predictions; `images` are those of mistakes."""
+    display = test.config.get("shown_names", {})
+    names = [display.get(name, name) for name in predictions.classes]
+    maps = explain(test, predictions) if test.run else {}  # not of several networks
+    mistakes, suspects = predictions.shown()
     pairs: dict[tuple[int, int], list[int]] = {}
     for position in mistakes:
         pair = int(predictions.targets[position]), int(predictions.predicted[position])
@@ -154,6 +150,7 @@ def _classes_page(
         "shown_groups": SHOWN_GROUPS,
         "unlike": [] if predictions.distances is None else predictions.unlike()[:SHOWN_UNLIKE],
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
+        "heat_method": test.config.get("heatmap", {}).get("method", "LayerCAM") if maps else None,
         "maps": {p: image_uri(charts.overlay(images[p], heat)) for p, heat in maps.items()},
         "confusion": charts.confusion_chart(predictions.confusion(), names, t),
         "inspection": inspection,
@@ -165,14 +162,14 @@ def _classes_page(
 
 
 def _curves(run: Path, trained: dict, folder: Path, t: Translate) -> str | None:
-    """The curves of the run's training, which also become curves.png; None if there are none."""
+    """The curves of the run's training, written to curves.png, too; None if there are none."""
     file = log_dir_for(run) / "metrics.csv"
     rows = MetricsFile(file, enabled=False).read() if file.exists() else []
     if len(rows) < 2:
         return None
     figure = charts.curves_figure(rows, trained.get("classes") or [], trained["epoch"], t)
     with named(folder / "curves.png"):
-        charts.write_png(figure, folder / "curves.png")
+        save_figure(figure, folder / "curves.png", dpi=120)
     return svg_uri(figure)
 
 
@@ -201,13 +198,8 @@ def _samples_page(task: BaseTask, samples: Samples, names: list[str]) -> dict[st
     }
 
 
-def shown_positions(predictions: Predictions) -> tuple[list[int], list[int]]:
-    """Positions of the mistakes and of the suspected labels that the page shows."""
-    return predictions.mistakes[:SHOWN_MISTAKES], predictions.suspects()[:SHOWN_SUSPECTS]
-
-
 def inspection_lines(inspection: dict) -> list[str]:
-    """The rates from `tester.inspection.inspect`, in words."""
+    """The rates from `inspect_predictions`, in words."""
     lines, confidence = [], 100 * inspection.get("confidence", CONFIDENCE)
     for rule, costs in costs_in_words(inspection).items():
         width = max(map(len, costs))
