@@ -42,6 +42,8 @@ class WorkerLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.num_workers and self._iterator is None:
+            self._check_open_files()
         try:
             with _kept_handler():
                 batches = super().__iter__()
@@ -54,6 +56,19 @@ class WorkerLoader(DataLoader):
             if isinstance(error, RuntimeError | OSError | EOFError):
                 self._explain_death(error)
             raise
+
+    def _check_open_files(self) -> None:
+        """Raises RunError if the workers would need more than the system's limit."""
+        with contextlib.ExitStack() as stack:
+            try:
+                for _ in range(8 + 6 * self.num_workers):
+                    stack.enter_context(open(os.devnull))
+            except OSError as error:
+                raise RunError(
+                    f"data_loader: too many open files for {self.num_workers} workers; raise the "
+                    "limit (ulimit -n), or use fewer: "
+                    f"-s data_loader.args.num_workers={self.num_workers // 2}"
+                ) from error
 
     def _explain_death(self, error: Exception) -> None:
         """Raises RunError if a worker has died."""

@@ -13,6 +13,9 @@ from typing import Any
 from utils.engine import launch
 from utils.errors import Interrupted, RunError, UserError
 
+# without memory, Python itself can fail to say why an import failed
+FULL = MemoryError, SystemError
+
 
 class ExitCode(int):
     """What a command returns: 0 for success.
@@ -42,7 +45,7 @@ def run_command(
     try:
         code = work(arguments)
         return ExitCode() if code is None else code
-    except (UserError, RunError, OSError, RecursionError) as error:
+    except (UserError, RunError, OSError, RecursionError, ImportError, *FULL) as error:
         if getattr(arguments, "verbose", False):
             traceback.print_exc()
         message = f"{parser.prog}: {_describe(error)}"
@@ -50,7 +53,7 @@ def run_command(
             with contextlib.suppress(OSError):  # the screen is gone
                 print(message, file=sys.stderr, flush=True)
         is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        return ExitCode(1 if is_full or isinstance(error, RunError) else 2)
+        return ExitCode(1 if is_full or isinstance(error, (RunError, *FULL)) else 2)
     except Interrupted as stop:
         return ExitCode(128 + stop.signum)
     except KeyboardInterrupt:
@@ -64,6 +67,10 @@ def _describe(error: BaseException) -> str:
         return f"{error.filename or 'the system'}: {error.strerror}"
     if isinstance(error, RecursionError):
         return "the configuration is nested too deeply"
+    if isinstance(error, ImportError):
+        return f"{error}; is everything in requirements.txt installed?"
+    if isinstance(error, FULL):
+        return f"the memory is probably full {error}".strip()
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 

@@ -218,19 +218,15 @@ def dead_worker(lab: Lab, random: Random) -> None:
     """A worker of the data loader is killed, as the system does when memory is short."""
     reference, work = lab.reference("workers", WORKERS, START), lab.fresh()
     write_config(work, WORKERS)
-    job, killed = Job(work, START), False
+    job = Job(work, START)
     until = time.monotonic() + random.uniform(0, reference.seconds)
     while job.runs_for(0.01):
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         if time.monotonic() >= until and len(children) > 1:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(random.choice(children)), signal.SIGKILL)
-                killed = True
             break
-    ended = job.end()
-    check(ended)
-    if killed and ended.code == 0:
-        raise Fault("a worker was killed, and nobody noticed")
+    check(job.end())  # if it had sent its last batch, nothing is missing
     _finish(reference, work)
 
 
