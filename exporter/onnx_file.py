@@ -16,6 +16,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from utils.contents import TYPES, find_fault
+from utils.engine.launch import cores
 from utils.errors import CheckpointError, UserError, explained, first_line
 from utils.files import atomic_write, write_text
 
@@ -238,7 +239,7 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> "Infe
 
     Args:
         model: the file, or its bytes
-        threads: threads that compute one run; 0 for as many as onnxruntime chooses
+        threads: threads that compute one run; 0 for one for each core
         device: "cpu", or in torch's words "cuda" or "cuda:1"
 
     Raises UserError if it is not an ONNX file, or onnxruntime cannot use the device.
@@ -257,7 +258,7 @@ def session(model: Path | bytes, threads: int = 1, device: str = "cpu") -> "Infe
     if provider not in onnxruntime.get_available_providers():
         raise UserError(missing.format("onnxruntime-gpu in place of onnxruntime"))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 4  # whatever matters also raises an exception
     # Spinning threads slow down the next session: 132 ms instead of 25 for a ResNet-18.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -51,6 +51,10 @@ def command(
             add_arguments(parser)
 
             def work(arguments: argparse.Namespace) -> ExitCode | None:
+                if script.trains:
+                    launch.configure_threads(arguments.threads, arguments.procs or 1)
+                else:
+                    launch.configure_threads()
                 read = _fast_imports()(functools.partial(resolve, arguments, options, script))
                 if arguments.info:
                     print(describe_resumed(arguments, script))
@@ -135,6 +139,8 @@ def build_parser(
     parser.set_defaults(config_before_restart=None)
     add("--verbose", action="store_true", help="show the traceback of an error")
     if trains:
+        add("--threads", type=int, metavar="N",
+            help="threads that compute in each process (default: one for each core)")  # fmt: skip
         add("--procs", type=int, metavar="N", help="with -d cpu: train in N processes")
         add("--max-restarts", type=int, default=0, metavar="N",
             help="if a process dies, resume from the last checkpoint, up to N times")  # fmt: skip

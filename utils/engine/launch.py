@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,9 +71,62 @@ def is_first_to_say(message: str) -> bool:
         return True
 
 
-def cores() -> int:
-    """The number of processor cores that this process may use."""
+def cores(root: Path = Path("/")) -> int:
+    """The number of processor cores that this process may use: the least that its affinity, a
+    container's quota and SLURM allow. `root` is where /proc and /sys are.
+    """
+    allowed = [_visible_cores(), *map(math.ceil, _quotas(root))]
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        allowed.append(int(os.environ["SLURM_CPUS_PER_TASK"]))
+    return max(1, min(allowed))
+
+
+def _visible_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The cores that the control groups of this process allow (Linux, cgroup v1 and v2)."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        top = root / "sys/fs/cgroup"
+        if controllers:
+            if "cpu" not in controllers.split(","):
+                continue
+            top /= controllers
+        group = top / path.lstrip("/")
+        # in a container the path can be that of the host: what is not there limits nothing
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    words = [(folder / f"cpu.cfs_{n}_us").read_text() for n in ("quota", "period")]
+                else:
+                    words = (folder / "cpu.max").read_text().split()
+                quota, period = map(int, words)  # v2 says "max" where there is no limit, v1 -1
+                if quota > 0:
+                    yield quota / period
+            if folder == top:
+                break
+
+
+def configure_threads(count: int | None = None, processes: int = 1) -> None:
+    """How many threads compute in each of so many processes, by default one for each core.
+
+    To be called before torch is loaded; nothing that the user's environment says is changed.
+    Raises UserError.
+    """
+    # Threads that wait for work keep their core busy for a while. libgomp's default is so long
+    # that a neighbour's processes, and so this one, take twice the time.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if count is not None:
+        if count < 1:
+            raise UserError(f"--threads {count}: should be at least 1")
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(count)
+    elif processes > 1 or cores() < _visible_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
 
 
 def device_numbers(device: str | None, n_gpu: int) -> list[int]:
@@ -128,7 +182,7 @@ def start(count: int, script: str, argv: list[str], max_restarts: int) -> int:
 
     from utils.engine.signals import SAVING, SECONDS_IGNORED, stopping_signals
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    configure_threads(processes=count)
     # localhost: the machine's own name may not resolve, in containers for example
     options = f"--standalone --local-addr localhost --nproc-per-node {count}".split()
     arguments = run.parse_args([*options, f"--max-restarts={max_restarts}", script, *argv])
