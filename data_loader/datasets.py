@@ -21,6 +21,12 @@ class InMemoryDataLoader(BaseDataLoader):
             raise UserError("the data has no validation part of its own; set validation_split")
         return self._load(subset == "train", augment)
 
+    def check(self) -> list[str]:
+        if (wanted := self.settings["num_workers"]) in (0, "auto"):
+            return super().check()
+        reason = "the data is in memory, where workers would only copy it"
+        return [*super().check(), f"num_workers {wanted}: none is started, as {reason}"]
+
     @abstractmethod
     def _load(self, train: bool, augment: bool) -> BaseDataset:
         """The training samples, or those for testing."""

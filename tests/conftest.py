@@ -117,6 +117,14 @@ def save_images(folder, counts, size=(20, 24), suffix=".png"):
 
 
 @pytest.fixture
+def workers_for_memory(monkeypatch):
+    """Data in memory is served by as many workers as the config says."""
+    from data_loader.datasets import InMemoryDataLoader
+
+    monkeypatch.setattr(InMemoryDataLoader, "in_memory", False)
+
+
+@pytest.fixture
 def image_config(digits):
     """A function that gives the configuration of a small network on a folder of images."""
 

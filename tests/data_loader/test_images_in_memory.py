@@ -41,6 +41,7 @@ def test_shift_gives_all_crops_of_the_reflected_image():
     assert moved.dtype == torch.uint8
 
 
+@pytest.mark.usefixtures("workers_for_memory")
 def test_only_training_images_are_augmented_and_alike_with_any_workers(cifar):
     settings = {"batch_size": 16, "seed": 3, "validation_split": 0.2}
     loader = Cifar10DataLoader(str(cifar), **settings)
@@ -87,5 +88,13 @@ def test_auto_takes_as_many_workers_as_help(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     loader = ConfigParser(image_config(tmp_path, num_workers="auto")).init_obj("data_loader")
     assert loader.num_workers == workers
-    in_memory = ConfigParser(digits({"data_loader.args.num_workers": "auto"}))
-    assert in_memory.init_obj("data_loader").num_workers == 0
+    for number in ("auto", 2):
+        in_memory = ConfigParser(digits({"data_loader.args.num_workers": number}))
+        assert in_memory.init_obj("data_loader").num_workers == 0
+
+
+def test_workers_that_are_not_started_are_mentioned(digits, train, capsys):
+    for number, times in (0, 0), ("auto", 0), (2, 1):
+        train(digits({"data_loader.args.num_workers": number, "trainer.len_epoch": 1}), "--check")
+        shown = capsys.readouterr().out
+        assert shown.count(f"num_workers {number}: none is started, as the data is") == times

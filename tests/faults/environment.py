@@ -36,6 +36,13 @@ WORKERS = merged(DIGITS, {"data_loader": {"args": {"num_workers": 2}}})
 RDONLY, REMOUNT, BIND = 1, 32, 4096  # flags of mount(2)
 
 
+def serve_memory_by_workers() -> None:
+    """The digits are in memory, where no workers are needed; the images of others are not."""
+    from data_loader.datasets import InMemoryDataLoader
+
+    InMemoryDataLoader.in_memory = False
+
+
 def trial(lab: Lab, random: Random) -> Counter:
     name = random.choice(list(TRIALS))
     try:
@@ -218,7 +225,7 @@ def dead_worker(lab: Lab, random: Random) -> None:
     """A worker of the data loader is killed, as the system does when memory is short."""
     reference, work = lab.reference("workers", WORKERS, START), lab.fresh()
     write_config(work, WORKERS)
-    job = Job(work, START)
+    job = Job(work, START, [serve_memory_by_workers])
     until = time.monotonic() + random.uniform(0, reference.seconds)
     while job.runs_for(0.01):
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
@@ -236,7 +243,8 @@ def few_files(lab: Lab, random: Random) -> None:
     reference, work = lab.trained(), lab.fresh()
     write_config(work, config)
     count = random.randint(8, 40)
-    limit = [lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))]
+    limit = [serve_memory_by_workers,
+             lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))]  # fmt: skip
     try:
         check(run(work, START, limit))
     except Fault as fault:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+from tests.faults.environment import serve_memory_by_workers
 from tests.faults.gallery import answers, gallery
 from tests.faults.lab import Fault, Lab, check
 from tests.faults.server import ROOT, Ended, run
@@ -61,7 +62,8 @@ def spawned(lab: Lab, command: list[str], random: Random) -> dict:
     """Workers start as on Windows and macOS."""
     work = lab.copy(gallery(lab))
     more = ["-s", "data_loader.args.num_workers=2"]
-    prepare = [lambda: multiprocessing.set_start_method("spawn", force=True), _show_the_project]
+    prepare = [serve_memory_by_workers, _show_the_project,
+               lambda: multiprocessing.set_start_method("spawn", force=True)]  # fmt: skip
     check(run(work, [*command, *more], prepare), allowed=(0,))
     return answers(work)
 

@@ -25,6 +25,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.usefixtures("workers_for_memory")
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_same_command_gives_the_same_bits(digits, train, changes):
     one, two = (train(digits({"trainer.len_epoch": 4, **changes})) for _ in range(2))
@@ -45,9 +46,11 @@ def test_same_command_gives_the_same_bits_with_augmented_images(image_config, tr
 
 
 @pytest.mark.slow
-def test_same_command_in_other_processes_gives_the_same_bits(digits, tmp_path):
+def test_same_command_in_other_processes_gives_the_same_bits(image_config, tmp_path):
     """Hashes of texts differ between processes."""
-    (tmp_path / "config.json").write_text(json.dumps(digits({"data_loader.args.num_workers": 1})))
+    save_images(tmp_path / "images" / "train", {"NG": 20, "OK": 30})
+    config = image_config(tmp_path / "images", validation_split=0.2, num_workers=1)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "train.py", "-c", str(tmp_path / "config.json"), "-d", "cpu"]
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}

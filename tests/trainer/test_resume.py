@@ -88,6 +88,7 @@ def test_resumed_run_equals_unbroken_run(digits, train, resume, own_code, change
     assert [row["epoch"] for row in rows(half)] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.usefixtures("workers_for_memory")
 def test_number_of_workers_changes_nothing(digits, train, resume):
     whole = train(digits({"data_loader.args.num_workers": 2}), "--epochs", 4)
     half = train(digits({"data_loader.args.num_workers": 0}), "--epochs", 2)
@@ -97,6 +98,7 @@ def test_number_of_workers_changes_nothing(digits, train, resume):
     assert_same(comparable(last_checkpoint(third)), comparable(last_checkpoint(whole)))
 
 
+@pytest.mark.usefixtures("workers_for_memory")
 def test_batches_for_statistics_do_not_disturb_those_of_workers(digits, train, own_code):
     own_code("net", SMALL_NETWORK)
     changes = {**NORMS, "data_loader.args.batch_size": 50, "trainer.epochs": 3}  # 26 batches
@@ -424,6 +426,7 @@ def test_interrupted_epoch_of_another_length_is_refused(digits, train, resume, o
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
+@pytest.mark.usefixtures("workers_for_memory")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_workers_survive_a_signal_to_the_process_group(data_dir, signum):
     from data_loader.data_loaders import DigitsDataLoader
