@@ -3,6 +3,7 @@ very process.
 """
 
 import copy
+import io
 import json
 import os
 import shutil
@@ -55,6 +56,21 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _charts_are_not_drawn(request, monkeypatch):
+    """Drawing takes most of a report's time: only tests that are marked `charts` do it."""
+    if request.node.get_closest_marker("charts"):
+        return
+
+    def save(figure, file, **options):
+        if isinstance(file, io.TextIOBase):
+            file.write('<svg xmlns="http://www.w3.org/2000/svg"/>')
+        else:
+            Path(file).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
 @pytest.fixture(autouse=True)

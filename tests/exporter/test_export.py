@@ -457,6 +457,7 @@ def test_failure_of_torchs_exporter_is_reported(exported, capsys, monkeypatch):
     assert set(exported.iterdir()) == before
 
 
+@pytest.mark.charts
 def test_comparison_is_a_table_a_csv_and_a_chart(exported, capsys):
     files = [exported, exported / "model.onnx", exported / "model.int8.onnx"]
     assert script.main(["--compare", *map(str, files), "-s", LEGACY]) == 0

@@ -176,6 +176,7 @@ def test_steps_csv(report):
     assert again[4][0] == "3"
 
 
+@pytest.mark.charts
 def test_page_is_self_contained_and_complete(report):
     page, _ = report(ROWS, target_class="crazing")
     assert "script" not in page.tags
@@ -244,6 +245,7 @@ def test_page_says_so_far_while_the_run_goes_on(report):
     assert "so far" not in report(ROWS[:3])[0].words
 
 
+@pytest.mark.charts
 def test_aim_in_milliseconds_is_drawn_at_its_share(report):
     """The same chart as for that share of the original's latency, 6 ms."""
     (page, _), (same, _), (without, _) = (

@@ -58,6 +58,7 @@ def test_language_is_that_of_the_locale(monkeypatch, variables, expected):
     assert language.system_language() == expected
 
 
+@pytest.mark.charts
 def test_page_in_japanese_with_names_of_classes(digits, train, tmp_path):
     sections = {
         "inspection": {"target": "8", "max_overkill": 0.01},

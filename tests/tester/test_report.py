@@ -74,6 +74,7 @@ def network_outputs(run, subset="test"):
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
+@pytest.mark.charts
 def test_page_tables_and_wrong_images(tested):
     run = tested("-s", "inspection={target: '8', max_escape: 0.1}")
     probability, data, target = network_outputs(run)
