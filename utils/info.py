@@ -49,8 +49,9 @@ def _entries(path: Path, state: dict) -> Iterator[tuple[str, object]]:
 def _record(record: dict) -> Iterator[tuple[str, object]]:
     for key in RECORD:
         yield key, "unknown" if record.get(key) is None else record[key]
-    loader = (record.get("config") or {}).get("data_loader") or {}
-    yield "data folder", (loader.get("args") or {}).get("data_dir")
+    loader = (record.get("config") or {}).get("data_loader")
+    arguments = loader.get("args") if isinstance(loader, dict) else None  # else it is a name
+    yield "data folder", (arguments or {}).get("data_dir")
     figures = record.get("figures") or {}
     yield "figures", _in_words(figures)
     for cut in figures.get("cuts", []):

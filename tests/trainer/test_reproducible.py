@@ -97,10 +97,12 @@ def test_info_without_a_run_is_a_sentence(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_info_hides_what_would_move_the_cursor(tmp_path, capsys):
+@pytest.mark.parametrize("loader", ["DigitsDataLoader", {"type": "DigitsDataLoader"}, None])
+def test_info_hides_what_would_move_the_cursor(tmp_path, capsys, loader):
     import train as script
 
-    state = {"arch": "\x1b[2J", "epoch": 1, "state_dict": {"w": torch.ones(1)}, "config": {}}
+    state = {"arch": "\x1b[2J", "epoch": 1, "state_dict": {"w": torch.ones(1)}}
+    state["config"] = {} if loader is None else {"data_loader": loader}
     torch.save(state, tmp_path / "x.pth")
     assert script.main(["-r", str(tmp_path / "x.pth"), "--info"]) == 0
     assert "\x1b" not in capsys.readouterr().out
