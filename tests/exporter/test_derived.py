@@ -41,6 +41,7 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_everything_names_its_checkpoint_and_moves_with_it(exported, tmp_path, capsys):
     elsewhere = tmp_path / "line" / "part.onnx"
     assert export_script.main(["-r", str(exported), "-o", str(elsewhere), *LEGACY]) == 0

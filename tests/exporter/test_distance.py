@@ -16,7 +16,7 @@ def column(file, name):
         return [float(row[name]) for row in csv.DictReader(table)]
 
 
-@pytest.mark.parametrize("opset", ["13", "null"])
+@pytest.mark.parametrize("opset", ["13", pytest.param("null", marks=pytest.mark.slow)])
 def test_second_output_is_the_distance(digits, train, opset, capsys):
     run = train(digits({"inspection": {"target": "8"}, "trainer.epochs": 1}))
     export = ["-r", str(run), "-s", f"exporter.args.opset={opset}", "exporter.args.distance=true"]

@@ -64,6 +64,21 @@ def run(trained, tmp_path):
     return Path(shutil.copytree(trained, tmp_path / "saved" / "models" / "Digits" / "run"))
 
 
+@pytest.fixture(scope="module")
+def with_file(trained, tmp_path_factory):
+    """Such a run with the file that takes images."""
+    folder = tmp_path_factory.mktemp("exported") / "saved" / "models" / "Digits" / "run"
+    made = Path(shutil.copytree(trained, folder))
+    assert export(made, "-s", IMAGE, "exporter.args.softmax=true") == 0
+    return made
+
+
+@pytest.fixture
+def run_with_file(with_file, tmp_path):
+    """A copy of that one."""
+    return Path(shutil.copytree(with_file, tmp_path / "saved" / "models" / "Digits" / "run"))
+
+
 def export(run, *arguments):
     return export_script.main(["-r", str(run), *map(str, arguments)])
 
@@ -109,8 +124,8 @@ def test_grey_is_pillows():
     assert np.array_equal(grey, Image.fromarray(pixels).convert("L"))
 
 
-def test_decision_of_the_file_is_the_checkpoints(run):
-    assert export(run, "-s", IMAGE, "exporter.args.softmax=true") == 0
+def test_decision_of_the_file_is_the_checkpoints(run_with_file):
+    run = run_with_file
     proof = json.loads((run / "export.json").read_text("utf-8"))["proof"]
     assert proof["decisions"] == proof["agreement"] == 1
     file, rows = run / "model.onnx", table(run / "test")
@@ -132,8 +147,8 @@ def test_decision_of_the_file_is_the_checkpoints(run):
     assert one == two
 
 
-def test_thresholds_in_the_graph_follow_a_test_of_the_file(run, capsys):
-    assert export(run, "-s", IMAGE) == 0
+def test_thresholds_in_the_graph_follow_a_test_of_the_file(run_with_file, capsys):
+    run = run_with_file
     file, paths = run / "model.onnx", [row["sample"] for row in table(run / "test")]
     before = [int(decide(file, path)[0][0]) for path in paths]
     assert -1 in before
@@ -165,10 +180,9 @@ def test_without_thresholds_the_likeliest_class_is_decided_on(tmp_path, image_co
         assert confidence[0] == pytest.approx(probability.max(), abs=1e-5)
 
 
-def test_opencv_decodes_the_same(run):
+def test_opencv_decodes_the_same(with_file):
     pytest.importorskip("cv2")
-    assert export(run, "-s", IMAGE) == 0
-    report = json.loads((run / "export.json").read_text("utf-8"))
+    report = json.loads((with_file / "export.json").read_text("utf-8"))
     assert report["proof"]["opencv"]["same"] == report["proof"]["opencv"]["files"] == 60
 
 
@@ -200,16 +214,17 @@ def test_other_data_is_refused(digits, train, capsys):
     assert "DigitsDataLoader cannot say how an image is decoded" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "exact"),
     [
-        pytest.param(["exporter.args.batch=4"], True, marks=pytest.mark.slow),
-        pytest.param(["exporter.args.batch=4", IMAGE], True, marks=pytest.mark.slow),
+        (["exporter.args.batch=4"], True),
+        (["exporter.args.batch=4", IMAGE], True),
         (["exporter.args.batch=4", "exporter.args.opset=13", IMAGE.replace("image", "true")], True),
-        pytest.param(["exporter.args.precision=fp16"], False, marks=pytest.mark.slow),
-        pytest.param(["exporter.args.precision=fp16", IMAGE], False, marks=pytest.mark.slow),
-        pytest.param(["exporter.type=OpenVinoExporter"], True, marks=pytest.mark.slow),
-        pytest.param(["exporter.type=OpenVinoExporter", IMAGE], True, marks=pytest.mark.slow),
+        (["exporter.args.precision=fp16"], False),
+        (["exporter.args.precision=fp16", IMAGE], False),
+        (["exporter.type=OpenVinoExporter"], True),
+        (["exporter.type=OpenVinoExporter", IMAGE], True),
     ],
 )
 def test_other_files_are_proven_compared_and_tested(run, arguments, exact, capsys):

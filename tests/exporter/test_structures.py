@@ -236,7 +236,10 @@ def assert_tested_alike(run):
     assert two["speed"]["batch_size"] > 1
 
 
-@pytest.mark.parametrize(("task", "opset"), [("Task", "null"), ("KeywordTask", 17)])
+NEWEST_AND_OLDER = [pytest.param("Task", "null", marks=pytest.mark.slow), ("KeywordTask", 17)]
+
+
+@pytest.mark.parametrize(("task", "opset"), NEWEST_AND_OLDER)
 def test_two_inputs(trained, task, opset):
     run, network = trained(HALVES, task=task)
     assert export(run, "--int8", "-s", f"exporter.args.opset={opset}", "exporter.args.softmax=true",

@@ -33,6 +33,7 @@ def pruned(tmp_path, image_config, train):
     return run
 
 
+@pytest.mark.slow
 def test_a_pruned_quantized_file_names_all_that_made_it(pruned, tmp_path, capsys):
     file = pruned / "model.int8.onnx"
     capsys.readouterr()
