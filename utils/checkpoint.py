@@ -1,6 +1,7 @@
 """Checkpoints and run folders on disk: plain data, written atomically, found again."""
 
 import contextlib
+import functools
 import glob
 import importlib
 import itertools
@@ -351,11 +352,16 @@ def _set_derived_aside(path: Path) -> None:
 
     What has no record was made from `path`, unless that is a numbered checkpoint.
     """
-    moved, derived, is_numbered = [], [*_derived(path)], re.fullmatch(NUMBERED, path.name)
-    records = {described_in: read_origin(described_in) for _, described_in in derived}
-    old = {f for f, r in records.items() if (r or not is_numbered) and outdated(f, r)}
-    for file, described_in in derived:
-        if described_in in old:
+    moved, is_numbered = [], re.fullmatch(NUMBERED, path.name)
+
+    @functools.cache  # asked before the first file of a group is moved
+    def is_outdated(described_in: Path) -> bool:
+        record = read_origin(described_in)
+        return not (record is None and is_numbered) and outdated(described_in, record) is not None
+
+    # one after the other: a report on a file that has just been moved is outdated, too
+    for file, described_in in _derived(path):
+        if is_outdated(described_in):
             with contextlib.suppress(OSError):  # in use; who reads it is told
                 _move_to_replaced(file, path.parent)
                 moved.append(file.relative_to(path.parent).as_posix())

@@ -95,7 +95,10 @@ def printable(path: str) -> str:
 
 
 def _printable_name(name: str) -> str:
-    content = os.fsencode(name)
+    try:
+        content = os.fsencode(name)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        content = name.encode(errors="backslashreplace")
     for encoding in ("utf-8", "cp932"):
         with contextlib.suppress(UnicodeDecodeError):
             name = content.decode(encoding)
@@ -109,8 +112,8 @@ def _printable_name(name: str) -> str:
 def safe_name(name: str) -> str:
     """`name` as a file name that Windows, macOS and Linux accept; "" if nothing is left."""
     # a name may have 255 bytes; a Japanese character takes three
-    cleaned = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).encode()[:200].decode(errors="ignore")
-    cleaned = cleaned.strip(" .")
+    cleaned = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", name).encode(errors="ignore")[:200]
+    cleaned = cleaned.decode(errors="ignore").strip(" .")
     return f"_{cleaned}" if DEVICES.fullmatch(cleaned) else cleaned
 
 

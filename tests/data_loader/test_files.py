@@ -18,7 +18,7 @@ from tests.conftest import save_images
 from utils.config.config import ConfigParser
 from utils.config.resolve import adopt_network
 from utils.errors import UserError
-from utils.files import printable
+from utils.files import printable, safe_name
 
 GA = "が"  # two characters in the form of macOS
 NFD = unicodedata.normalize("NFD", GA)
@@ -374,3 +374,11 @@ def test_shift_jis_names_are_shown_and_read(folder):
         assert "train: 9 images (B 4, が 2, 不良 3)" in lines
         assert len([line for line in lines if "3 paths are not UTF-8" in line]) == 2
         "\n".join(lines).encode()
+
+
+def test_text_that_no_file_has_becomes_printable():
+    """JSON can hold lone surrogates, which stand for no byte of a file's name."""
+    for name in ("\ud800", "é\x00\ud800", "\udfff不良"):
+        printable(name).encode()
+        safe_name(name).encode()
+    assert printable("é\ud800") == "é\\ud800"

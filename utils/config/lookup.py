@@ -179,21 +179,22 @@ class Source:
         return pkgutil.resolve_name(self.kind)
 
     def _checked(self, target: object, name: str) -> Callable:
-        kind, is_class, returned = self._kind(), inspect.isclass(target), None
-        if not is_class and not self.functional:
+        # the kind may be a large library's: a function of one's own does not need it
+        if inspect.isclass(target):
+            if not issubclass(target, self._kind()):
+                raise LookupError(f'"{name}" is not a {self._kind().__name__}')
+            if inspect.isabstract(target):
+                missing = ", ".join(sorted(target.__abstractmethods__))
+                raise LookupError(f'"{name}" is not finished: it must still define {missing}')
+        elif not (self.functions and inspect.isroutine(target)):
+            wanted = "class or function" if self.functions else "class"
+            raise LookupError(f'"{name}" is not a {wanted}')
+        elif not self.functional:
             returned = get_hints(target).get("return")
-        if is_class and not issubclass(target, kind):
-            fault = f"is not a {kind.__name__}"
-        elif is_class and inspect.isabstract(target):
-            missing = ", ".join(sorted(target.__abstractmethods__))
-            fault = f"is not finished: it must still define {missing}"
-        elif not is_class and not (self.functions and inspect.isroutine(target)):
-            fault = f"is not a {'class or function' if self.functions else 'class'}"
-        elif inspect.isclass(returned) and not issubclass(returned, kind):
-            fault = f"returns a {returned.__name__}, not a {kind.__name__}"
-        else:
-            return target
-        raise LookupError(f'"{name}" {fault}')
+            if inspect.isclass(returned) and not issubclass(returned, self._kind()):
+                wanted = self._kind().__name__
+                raise LookupError(f'"{name}" returns a {returned.__name__}, not a {wanted}')
+        return target
 
 
 def metric_name(spec: str | dict) -> str:
