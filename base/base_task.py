@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 from base.samples import Batch
 from utils.engine.engine import Running, Tensors, unwrap
+from utils.errors import UserError
 
 Model = Callable[..., Tensors]  # a network as it runs on the device, in the chosen precision
 Table = list[list]  # rows of cells; the first is the header
+
+
+def no_loss(*args: Tensors, **kwargs: Tensors) -> Tensor:
+    """Stands in for the loss of a config without one. Raises UserError."""
+    raise UserError('loss: the task needs one, and the config has no section "loss"')
 
 
 @dataclass
@@ -68,7 +74,7 @@ class BaseTask(ABC):
     original: Path | None = None
 
     def __init__(self, criterion: Callable | None = None):
-        self.criterion = criterion
+        self.criterion = no_loss if criterion is None else criterion
 
     @abstractmethod
     def step(self, model: Model, batch: Batch) -> Step:

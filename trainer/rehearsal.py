@@ -61,14 +61,10 @@ class Rehearsal:
         if train_steps and count_samples(batch) == 1 < len(self.loader.dataset):
             self.hint = "; set data_loader.args.drop_last to true, or another batch_size"
         steps = train_steps or (lambda model, batch: [task.step(model, batch)])
-        model, hint = Watched(self.engine, network, self), self.hint
-        if criterion is None:
-            hint = '; the config has no section "loss"'
-        else:
-            task.criterion = self.watched_loss
-        self.criterion = criterion
+        model = Watched(self.engine, network, self)
+        self.criterion, task.criterion = criterion, self.watched_loss
         try:
-            with explained(f"task: {name} does not fit {self.place}", hint):
+            with explained(f"task: {name} does not fit {self.place}", self.hint):
                 for step in steps(model, batch):
                     self.check_step(step, name)
         finally:

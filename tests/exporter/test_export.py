@@ -445,6 +445,13 @@ def test_mistakes_are_reported(exported, capsys, arguments, message):
     assert "Traceback" not in error
 
 
+def test_config_without_a_loss_is_refused(exported, digits, tmp_path, capsys):
+    config = digits({"loss": None}, task="SupervisedTask")
+    (tmp_path / "no_loss.json").write_text(json.dumps(config))
+    assert export(exported, "-c", tmp_path / "no_loss.json", "-s", LEGACY) == 2
+    assert "loss: the task needs one" in capsys.readouterr().err
+
+
 def test_failure_of_torchs_exporter_is_reported(exported, capsys, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("\nno way\nand a page of graphs")

@@ -265,3 +265,13 @@ def test_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     lock.acquire(tmp_path)
     lock.release()
     assert "has no locks" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+def test_request_to_save_that_comes_late_does_not_kill(digits, train):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    try:
+        train(digits({"trainer.len_epoch": 1}))
+        os.kill(os.getpid(), signal.SIGUSR1)  # as batch systems do while a process ends
+    finally:
+        signal.signal(signal.SIGUSR1, before)

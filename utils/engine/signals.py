@@ -44,7 +44,8 @@ def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
         raise
     finally:
         for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+            if (signum, handler) != (getattr(signal, SAVING, None), signal.SIG_DFL):
+                signal.signal(signum, handler)  # one more SIGUSR1 would kill the process as it ends
 
 
 class StopSignals:
