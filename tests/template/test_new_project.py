@@ -55,6 +55,7 @@ def test_copy_is_clean_named_and_trains(tmp_path, data_dir):
     assert len(list((dest / "saved" / "models" / "ライン1 NG-OK").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_project_for_a_folder_of_images_trains(tmp_path, monkeypatch, capsys):
     save_images(tmp_path / "parts", {"NG": 6, "OK": 14}, size=(32, 32))
     monkeypatch.chdir(tmp_path)

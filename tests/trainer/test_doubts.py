@@ -76,6 +76,7 @@ def test_statistics_that_do_not_fit_contradict_the_training():
     assert contradiction(net, batches, task, Engine("cpu")) == []
 
 
+@pytest.mark.slow
 def test_few_steps_with_torchvisions_momentum_are_recognised(digits, train, capsys):
     """MobileNetV3's batch norms have momentum 0.01: ten steps leave the initial statistics."""
     changes = {"arch": "mobilenet_v3_small", "trainer.epochs": 1, "trainer.len_epoch": 10}

@@ -17,6 +17,7 @@ from trainer import folds
 SMALL = {"trainer.epochs": 2, "trainer.tensorboard": False}
 
 
+@pytest.mark.slow
 def test_repetitions_share_out_anew(family):
     folder = family({"trainer.epochs": 1}, "--repeat", "2")
     about = json.loads((folder / "family.json").read_text())

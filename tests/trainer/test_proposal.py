@@ -120,7 +120,9 @@ def test_more_images_get_fewer_epochs():
     assert epochs == (100, 32, 32, 10)
 
 
-@pytest.mark.parametrize("builder", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "builder", ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
+)
 def test_weights_tell_their_network(tmp_path, builder):
     import torch
     from torchvision import models

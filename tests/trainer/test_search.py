@@ -48,6 +48,7 @@ def test_best_of_some_trials_is_written_as_a_configuration(files, tmp_path, caps
     assert len(first) == 4
 
 
+@pytest.mark.slow
 def test_runs_that_fall_behind_are_stopped_and_can_be_resumed(files, tmp_path):
     pytest.importorskip("optuna")
     config, _ = files
