@@ -54,12 +54,12 @@ def chosen(test: Test, section: dict, predictions: Predictions) -> dict:
     probability, is_target = predictions.for_class(target)
     count = int(is_target.sum())
     if count == 0:
-        raise UserError(f'inspection.target: none of the validation samples is "{target}"')
+        raise UserError(f'inspection.target: none of the samples is "{target}"')
     allowed = decisions.escapes_allowed(count, wanted)
     if allowed < 0:
         bound, confidence = wanted["max_escape_bound"], wanted.get("confidence", CONFIDENCE)
         test.config.get_logger("test").warning(
-            f"inspection.max_escape_bound: {count} {target} in the validation data cannot show "
+            f"inspection.max_escape_bound: {count} {target} cannot show "
             f"that at most {bound:.2%} are missed; that takes "
             f"{decisions.samples_needed(bound, confidence)}, none of them missed"
         )

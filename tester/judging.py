@@ -49,6 +49,7 @@ class OutOfFold(Test):
         parts = [build_eval_loader(config, "test").dataset.indices for config in configs]
         self.counts, self.order = list(map(len, parts)), np.concatenate(parts)
         super().__init__(configs[0], device, "test", threads=1)
+        self.name, self.folds = folder.parent.name, len(configs)
         self.run, self.folder = None, folder
 
     def build_loader(self) -> BaseDataLoader:
@@ -100,6 +101,7 @@ def report(runs: list[Path], folder: Path, device: str | None) -> dict:
     result = test.predict(test.loader, test.metrics, "out of fold")
     if section is not None and result.predictions.is_classification:
         threshold = chosen(test, section, result.predictions)
+        del threshold["validation"]  # the rates of these samples again
         # once more: which images are kept as mistakes depends on it
         predictions = test.predict(test.loader, {}, "out of fold", threshold).predictions
         result = result._replace(predictions=predictions)

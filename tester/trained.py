@@ -51,6 +51,8 @@ class Test:
         threads: threads that run a file in another format; 0 for all
 
     Attributes:
+        name: of the configuration
+        folds: how many networks of a family share the samples; None if it is one network's test
         run: the folder of the tested network's run; None if it is of several
         folder: where the results go: test/ beside a checkpoint; test/<name>/ for another file
 
@@ -60,6 +62,7 @@ class Test:
     def __init__(self, config: ConfigParser, device: str | None, split: str, threads: int):
         setup_logging()
         self.config, self.split, self.threads = config, split, threads
+        self.name, self.folds = config["name"], None
         self.run, self.folder = output_dir(config.resume), test_folder(config.resume)
         self.loader, self.trained = self.build_loader(), build.trained_state(config)
         self.engine = build_engine(config, device)

@@ -56,6 +56,12 @@ def test_inspection_counts_the_targets_of_all_folds(tmp_path, image_config, caps
     assert len({row["sample"] for row in judged}) == 45
     result = json.loads((folder / "result.json").read_text())
     assert result["inspection"]["at_threshold"]["targets"] == 15
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>{config['name']}</h1>" in page
+    assert "3 folds, 45 samples: each was judged by a network that was trained on others" in page
+    assert "The threshold was chosen on these samples, as high" in page
+    assert "were not used to choose it" not in page
+    assert "on the validation data" not in page
     assert "missed NG" in capsys.readouterr().out
 
 
