@@ -232,7 +232,7 @@ def code_used_by(config: dict) -> set[Path]:
 
 def gone(folders: Collection[str], examples: bool, own_config: bool) -> re.Pattern:
     """Matches what a page may not name: pages left out, what belongs to verbs that are missing,
-    examples that are not there, and what is said of the template's config.json if it has another.
+    examples that are not there, and text about the template's config.json if it has another.
     """
     scripts = {f"{verb}.py" for verb in optional_verbs() if folder_of(verb) in folders}
     names = {*folders, *scripts, *sections_of(folders)}

@@ -57,7 +57,7 @@ class BaseTask(ABC):
     Attributes:
         classes: their names, if the data has any
         decided: what `decide` has chosen; None before that
-        classifies: False if outputs (N, K) with class numbers as targets are no scores of classes,
+        classifies: False if outputs (N, K) with class numbers as targets are not class scores,
             but embeddings, say
         worst: the samples to be shown first, by a column: "min iou", "max error"
         charts: pairs of columns to be drawn as points: ("true", "predicted")

@@ -21,7 +21,7 @@ LARGEST = 2**20  # bytes of an array that are looked through for a change
 
 
 class Stateful(Protocol):
-    """What has a state of its own: a network, an optimizer, a schedule."""
+    """An object with a state of its own: a network, an optimizer, a schedule."""
 
     def state_dict(self) -> dict: ...
 

@@ -44,7 +44,7 @@ class DigitsDataLoader(_ShippedDataLoader):
 class TwoDigitsDataLoader(DigitsDataLoader):
     """Two of scikit-learn's digits side by side in an image: several labels at once.
 
-    719 pairs to train, 179 to test, both made by chance. Each digit is in one pair only, so no
+    719 random pairs to train, 179 to test. Each digit is in one pair only, so no
     digit of a validation or test image is in a training image. Targets are (10,) of 0 and 1.
 
     Args:

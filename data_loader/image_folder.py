@@ -82,7 +82,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             when files are added
         stratify: with `split`: divide each class by the shares, and keep the part of each file in
             the folder data_dir.cache, so that it stays when files are added
-        labels: CSV or TSV file in data_dir with a row per image, which counts in place of folders'
+        labels: CSV or TSV file in data_dir with a row per image, which replaces the folders'
             names: its header names the columns path and label, subset ("train", "val", "test") and
             group if there are any. The classes of an image that has several: "crack|dent"
         group: regular expression that finds the name of a lot, camera or patient in a file's name;

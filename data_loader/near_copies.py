@@ -19,7 +19,7 @@ FINE, COARSE = 64, 8  # pixels; of a pair so near, the structures between these 
 # Copies are nearer there than this share of the distance between any two images: photos of parts
 # in the same fixture resemble each other.
 PART, SAMPLE = 0.65, 50
-LOOKED_AT = 200  # pairs, of which images are read
+LOOKED_AT = 200  # pairs whose images are read
 BLOCK = 1000  # thumbnails that are compared with all others at once
 MOST = 200_000_000  # pairs of thumbnails, as more would take too long
 
@@ -58,16 +58,16 @@ def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "Fil
 
 def _thumbnails(contents: "Contents") -> np.ndarray:
     """Those of all images; zeros, which are far from everything, for images without contrast."""
-    pictures = np.zeros((len(contents.files), SIDE, SIDE), np.float32)
-    for picture, file in zip(pictures, contents.files, strict=True):
+    thumbnails = np.zeros((len(contents.files), SIDE, SIDE), np.float32)
+    for image, file in zip(thumbnails, contents.files, strict=True):
         values = np.frombuffer(base64.b64decode(file.record.thumbnail), np.int8)
         if len(values):
-            picture[:] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
-    return pictures
+            image[:] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
+    return thumbnails
 
 
 def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[float, int, int]]:
-    """Each of the first pictures that is near one of the second: distance, place, place there."""
+    """Each of the first thumbnails that is near one of the second: distance, place, place there."""
     signs, others = _signatures(first), _signatures(second)
     for start in range(0, len(first), BLOCK):
         near = _distances(signs[start : start + BLOCK], others) < NEAR
@@ -78,23 +78,23 @@ def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[float, 
                 yield float(distances.min()), start + int(row), int(columns[distances.argmin()])
 
 
-def _signatures(pictures: np.ndarray) -> np.ndarray:
-    """Of pictures (N, side, side) what remains if they are turned and mirrored, (N, numbers).
+def _signatures(thumbnails: np.ndarray) -> np.ndarray:
+    """Of thumbnails (N, side, side) what remains if they are turned and mirrored, (N, numbers).
 
-    The distance of two is at most that of the pictures themselves, turned in any way. Mirroring
+    The distance of two is at most that of the thumbnails themselves, turned in any way. Mirroring
     only changes signs of the cosine transform, turning exchanges its rows and columns.
     """
     from scipy.fft import dctn  # takes a while to import
 
-    sizes = np.abs(dctn(pictures, axes=(1, 2), norm="ortho"))
+    sizes = np.abs(dctn(thumbnails, axes=(1, 2), norm="ortho"))
     exchanged = sizes.swapaxes(1, 2)
     parts = np.triu(np.maximum(sizes, exchanged)), np.triu(np.minimum(sizes, exchanged), 1)
-    return np.concatenate([part.reshape(len(pictures), -1) for part in parts], 1)
+    return np.concatenate([part.reshape(len(thumbnails), -1) for part in parts], 1)
 
 
-def _turned_distances(picture: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """From a picture (side, side), turned and mirrored as fits best, to others (N, side, side)."""
-    turned = [np.rot90(picture, quarter) for quarter in range(4)]
+def _turned_distances(image: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """From a thumbnail (side, side), turned and mirrored to fit, to others (N, side, side)."""
+    turned = [np.rot90(image, quarter) for quarter in range(4)]
     turned += [image[:, ::-1] for image in turned]
     return _distances(np.stack(turned).reshape(8, -1), others.reshape(len(others), -1)).min(0)
 
@@ -119,6 +119,6 @@ def _grey(pixels: np.ndarray, side: int) -> np.ndarray:
     return values - values.mean()
 
 
-def _normalised(picture: np.ndarray) -> np.ndarray:
-    picture = picture - picture.mean()
-    return picture / max(np.linalg.norm(picture), 1e-6)
+def _normalised(image: np.ndarray) -> np.ndarray:
+    image = image - image.mean()
+    return image / max(np.linalg.norm(image), 1e-6)

@@ -120,7 +120,7 @@ def save(model: "ModelProto", path: Path, kept: dict[str, str], metadata: dict) 
 
 
 def digest(content: bytes) -> str:
-    """Of a file's whole content, with NO_DIGEST in place of the digest."""
+    """Of a file's whole content, with NO_DIGEST instead of the digest."""
     return hashlib.blake2b(content, digest_size=len(NO_DIGEST) // 2).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms: evaluation uses them in place of a batch's own."""
+"""Running statistics of batch norms: evaluation uses them instead of a batch's own."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

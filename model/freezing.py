@@ -66,7 +66,7 @@ def match_names(pattern: str, names: list[str], key: str) -> set[str]:
 def set_training_mode(network: nn.Module) -> None:
     """Set training mode, but leave frozen modules in evaluation mode.
 
-    Their batch norms would go on updating their statistics otherwise.
+    Their batch norms would otherwise keep updating their statistics.
     """
     network.train()
     for module in network.modules():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 KEPT = 500  # validation images, evenly spaced
-FEW = 10  # images of a class, with fewer of which nothing is compared
+FEW = 10  # images of a class; with fewer nothing is compared
 RARE = 0.01  # what is less probable by chance is reported
 # measure -> how images with lower values look, and those with higher ones
 WORDS = {

@@ -63,7 +63,7 @@ def heat_maps(
 def explain(test: Test, predictions: Predictions) -> dict[int, Tensor]:
     """Heat maps (H, W) of the images in the report, for the predicted classes, by position.
 
-    A network without layers (a file that was read in place of a checkpoint) has none; one whose
+    A network without layers (an exported file) has none; one whose
     layers have no places has none, and a warning.
     """
     mistakes, suspects = predictions.shown()

@@ -14,7 +14,7 @@ def check_agreement(origin: str, state: dict, loader: BaseDataLoader) -> list[st
     Args:
         origin: what to call the checkpoint in messages
         state: its content; "classes" and "input" may be None or missing
-        loader: of the data that this network is to be used with
+        loader: of the data that this network will be used with
 
     Returns a line for what could not be compared, and for a difference that may be meant. Raises
     UserError if the classes are not the same in the same order, or if the input has other axes.

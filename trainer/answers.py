@@ -27,7 +27,7 @@ class Answers:
     all processes, and is about the samples of all.
 
     Args:
-        task: its network is no classifier if it says so
+        task: may say that its network is not a classifier
         target: number of the class whose probability is kept, if any
     """
 

@@ -39,7 +39,7 @@ def samples_needed(bound: float, confidence: float = CONFIDENCE) -> int:
 def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape: int) -> float:
     """The threshold with the widest margin that misses `may_escape` samples of the target class.
 
-    It lies in the middle, by log-odds, between the least probable target sample that is caught and
+    It is the middle, by log-odds, between the least probable target sample that is caught and
     the next sample below, of any class: none of these samples changes sides.
 
     Args:

@@ -37,7 +37,7 @@ def evaluate(
     """Loss and metrics of `model`, exact over all samples: each batch counts by its size.
 
     On all processes: each evaluates its share, and the result is that of all samples. A criterion
-    in place of a task means `SupervisedTask`. Calls `each_step` for what else is wanted of a batch.
+    instead of a task means `SupervisedTask`. Calls `each_step` for what else is wanted of a batch.
     The model keeps its mode (train or eval). Returns "loss" and the metrics' numbers, see `Meters`.
     """
     task = task if isinstance(task, BaseTask) else SupervisedTask(task)

@@ -120,7 +120,7 @@ def family_command(
 
     def say() -> None:
         command = shell_command(*parser.prog.split(), "-r")
-        print(f"stopped; go on with:\n  {command}", flush=True)
+        print(f"stopped; resume with:\n  {command}", flush=True)
 
     def work(arguments: argparse.Namespace) -> None:
         try:

@@ -126,7 +126,7 @@ def train_and_test(family: Family, member: str, config: dict) -> dict:
 
 def spreads(results: list[dict], folds: int) -> dict[str, dict]:
     """Of each number of the members: "mean", "spread" (standard deviation), "each", and "low" and
-    "high", between which the mean of such runs lies with 95 % confidence.
+    "high": the 95 % confidence interval of the mean of such runs.
 
     As the members share training data, the variance is corrected (Nadeau and Bengio, Machine
     Learning 52, 2003).

@@ -56,7 +56,7 @@ class TemplateTrainer(BaseTrainer):
 
 
 class EpochLoader:
-    """A loader of which each pass is one epoch: `len_epoch` batches of its endless stream."""
+    """A loader whose pass is one epoch: `len_epoch` batches of its endless stream."""
 
     def __init__(self, loader: BaseDataLoader, len_epoch: int):
         self.loader, self.len_epoch, self.epoch = loader, len_epoch, 1

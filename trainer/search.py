@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def begin(arguments: argparse.Namespace) -> Family:
-    """A new search. Raises UserError for a space of which not all can be tried."""
+    """A new search. Raises UserError for a space with values that cannot be tried."""
     if arguments.space is None:
-        raise UserError("--space: what is to be searched? Pass a JSON file; --help shows one")
+        raise UserError("--space: which values? Pass a JSON file; --help shows one")
     parser = from_file(arguments.config, arguments.set)
     config, (space, _) = parser.config, config_file.read_layers(arguments.space)
     if Monitor(parser["trainer"].get("monitor", "off")).mode == "off":

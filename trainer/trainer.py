@@ -75,7 +75,7 @@ class Trainer(BaseTrainer):
         self.meters = Meters(self.metrics, self.engine.device, self.data_loader.classes)
 
     def set_model(self, model: nn.Module, optimizer: Optimizer) -> None:
-        # batch norms' statistics as training goes on with them, while evaluation uses others
+        # batch norms' statistics that training continues with, while evaluation uses others
         self.running_statistics: dict[str, Tensor] = {}
         super().set_model(model, optimizer)
 

@@ -163,7 +163,7 @@ def load_file(path: Path) -> Any:
 
 
 def load_into(network: nn.Module, weights: Mapping[str, Any], source: str) -> None:
-    """Load weights of which each must fit, and none be missing.
+    """Load weights; each must fit, and none may be missing.
 
     Raises CheckpointError, which names `source` and says how many do not fit, with examples; some
     may be loaded by then.

@@ -47,7 +47,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
 
 @contextlib.contextmanager
 def explained_by(checkpoint: Path | None) -> Iterator[None]:
-    """Around code that uses a checkpoint's content, in which parts of one's own may be anything.
+    """Around code that uses a checkpoint's content: the user's parts may hold anything.
 
     Raises CheckpointError, which names the file, for errors that nobody foresaw; None changes
     nothing.
@@ -59,7 +59,7 @@ def explained_by(checkpoint: Path | None) -> Iterator[None]:
     except Exception as error:
         if checkpoint is None or is_out_of_memory(error):
             raise
-        problem = f"{checkpoint} does not fit, or the code that goes on with it fails"
+        problem = f"{checkpoint} does not fit, or the code that uses it fails"
         raise CheckpointError(f"{problem}: {in_words(error)}") from error
 
 
@@ -80,7 +80,7 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the machine or of a GPU was full: whatever asked for it is no cause."""
+    """Whether the memory of the machine or of a GPU was full; no fault of the code that asked."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     is_torchs = isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))

@@ -38,7 +38,7 @@ def run_command(
     argv: list[str] | None,
     work: Callable[[argparse.Namespace], ExitCode | None],
 ) -> ExitCode:
-    """Parse the command line and do the work; what stops it is said in a sentence."""
+    """Parse the command line and do the work; an error is shown as a sentence."""
     _open_screen()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the lines as they are
     arguments = parser.parse_args(argv)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class MetricTracker:
-    """Means of numbers by name, as training goes on.
+    """Running means of numbers by name.
 
     Args:
         keys: the names

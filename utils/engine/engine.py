@@ -219,7 +219,7 @@ class Engine:
 
     @contextlib.contextmanager
     def seeded(self, *parts: int | str) -> Iterator[None]:
-        """Random numbers inside follow from `parts`, on the device too; those outside go on."""
+        """Random numbers inside follow from `parts`, on the device too; others are unaffected."""
         is_gpu = self.device.type == "cuda"
         with randomness.seeded(*parts), torch.random.fork_rng([self.device] if is_gpu else []):
             if is_gpu:
