@@ -167,9 +167,8 @@ def newcomer(tmp_path, data_dir):
     """(project, output) after everything was done that the pages show."""
     folder = tmp_path / "Kata"
     new_project.copy_template(folder, with_examples=True)
-    for name in ("README.md", "docs"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, folder / name)
+    shutil.copy2(ROOT / "README.md", folder / "README.md")
+    shutil.copytree(DOCS, folder / "docs", dirs_exist_ok=True)  # all pages, also the template's own
     config = (ROOT / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text(config, encoding="utf-8")
     (folder / "data").mkdir()
