@@ -70,7 +70,7 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"{error}; is everything in requirements.txt installed?"
     if isinstance(error, FULL):
-        return f"the memory is probably full {error}".strip()
+        return f"the memory is probably full: {error}".removesuffix(": ")
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 

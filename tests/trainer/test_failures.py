@@ -171,6 +171,15 @@ def test_full_memory_is_nobodys_fault(error):
         raise RuntimeError("size mismatch")
 
 
+def test_too_few_open_files_for_the_workers(config, train, capsys, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("base.worker_loader.open", fail, raising=False)
+    train(config(workers=2), code=1)
+    assert "too many open files for 2 workers; raise the limit (ulimit -n)" in message(capsys)
+
+
 def test_too_many_workers_are_refused(config, train, capsys):
     train(config(workers=10_000), code=2)
     assert "num_workers: 10000 should be at most" in message(capsys)

@@ -1,5 +1,7 @@
 """How scripts start, and what they leave behind if they fail."""
 
+import argparse
+import errno
 import gc
 import json
 import multiprocessing
@@ -12,7 +14,8 @@ from tests.conftest import DIGITS, last_checkpoint, runs
 from tests.utils.processes import run_processes
 from utils import run_folder
 from utils.config import command_line
-from utils.errors import UserError
+from utils.errors import RunError, UserError
+from utils.screen import run_command
 
 NETWORKS = """
 import os, signal
@@ -158,3 +161,34 @@ def test_newest_run_is_one_with_a_checkpoint(digits, train, tmp_path, monkeypatc
     run_folder.new_run_dir(tmp_path / "saved", DIGITS["name"])  # as earlier versions left it
     assert train_script.main(["-r", "--epochs", "2"]) == 0
     assert last_checkpoint(run)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("wrong key"), 2, "tool: wrong key"),
+        (RunError("it failed"), 1, "tool: it failed"),
+        (FileNotFoundError(2, "No such file", "x.png"), 2, "tool: x.png: No such file"),
+        (OSError(errno.ENOSPC, "No space left", "x.pth"), 1, "tool: x.pth: No space left"),
+        (MemoryError(), 1, "tool: the memory is probably full"),
+        (SystemError("returned NULL"), 1, "tool: the memory is probably full: returned NULL"),
+        (ImportError("No module named 'x'"), 2,
+         "tool: No module named 'x'; is everything in requirements.txt installed?"),
+        (RecursionError(), 2, "tool: the configuration is nested too deeply"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)  # fmt: skip
+def test_what_ends_a_command_is_a_sentence_and_a_code(capsys, error, code, message):
+    def work(arguments):
+        raise error
+
+    assert run_command(argparse.ArgumentParser(prog="tool"), [], work) == code
+    assert capsys.readouterr().err == (f"{message}\n" if message else "")
+
+
+def test_error_of_ours_keeps_its_traceback():
+    def work(arguments):
+        raise AssertionError
+
+    with pytest.raises(AssertionError):
+        run_command(argparse.ArgumentParser(prog="tool"), [], work)
