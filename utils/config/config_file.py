@@ -146,6 +146,20 @@ def write(config: dict, path: Path) -> None:
     write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
+def _load(text: str) -> object:
+    try:  # most files are plain JSON, which json reads a hundred times as fast
+        return json.loads(text, object_pairs_hook=_without_duplicates)
+    except ValueError:
+        # json5 leaves "\\ud83d\\udc36" as two halves of a character: json joins them, or fails
+        return json.loads(json.dumps(json5.loads(text, allow_duplicate_keys=False)))
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
 def _parse(path: Path, extended: bool) -> dict:
     if path.is_dir() or not path.exists():
         folder, where = (path, "in") if path.is_dir() else (path.parent, "beside")
@@ -163,8 +177,7 @@ def _parse(path: Path, extended: bool) -> dict:
     if len(text) > LARGEST:
         raise UserError(f"{path} is not a configuration: it has more than {LARGEST:,} characters")
     try:
-        # json5 leaves "\\ud83d\\udc36" as two halves of a character: json joins them, or fails
-        config = json.loads(json.dumps(json5.loads(text, allow_duplicate_keys=False)))
+        config = _load(text)
         json.dumps(config, ensure_ascii=False).encode()
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
