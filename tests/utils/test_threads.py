@@ -104,7 +104,8 @@ def test_number_of_threads_is_that_of_the_quota(monkeypatch):
         assert os.environ["OMP_NUM_THREADS"] == expected
 
 
-def test_threads_of_the_command_line(digits, train, capsys):
+def test_threads_of_the_command_line(digits, train, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # to be restored
     before = torch.get_num_threads()
     try:
         run = train(digits({"trainer.epochs": 1}), "--threads", 2)
