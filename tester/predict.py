@@ -110,15 +110,17 @@ def predict_images(
             image = overlay(to_pil_image(data[0], state["input"]), heat)
             with named(path := folder / "heatmaps" / overlay_name):
                 image.save(path, quality=95)
-    table, header = folder / "predictions.csv", rows[0] if rows else ("picture", "predicted")
-    write_table(table, {column: [row[column] for row in rows] for column in header})
-    if novelty and rows:
+    problem = f"{len(unreadable)} of {len(files)} could not be read: {', '.join(unreadable)}"
+    if not rows:  # earlier predictions stay
+        raise RunError(problem)
+    table = folder / "predictions.csv"
+    write_table(table, {column: [row[column] for row in rows] for column in rows[0]})
+    if novelty:
         seen.add_distances(distances)
         compare(seen, novelty, "images")
     logger.info("check passed" if check and not unreadable else f"written: {table}")
     if unreadable:
-        count = f"{len(unreadable)} of {len(files)}"
-        raise RunError(f"{count} could not be read: {', '.join(unreadable)}")
+        raise RunError(problem)
     return table
 
 

@@ -88,6 +88,9 @@ def test_unreadable_files_are_named_and_skipped(run, images, capsys):
     assert "4 of 16 could not be read" in last
     for name in ("a.png", "b.jpg", "c.png", "notes.txt"):
         assert name in last
+    assert script.main(["-r", str(run), "--images", str(images / "a.png")]) == 1
+    assert "1 of 1 could not be read" in capsys.readouterr().err
+    assert len(table(run)) == 12  # the earlier answers stay
 
 
 def test_file_of_another_size_and_color(run, tmp_path, data_dir):
