@@ -138,3 +138,16 @@ def test_section_without_a_type_says_what_to_write():
         'data_loader: should be a name or {"type": "Name", "args": {...}}; '
         "for example -s data_loader.type=DigitsDataLoader"
     ) in errors
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("epochs", "trainer.epochs"),
+        ("lr", "optimizer.args.lr"),
+        ("learning_rate", "optimizer.args.lr"),
+        ("batch_size", "data_loader.args.batch_size"),
+    ],
+)
+def test_key_without_its_section_is_not_taken_for_a_section_of_the_users_own(key, meant):
+    assert f'{key}: unknown section; did you mean "{meant}"?' in find_errors({key: 3})

@@ -18,6 +18,15 @@ NOT_SECTIONS = {  # names that people expect -> what is right
     r"(train|val|test)\w*loader": '; training data is "data_loader", other data '
     '"valid_data_loader" and "test_data_loader"',
     "scheduler": '; did you mean "lr_scheduler"?',
+    # keys without their section, as in -s epochs=3
+    "epochs": '; did you mean "trainer.epochs"?',
+    "early_stop": '; did you mean "trainer.early_stop"?',
+    "monitor": '; did you mean "trainer.monitor"?',
+    "save_dir": '; did you mean "trainer.save_dir"?',
+    "lr|learning_rate": '; did you mean "optimizer.args.lr"?',
+    "batch_size": '; did you mean "data_loader.args.batch_size"?',
+    "num_workers": '; did you mean "data_loader.args.num_workers"?',
+    "num_classes": '; did you mean "arch.args.num_classes"?',
 }
 
 
