@@ -58,11 +58,12 @@ def command(
                 read = _fast_imports()(functools.partial(resolve, arguments, options, script))
                 if arguments.info:
                     print(describe_resumed(arguments, script))
-                elif prepare(arguments):
-                    pass
-                elif script.trains:
+                    return None
+                if prepare(arguments):
+                    return None
+                if script.trains:
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
-                elif launch.dist_info().rank == 0:
+                if launch.dist_info().rank == 0:
                     config = read()
                     with _memory_explained(config.less_memory):
                         return ExitCode(0, function(config, arguments))
