@@ -4,6 +4,8 @@ import datetime
 import json
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -216,7 +218,9 @@ def test_later_and_unfinished_files_are_set_aside(tmp_path):
     for epoch in (1, 2, 3):
         checkpoint.save(STATE | {"epoch": epoch}, tmp_path / f"checkpoint-epoch{epoch}.pth")
     (tmp_path / "model_best.pth").write_bytes(b"damaged")
-    (tmp_path / ".checkpoint-epoch4.pth.77.tmp").touch()  # a process was killed while it saved
+    killed = subprocess.Popen([sys.executable, "-c", ""])  # while it saved
+    killed.wait()
+    (tmp_path / f".checkpoint-epoch4.pth.{killed.pid}.tmp").touch()
     moved = checkpoint.set_aside(tmp_path, 1)
     names = ["checkpoint-epoch3.pth", "checkpoint-epoch2.pth", "model_best.pth"]
     assert [path.relative_to(tmp_path / "replaced").as_posix() for path in moved] == names
