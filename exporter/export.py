@@ -19,7 +19,7 @@ from logger.files import aligned, flat, threads_in_words
 from utils.checkpoint import origin_beside, output_dir, reader_for
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError, explained
-from utils.files import remove_leftovers, temporary_suffix, write_text
+from utils.files import remove_leftovers, shell_command, temporary_suffix, write_text
 
 CALIBRATION = 128  # training samples
 
@@ -86,10 +86,10 @@ class Export:
             f"of the largest output (at most {proof['tolerance']:g})"
         )
         if proof["agreement"] is not None:
-            result += f", same class {proof['agreement']:.2%}"
+            result += f", same class for {proof['agreement']:.2%} of {proof['samples']} samples"
         if self.evaluation.decisions is not None:
             proof |= prove_decisions(self.evaluator, self.exported, reference, self.evaluation)
-            result += f", same decision {proof['decisions']:.2%}"
+            result += f", same decision for {proof['decisions']:.2%}"
             proof["passed"] &= proof["decisions"] == 1 or not exporter.exact
         self.logger.info(f"{self.path.name}: {result}")
         failure = f"the file's outputs differ from the network's: {result}"
@@ -157,6 +157,7 @@ class Export:
             file = self.path.with_name(f"export{self.exporter.stem.removeprefix('model')}.json")
             write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
+            lines += [] if self.failures else self._use()
             self.logger.info("\n".join(lines))
             trackers = config.init_obj("trackers")
             tell_trackers(trackers, config.resume, "export", self._values(), [file, *self.written])
@@ -180,6 +181,29 @@ class Export:
         found = {f"{file}.bytes": size for file, size in report["bytes"].items()}
         found |= {f"{file}.p50_ms": report["latency"][file]["p50"] for file in report["bytes"]}
         return found | flat(report["metrics"])
+
+    def _use(self) -> list[str]:
+        """How the file decides, if a threshold is asked for or the file decides by itself."""
+        config, name = self.evaluator.config, self.path.name
+        about, wanted = self.report["metadata"], config.get("inspection")
+        found, decides = about["inspection"], about["decision"] is not None
+        if not (wanted or found or decides):
+            return []
+        rule = "the likeliest class"
+        if found:
+            target = found["target"]
+            rule = f"{target} from a probability of {found['threshold']:.4g} on"
+            if "sure_threshold" in found:
+                rule += f", below {found['sure_threshold']:.4g} a person is to look"
+        elif wanted:
+            run = shell_command("python", "test.py", "-r", str(config.resume))
+            rule += f": no threshold has been found yet, {run} does; export again then"
+        if decides:
+            return [f"{name} decides: {rule}"]
+        return [
+            f"{name} gives outputs, not decisions; the program that uses it is to decide: {rule}",
+            "-s exporter.args.preprocess=image puts this and the preparation of images into it",
+        ]
 
     def _table(self) -> list[str]:
         metrics = self.report["metrics"]

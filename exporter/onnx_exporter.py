@@ -29,6 +29,7 @@ HALF = 0.02  # of the largest output; half precision has 11 bits
 OLDEST, OLDEST_DYNAMO = 11, 18  # opsets of torch's TorchScript and its dynamo exporter
 OPSET = "exporter.args.opset"
 OLDER = f"{OPSET}=17 uses torch's older exporter, which can do other networks"
+WITHOUT_TRANSFORMS = "exporter.args.preprocess=true leaves the data loader's transforms out of it"
 
 
 @dataclass(eq=False)
@@ -78,7 +79,8 @@ class OnnxExporter(BaseExporter):
             file = onnx.load_from_string(to_onnx(model, example, signature, self.opset, legacy))
         except Exception as error:  # its type depends on where the exporter failed
             name, reason = metadata.get("arch", type(model).__name__), explain(error)
-            advice = "" if legacy else f"; {OLDER}"
+            other = WITHOUT_TRANSFORMS if self.preprocess == "image" else OLDER
+            advice = "" if legacy else f"; {other}"
             raise RunError(f"torch cannot export {name} to ONNX: {reason}{advice}") from error
         written = next(entry.version for entry in file.opset_import if entry.domain == "")
         if self.opset not in (None, written):

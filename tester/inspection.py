@@ -56,13 +56,8 @@ def chosen(test: Test, section: dict, predictions: Predictions) -> dict:
     if count == 0:
         raise UserError(f'inspection.target: none of the samples is "{target}"')
     allowed = decisions.escapes_allowed(count, wanted)
-    if allowed < 0:
-        bound, confidence = wanted["max_escape_bound"], wanted.get("confidence", CONFIDENCE)
-        test.config.get_logger("test").warning(
-            f"inspection.max_escape_bound: {count} {target} cannot show "
-            f"that at most {bound:.2%} are missed; that takes "
-            f"{decisions.samples_needed(bound, confidence)}, none of them missed"
-        )
+    if sentence := decisions.too_few(target, count, wanted):
+        test.config.get_logger("test").warning(sentence)
     threshold = decisions.choose_threshold(probability, is_target, max(0, allowed))
     wanted["threshold"] = threshold
     if (most := wanted.get("max_overkill")) is not None:

@@ -86,6 +86,29 @@ def escapes_allowed(count: int, settings: dict) -> int:
     return sum(upper_bound(missed, count, confidence) <= bound for missed in range(count)) - 1
 
 
+def too_few(target: str, count: int, settings: dict) -> str | None:
+    """What `count` samples of `target` cannot show of what the section "inspection" asks for."""
+    if escapes_allowed(count, settings) >= 0:
+        return None
+    bound, confidence = settings["max_escape_bound"], settings.get("confidence", CONFIDENCE)
+    return (
+        f"inspection.max_escape_bound: {count} {target} cannot show that at most {bound:.2%} are "
+        f"missed; that takes {samples_needed(bound, confidence)}, none of them missed"
+    )
+
+
+def outlook(target: str, count: int, others: int, settings: dict) -> str:
+    """What a test can say at best if it chooses the threshold on so many validation samples."""
+    confidence = settings.get("confidence", CONFIDENCE)
+    least = upper_bound(0, count, confidence)
+    return (
+        f"inspection: even if none of the {count} {target} in the validation data is missed, up to "
+        f"{least:.2%} may be, with {confidence:.0%} confidence; val_escape and val_overkill are at "
+        f"the threshold that a test would choose on these and the {others} others, recall is by "
+        "the likeliest class"
+    )
+
+
 def rates(
     called: np.ndarray, is_target: np.ndarray, confidence: float = CONFIDENCE
 ) -> dict[str, float | int | None]:

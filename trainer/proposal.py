@@ -15,6 +15,7 @@ from data_loader.images import read_image
 from data_loader.label_table import LabelTable
 from trainer.decisions import class_number
 from utils.config import config_file
+from utils.config.sections import PROPOSED
 from utils.errors import UserError
 from utils.files import ROOT, safe_name, write_text
 
@@ -131,6 +132,7 @@ def configuration(
         "lr_scheduler": schedule,
         "inspection": {"target": target, "max_escape": 0.0} if target else None,
         "trainer": {"epochs": epochs, "save_dir": "saved/", "keep_last": 2, "monitor": monitor},
+        **({} if several else PROPOSED),
     }
     comments = {
         "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "

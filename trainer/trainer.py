@@ -16,10 +16,10 @@ from model.batch_norm import batch_norms, recompute_statistics, unsettled
 from model.freezing import set_training_mode
 from model.summary import summary
 from trainer.answers import Answers, class_table, contradiction, find_doubts
-from trainer.decisions import class_number
+from trainer.decisions import class_number, outlook, too_few
 from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
-from trainer.rehearsal import check_kind, rehearse
+from trainer.rehearsal import check_kind, known_labels, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
@@ -308,7 +308,20 @@ class Trainer(BaseTrainer):
         if (name := self.config.option("inspection", "target")) is not None:
             numbers = [str(number) for number in range(step.output.shape[-1])]
             self.target_number = class_number(name, self.data_loader.classes or numbers)
+            self._foretell(name)
         return tried.inputs[0] if tried.inputs else ((), {})
+
+    def _foretell(self, target: str) -> None:
+        """Say before the training what its validation data can show of the target class."""
+        loader = self.valid_data_loader
+        labels = known_labels(loader) if isinstance(loader, BaseDataLoader) else None
+        if labels is None:
+            return
+        count, settings = int((labels == self.target_number).sum()), self.config["inspection"]
+        if count:
+            self.logger.info(outlook(target, count, len(labels) - count, settings))
+        if sentence := too_few(target, count, settings):
+            self.logger.warning(sentence)
 
     def _check_optimizers(self, used: list[str]) -> None:
         name = type(self.task).__name__

@@ -20,6 +20,7 @@ from data_loader.transforms import CropRegion, Pipeline
 from exporter import onnx_file
 from exporter.preprocessing import ImagePreparation
 from tests.conftest import DIGITS, runs
+from trainer.proposal import configuration
 
 IMAGE = "exporter.args.preprocess=image"
 BAND = ("inspection.target=NG", "inspection.max_overkill=0.02")
@@ -167,10 +168,42 @@ def test_thresholds_in_the_graph_follow_a_test_of_the_file(run_with_file, capsys
     assert "the decision in its graph is for another" in capsys.readouterr().err
 
 
-def test_without_thresholds_the_likeliest_class_is_decided_on(tmp_path, image_config, train):
+def test_export_says_by_what_the_file_decides(run, capsys):
+    threshold = json.loads((run / "test" / "result.json").read_text("utf-8"))["inspection"]
+    rule = f"NG from a probability of {threshold['threshold']:.4g} on, below "
+    said = {IMAGE: "decides: ", "exporter.args.preprocess=true": "is to decide: "}
+    for setting, words in said.items():
+        capsys.readouterr()
+        assert export(run, "-s", setting) == 0
+        text = capsys.readouterr().out
+        assert words + rule in text
+        assert ("exporter.args.preprocess=image puts" in text) is (setting != IMAGE)
+
+
+def test_folder_leads_to_a_file_that_decides(tmp_path, capsys):
+    save_parts(tmp_path / "parts")
+    text = configuration(tmp_path / "parts", "NG", None)
+    (tmp_path / "parts.json").write_text(text, encoding="utf-8")
+    changes = [f"trainer.save_dir={json.dumps(str(tmp_path / 'saved'))}", "trainer.epochs=1"]
+    assert train_script.main(["-c", str(tmp_path / "parts.json"), "-s", *changes]) == 0
+    [made] = runs(tmp_path)
+    assert test_script.main(["-r", str(made)]) == 0
+    capsys.readouterr()
+    assert export_script.main(["-r", str(made)]) == 0
+    assert "model.onnx decides: NG from a probability of " in capsys.readouterr().out
+    names = ["NG", "OK"]
+    for row in table(made / "test"):
+        assert names[decide(made / "model.onnx", row["sample"])[0][0]] == row["predicted"]
+
+
+def test_without_thresholds_the_likeliest_class_is_decided_on(
+    tmp_path, image_config, train, capsys
+):
     save_parts(tmp_path / "parts", 8)
     made = train(image_config(tmp_path / "parts"))
-    assert export(made, "-s", IMAGE) == 0
+    assert export(made, "-s", IMAGE, "inspection.target=NG") == 0
+    said = capsys.readouterr().out
+    assert "decides: the likeliest class: no threshold has been found yet" in said
     session = onnxruntime.InferenceSession(made / "model.onnx")
     for path in (tmp_path / "parts" / "test").glob("*/*"):
         pixels = np.asarray(Image.open(path))[None]

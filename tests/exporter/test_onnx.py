@@ -135,18 +135,30 @@ def test_images_are_predicted_as_by_the_checkpoint(exported, image_files, monkey
     assert [float(row["p(7)"]) for row in two] == pytest.approx(probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("preprocess", [True, False])
-def test_documented_code_runs_without_torch(exported, image_files, preprocess):
+@pytest.mark.parametrize(
+    ("preprocess", "inspection"),
+    [
+        (True, None),
+        (False, None),
+        (False, {"threshold": 0.02}),
+        (True, {"threshold": 0.02, "sure_threshold": 0.9}),
+    ],
+)
+def test_documented_code_decides_without_torch(exported, image_files, preprocess, inspection):
     page = ROOT / "docs" / "export.md"
     if not page.exists():
         pytest.skip("this project has no docs/export.md")
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     [code] = [block for block in blocks if not block.startswith("# ")]
-    file = exported / "model.onnx"
-    if not preprocess:
-        file = exported / "floats.onnx"
-        assert export(exported, "-o", file, "-s", OPSET) == 0
+    if inspection:
+        state = checkpoint.load(exported / "model_best.pth")
+        inspection |= {"target": "3", "max_escape": 0.0}
+        checkpoint.amend(exported / "model_best.pth", state, inspection=inspection)
+    file = exported / "own.onnx"
+    settings = [f"exporter.args.preprocess={json.dumps(preprocess)}"]
+    settings += [] if preprocess else [OPSET]
+    assert export(exported, "-o", file, "-s", *settings) == 0
     assert run(exported, "--images", image_files) == 0
     modules = ["torch", "torchvision", "utils", "data_loader", "onnx"]
     blocked = f"import sys\nsys.modules.update(dict.fromkeys({modules}))\n"
@@ -159,7 +171,11 @@ def test_documented_code_runs_without_torch(exported, image_files, preprocess):
     assert processes[0].returncode == 0, processes[0].stderr
     answers = [line.rsplit(" ", 1) for line in processes[0].stdout.splitlines()]
     rows = table(exported / "test" / "images" / "predictions.csv")
-    assert answers == [[row["picture"], row["predicted"]] for row in rows]
+    wanted = [[row["picture"], row.get("decision", row["predicted"])] for row in rows]
+    assert answers == wanted
+    if inspection:
+        likeliest = [max(range(10), key=lambda k: float(row[f"p({k})"])) for row in rows]
+        assert [str(number) for number in likeliest] != [decision for _, decision in wanted]
 
 
 @pytest.mark.parametrize("share", [0, 0.2, 0.6, 0.99])

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
 from base.base_task import Step
@@ -49,6 +50,18 @@ def test_epochs_log_classes_and_costs_and_any_of_them_can_be_monitored(digits, t
     assert checkpoint.load(run / checkpoint.BEST)["monitor_best"] <= overkill + 1e-7
     printed = capsys.readouterr().out
     assert printed.index("validation of epoch") < printed.index("best val_overkill")
+
+
+def test_before_the_training_it_is_said_what_the_validation_data_can_show(digits, train, capsys):
+    inspection = {"target": "8", "max_escape_bound": 0.01}
+    run = train(digits({"inspection": inspection, "trainer.epochs": 1}))
+    count = int((validation_outputs(run)[1] == 8).sum())
+    bound = binomtest(0, count, alternative="less").proportion_ci(0.95).high
+    said = f"none of the {count} 8 in the validation data is missed, up to {bound:.2%} may be"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert f"{count} 8 cannot show that at most 1.00% are missed; that takes 299" in printed
+    assert printed.index(said) < printed.index("epoch 1/1")
 
 
 def test_table_counts_and_of_many_classes_shows_the_worst():

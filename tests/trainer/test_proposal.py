@@ -11,6 +11,7 @@ from parse_config import ConfigParser
 from tests.conftest import runs, save_images
 from trainer import proposal
 from utils.config import config_file
+from utils.config.sections import PROPOSED
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def test_classes_in_a_folder_are_split_and_the_rare_one_is_drawn_more_often(tmp_
     assert config["inspection"] == {"target": "NG", "max_escape": 0.0}
     assert config["trainer"]["monitor"] == "max val_balanced_accuracy"
     assert "RandomResizedCrop" not in json.dumps(arguments)  # a crop may lose the defect
+    assert config.items() >= PROPOSED.items()
 
 
 def test_own_parts_are_used_and_grey_images_stay_grey(tmp_path, propose):

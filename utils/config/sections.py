@@ -1,7 +1,8 @@
 """What a config may hold: its sections, and where each finds what it names.
 
 A folder declares its own sections in a file sections.py: SECTIONS and PLAIN like those below, and
-EXTENDS for what it adds to another's section. So a folder that is deleted takes its sections along.
+EXTENDS for what it adds to another's section, PROPOSED for what a new configuration for images says
+of it. So a folder that is deleted takes its sections along.
 """
 
 import dataclasses
@@ -69,10 +70,13 @@ PLAIN: dict[str, Any] = {"$schema": str, "name": str, "about": str, "seed": int,
 REQUIRED = ("name", "arch", "data_loader", "optimizer", "trainer")
 ALIASES = {("trainer", "save_period"): "save_freq"}  # pytorch-template's own file says save_period
 
+PROPOSED: dict[str, Any] = {}
+
 for _file in sorted(ROOT.glob("*/sections.py")):
     _module = importlib.import_module(f"{_file.parent.name}.sections")
     SOURCES |= getattr(_module, "SECTIONS", {})
     PLAIN |= getattr(_module, "PLAIN", {})
+    PROPOSED |= getattr(_module, "PROPOSED", {})
     for _section, _more in getattr(_module, "EXTENDS", {}).items():
         _source = SOURCES[_section]
         _joined = {key: getattr(_source, key) + value for key, value in _more.items()}
