@@ -4,16 +4,17 @@ option --data of train.py and new_project.py."""
 import json
 import math
 import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data_loader.files import SUBSETS, DataFolder
+from data_loader.files import NAMES, SUBSETS, DataFolder, File, find_files
 from data_loader.images import read_image
 from data_loader.label_table import LabelTable
-from trainer.decisions import class_number
 from utils.config import config_file
 from utils.config.sections import PROPOSED
 from utils.errors import UserError
@@ -64,7 +65,7 @@ def propose(data: Path, target: str | None, weights: str | None) -> Path:
     shown = path.relative_to(ROOT)
     if path.exists():
         _check_same(path, data, target, weights)
-        print(f"{shown} is there already, and used as it is")
+        print(f"{shown} is there already, and used as it is; rename it to have it written anew")
         return path
     text = configuration(data, target, weights)
     path.parent.mkdir(exist_ok=True)
@@ -85,7 +86,9 @@ def configuration(
     if target is not None:
         if found.is_multi_label:
             raise UserError("--target: an inspection needs images of one class each")
-        class_number(target, list(found.counts))
+        if target not in found.counts:
+            known = ", ".join(found.counts)
+            raise UserError(f'--target: "{target}" is not one of the classes {known}')
     count = sum(found.counts.values())
     trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
     batch = 32 if trained >= 500 else 16
@@ -172,13 +175,17 @@ def _check_same(path: Path, data: Path, target: str | None, weights: str | None)
             differences.append(f"--{key} {known}" if known else f"no --{key}")
     if differences:
         raise UserError(
-            f"{shown} is there already, for {' and '.join(differences)}: rename or delete it, or "
-            f"train by it with -c {shown}"
+            f"{shown} is there already, for {' and '.join(differences)}: rename it, and it is "
+            f"written anew; or change it, and train by it with -c {shown}"
         )
 
 
 def survey(data: Path) -> Survey:
-    """Look at images. Raises UserError if they do not have two classes."""
+    """Look at images. Raises UserError if they do not have two classes, or are those of a subset
+    in the folder of a class.
+    """
+    if not data.exists():
+        raise UserError(f"--data: there is no folder or table {data}")
     if data.suffix.lower() in TABLES:
         found: DataFolder = LabelTable(data.parent, None, None, seed=0, table=data.name)
         is_split = any(row.subset for row in found.rows)
@@ -192,7 +199,12 @@ def survey(data: Path) -> Survey:
     images = found.find("train")
     counts = dict(sorted(images.counts().items()))
     if len(counts) < 2:
-        raise UserError(f"--data: {data} {wanted}; found: {', '.join(counts) or 'none'}")
+        above = ""
+        if data.is_dir() and find_files(data)[0][""]:
+            above = f"; if its images are one class, pass the folder above: --data {data.parent}"
+        raise UserError(f"--data: {data} {wanted}; found: {', '.join(counts) or 'none'}{above}")
+    if data.is_dir() and not is_split:
+        _check_depth(data, images.files)
     paths = sorted({file.path for file in images.files})
     sides, grey = [], []
     for path in random.Random(0).sample(paths, min(LOOKED_AT, len(paths))):
@@ -205,6 +217,28 @@ def survey(data: Path) -> Survey:
     if not sides:
         raise UserError(f"--data: none of the images in {data} can be read")
     return Survey(counts, parts, round(np.median(sides)), all(grey), found.is_multi_label)
+
+
+def _check_depth(data: Path, files: Sequence[File]) -> None:
+    """Say that the classes may be the folders below where all images are in some.
+
+    Raises UserError if those have the names of subsets.
+    """
+    inner = {tuple(file.name.split("/")[:-1][:2]) for file in files}
+    if any(len(folders) < 2 for folders in inner):
+        return
+    top, below = (sorted(set(names)) for names in zip(*inner, strict=True))
+    if all(name.lower() in NAMES for name in below):
+        raise UserError(
+            f"--data: {data} has {below[0]} in {top[0]}; a folder of a subset should contain those "
+            f"of the classes: {below[0]}/{top[0]}"
+        )
+    print(
+        f"warning: the classes are {', '.join(top[:4])}, and their images are all in folders of "
+        f"these ({', '.join(below[:4])}): if those are the classes, pass a folder that contains "
+        f"them, --data {data / top[0]}",
+        file=sys.stderr,
+    )
 
 
 def _is_grey(image: np.ndarray) -> bool:

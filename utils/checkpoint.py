@@ -23,7 +23,7 @@ from utils import lock
 from utils.contents import TYPES, find_fault
 from utils.engine import distributed
 from utils.errors import CheckpointError, RunError, UserError, first_line
-from utils.files import ROOT, atomic_write, numbered, remove_leftovers
+from utils.files import ROOT, atomic_write, numbered, remove_leftovers, shell_command
 from utils.origin import origin
 from utils.run_folder import BEST, read_json
 
@@ -249,18 +249,23 @@ def output_dir(path: Path) -> Path:
 
 
 def newest_run(root: Path, name: str | None = None, to_train: bool = False) -> Path:
-    """The run folder below `root` with the latest checkpoint, of this name if one is given; with
-    `to_train` one that no process trains in. Raises UserError if there is none.
+    """The run folder below `root` with the latest checkpoint, of this name if one is given.
+
+    Raises UserError if there is none, or `to_train` and a process trains it: to take an older one
+    in its place would change a run that nobody meant.
     """
     models = Path(root) / "models"
     found = models.glob(f"{glob.escape(name) if name else '*'}/*/*.pth")
     files = [file for file in found if file.name == BEST or re.fullmatch(NUMBERED, file.name)]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     runs = list(dict.fromkeys(file.parent for file in files))
-    if free := [run for run in runs if not to_train or lock.is_free(run)]:
-        return free[0]
-    trained = f"; {runs[0]} is being trained" if runs else ""
-    raise UserError(f"there is no run to resume in {models / (name or '')}{trained}")
+    if not runs:
+        raise UserError(f"there is no run to resume in {models / (name or '')}")
+    if to_train and not lock.is_free(runs[0]):
+        free = next((run for run in runs if lock.is_free(run)), None)
+        other = f"; for {free} pass {shell_command('-r', free)}" if free else ""
+        raise UserError(f"{runs[0]}, the newest run, is being trained{other}")
+    return runs[0]
 
 
 def keep_last(run: Path, count: int | None) -> None:

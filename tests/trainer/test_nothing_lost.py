@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, SMALL_NETWORK, assert_same, last_checkpoint, runs
 from utils import checkpoint, lock, run_folder
+from utils.errors import UserError
 
 BREAKER = """
 import os, signal
@@ -249,7 +250,8 @@ def test_run_has_one_owner_until_that_dies(digits, train, resume, capsys, tmp_pa
         newest = run / "checkpoint-epoch2.pth"
         os.utime(newest, (time.time() + 60, time.time() + 60))
         assert checkpoint.newest_run(tmp_path / "saved") == run
-        assert checkpoint.newest_run(tmp_path / "saved", to_train=True) == other
+        with pytest.raises(UserError, match=f"is being trained; for {other} pass -r {other}"):
+            checkpoint.newest_run(tmp_path / "saved", to_train=True)
         holder.kill()
     resume(run, "--epochs", 3)
     assert not (run / lock.NAME).exists()

@@ -12,6 +12,7 @@ from tests.conftest import runs, save_images
 from trainer import proposal
 from utils.config import config_file
 from utils.config.sections import PROPOSED
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -173,3 +174,31 @@ def test_mistakes_are_said(tmp_path, propose, capsys, monkeypatch, arguments, me
     monkeypatch.chdir(tmp_path)
     assert script.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def refused(propose, *arguments):
+    with pytest.raises(UserError) as error:
+        propose(*arguments)
+    return str(error.value)
+
+
+def test_what_is_wrong_with_a_folder_is_said_by_the_flags_name(tmp_path, propose, capsys):
+    missing = tmp_path / "missing"
+    assert refused(propose, missing) == f"--data: there is no folder or table {missing}"
+    save_images(tmp_path / "parts", {"NG": 6, "OK": 6})
+    assert refused(propose, tmp_path / "parts", "ng").startswith('--target: "ng" is not one of')
+    above = f"if its images are one class, pass the folder above: --data {tmp_path / 'parts'}"
+    assert above in refused(propose, tmp_path / "parts" / "NG")
+    for name in ("OK", "NG"):
+        for part in ("train", "valid"):
+            save_images(tmp_path / "swapped" / name, {part: 4})
+    wanted = "should contain those of the classes: train/NG"
+    assert wanted in refused(propose, tmp_path / "swapped")
+    assert not capsys.readouterr().err
+    save_images(tmp_path / "all" / "parts", {"NG": 6, "OK": 6})
+    save_images(tmp_path / "all" / "steel", {"crazing": 6, "patches": 6})
+    propose(tmp_path / "all")
+    assert f"pass a folder that contains them, --data {tmp_path / 'all' / 'parts'}" in (
+        capsys.readouterr().err
+    )
+    assert not list((tmp_path / "configs").glob("[!a]*"))  # of the refused ones

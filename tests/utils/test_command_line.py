@@ -192,3 +192,12 @@ def test_error_of_ours_keeps_its_traceback():
 
     with pytest.raises(AssertionError):
         run_command(argparse.ArgumentParser(prog="tool"), [], work)
+
+
+def test_file_is_not_blamed_for_what_the_command_line_sets(digits, tmp_path, capsys):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps(digits({"trainer.epochs": "many"})), encoding="utf-8")
+    assert train_script.main(["-c", str(file)]) == 2
+    assert f"{file} has an error:\n  trainer.epochs: " in capsys.readouterr().err
+    assert train_script.main(["-c", str(file), "-s", 'trainer.epochs="few"']) == 2
+    assert f"{file} with what the command line sets has an error:" in capsys.readouterr().err

@@ -88,6 +88,7 @@ def resolve(
     for section, example in script.needs.items():
         if config.get(section) is None:
             raise UserError(f'{origin} has no section "{section}"; write "{section}": {example}')
+    origin += " with what the command line sets" if changes else ""
     trust = Trust(changes, arguments.config or arguments.config_before_restart, arguments.trust)
     notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
     kind = {"continued": continued, "trial": trial_dir is not None}
@@ -106,9 +107,10 @@ def from_file(file: Path, assignments: Iterable[str] = ()) -> ConfigParser:
     """The configuration in a file, with what -s says. Raises UserError."""
     config, layers = config_file.read_layers(file)
     changes = _change(config, assignments)
+    origin = f"{file} with what the command line sets" if changes else str(file)
     trust = Trust(changes, str(file))
     notes = config_file.drop_foreign_arguments(config, [*layers, changes], trust)
-    return ConfigParser(config, origin=str(file), warnings=notes, trust=trust)
+    return ConfigParser(config, origin=origin, warnings=notes, trust=trust)
 
 
 def _change(

@@ -67,6 +67,8 @@ def find_type_errors(path: str, value: object, hint: object) -> list[str]:
                 text = text if len(text) <= 60 else f"{text[:57]}..."
                 message = detail["msg"].removeprefix("Input should be ")
                 message = describe_schema(json_schema(hint)) if place == path else message
+                if detail["type"] == "less_than" and detail["ctx"]["lt"] == 1:
+                    message += " (0.01 is 1 %)"
                 if detail["type"] == "string_type" and isinstance(part, int | float):
                     message += f", in quotes: {json.dumps(text)}"
                 wanted[place] = f"{text} should be {message}"
