@@ -88,7 +88,20 @@ def create(arguments: argparse.Namespace) -> None:
     command = shell_command("python", "train.py", "-c", "config.json", *weights)
     write_documents(dest, folders, command, arguments.with_examples, bool(found or proposed))
     begin_repository(dest)
+    if found:
+        print(origin_in_words(dest, found[0]))
     print(f"{dest} is ready:\n  {shell_command('cd', dest)} && {command}")
+
+
+def origin_in_words(dest: Path, weights: Path) -> str:
+    """What a project has from the run of the checkpoint `weights`, and what it has not."""
+    report = ", report (docs/origin.html)" * (dest / "docs" / "origin.html").exists()
+    config = config_file.read_layers(dest / "config.json")[0]
+    place = config["data_loader"].get("args", {}).get("data_dir")
+    return (
+        f"from {weights}: configuration, weights{report}, but nothing that was found on its data: "
+        "a test finds thresholds anew" + f"\nit trains on {place}" * (place is not None)
+    )
 
 
 def propose(arguments: argparse.Namespace, name: str) -> str | None:

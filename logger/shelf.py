@@ -200,8 +200,9 @@ def write_shelf(root: Path, as_text: bool = False) -> Path:
     table = [row for row, *_ in shown]
     write_csv(root / "index.csv", list(COLUMNS), (row.values() for row in table))
     if as_text:
-        few = ("name", "run", "kind", "state", "validation", "test")
-        print("\n".join(aligned([list(few), *([str(row[c]) for c in few] for row in table)])))
+        few = [*("name", "run", "kind", "state", "validation", "test")]
+        few += ["escaped"] if any(row["escaped"] for row in table) else []
+        print("\n".join(aligned([few, *([str(row[c]) for c in few] for row in table)])))
     links = {path: path.relative_to(root).as_posix() for _, path, *_ in shown if path.exists()}
     write_html(
         root / "index.html",

@@ -32,6 +32,7 @@ SHOWN_UNLIKE = 10  # samples beyond the limit, in the page
 SHOWN_GROUPS = 20  # the worst, in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
 LARGEST_SAMPLE = 960  # pixels of a task's image
+CURVES = "curves.png"
 AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 1
 
 
@@ -96,7 +97,8 @@ def report_test(
         values = _samples_page(test.task, samples, names)
     if template:
         table, page = folder / f"predictions{suffix}.csv", folder / f"report{suffix}.html"
-        written[1:1] = [table, page]
+        curves = test.run and _curves(test.run, test.trained, folder, t)
+        written[1:1] = [table, page, *([folder / CURVES] if curves else [])]
         write_table(table, {"sample": names} | columns)
         write_html(
             page,
@@ -104,7 +106,7 @@ def report_test(
             language,
             t=t,
             display=lambda name: display.get(name, name),
-            curves=test.run and _curves(test.run, test.trained, folder, t),
+            curves=curves,
             name=test.name,
             folds=test.folds,
             run=folder.name if test.run is None else checkpoint.parent.name,
@@ -169,8 +171,8 @@ def _curves(run: Path, trained: dict, folder: Path, t: Translate) -> str | None:
     if len(rows) < 2:
         return None
     figure = charts.curves_figure(rows, trained.get("classes") or [], trained["epoch"], t)
-    with named(folder / "curves.png"):
-        save_figure(figure, folder / "curves.png", dpi=120)
+    with named(folder / CURVES):
+        save_figure(figure, folder / CURVES, dpi=120)
     return svg_uri(figure)
 
 
@@ -208,9 +210,11 @@ def inspection_lines(inspection: dict) -> list[str]:
         lines += [f"    {name:<{width}}  {cost}" for name, cost in costs.items()]
     lines.append(f'  ("at most" with {confidence:.3g}% confidence)')
     if error := inspection.get("calibration_error"):
+        costs = inspection["at_threshold"]
         lines.append(
-            f"  a confidence is off by {error['calibrated']:.2%} on average; the probabilities are "
-            f"by {error['before']:.2%}"
+            f"  a confidence is off by {error['calibrated']:.2%} on average of the "
+            f"{costs['targets'] + costs['others']} samples; the probabilities are by "
+            f"{error['before']:.2%}"
         )
     return lines
 

@@ -211,6 +211,8 @@ def find(path: Path, best: bool = False) -> tuple[Path, dict]:
     found = max(candidates, key=lambda file: _progress(file[1]), default=None)
     if found is None:
         none = f"{path} holds no checkpoint (checkpoint-epoch<N>.pth or {BEST})"
+        if inside := sorted({file.parent for file in path.glob(f"*/{BEST}")}):
+            none += f"; pass a folder in it, {shell_command('-r', inside[-1])}"
         raise CheckpointError("; ".join(errors) or none)
     for message in errors:
         print(f"warning: {message}; taking {found[0].name}", file=sys.stderr)

@@ -178,7 +178,10 @@ def test_project_from_a_run_starts_with_its_config_and_weights(digits, train, tm
     assert config["optimizer"]["args"]["lr"] == 0.00123
     weights = dest / "saved" / "models" / DIGITS["name"] / run.name / "model_best.pth"
     assert weights.read_bytes() == (run / "model_best.pth").read_bytes()
-    command = capsys.readouterr().out.strip().split(" && ")[1]
+    out = capsys.readouterr().out
+    assert f"from {run / 'model_best.pth'}: configuration, weights, but nothing that was" in out
+    assert f"it trains on {config['data_loader']['args']['data_dir']}" in out
+    command = out.strip().split(" && ")[1]
     done = python(dest, *command.split()[1:], "--epochs", "1", "-s", "trainer.save_dir=saved/")
     assert done.returncode == 0, done.stderr
     assert f"weights of saved/models/Digits/{run.name}/model_best.pth" in done.stdout

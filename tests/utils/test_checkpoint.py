@@ -489,3 +489,11 @@ def test_a_second_replacement_overwrites_nothing(derived):
         checkpoint.save(state, derived / "model_best.pth")
         make_report(derived / "test" / "result.json", derived / "model_best.pth")
     assert {"replaced/test/result.json", "replaced/test/result-2.json"} <= files(derived)
+
+
+def test_folder_above_a_run_names_the_run(tmp_path):
+    run = tmp_path / "parts" / "1126_093042"
+    run.mkdir(parents=True)
+    checkpoint.save(STATE, run / checkpoint.BEST)
+    with pytest.raises(CheckpointError, match=f"pass a folder in it, -r {run}"):
+        checkpoint.find(tmp_path / "parts")
