@@ -4,7 +4,7 @@ import re
 from utils.config.lookup import did_you_mean
 from utils.errors import UserError
 
-STATE = ("rule", "best", "best_epoch", "waited")
+STATE = ("rule", "best", "best_epoch", "waited", "latest")
 ALWAYS = ("lr", "seconds", "samples_per_second")  # logged beside what is measured
 
 
@@ -14,10 +14,12 @@ class Monitor:
     Args:
         rule: the number, and whether less or more is better
         patience: epochs without improvement after which `exhausted` is True; 0 means never
+        latest: of equally good epochs the latest is the best, as it has learned for longer; False
+            for the first, as earlier versions had it, whose runs go on as they began
     """
 
-    def __init__(self, rule: str = "off", patience: int = 0):
-        self.rule, self.patience = rule, patience
+    def __init__(self, rule: str = "off", patience: int = 0, latest: bool = True):
+        self.rule, self.patience, self.latest = rule, patience, latest
         self.mode, _, self.name = rule.partition(" ")
         self.best: float | None = None
         self.best_epoch = self.waited = 0
@@ -44,7 +46,9 @@ class Monitor:
         return 0 < self.patience <= self.waited
 
     def update(self, epoch: int, log: dict[str, float]) -> bool:
-        """Whether this epoch is the best so far. Raises UserError if `log` lacks the name."""
+        """Whether this epoch is the best so far; patience waits for a better one, not for an
+        equal one. Raises UserError if `log` lacks the name.
+        """
         if self.mode == "off":
             return False
         if self.name not in log:
@@ -52,11 +56,14 @@ class Monitor:
                 f'trainer.monitor: no epoch logs "{self.name}"; logged are {", ".join(log)}'
             )
         value, best = log[self.name], self.best
+        if math.isnan(value):
+            self.waited += 1
+            return False
         is_better = best is None or (value < best if self.mode == "min" else value > best)
-        if is_better and not math.isnan(value):
-            self.best, self.best_epoch, self.waited = value, epoch, 0
+        self.waited = 0 if is_better else self.waited + 1
+        if is_better or (value == best and self.latest):
+            self.best, self.best_epoch = value, epoch
             return True
-        self.waited += 1
         return False
 
     def state_dict(self) -> dict:
@@ -65,4 +72,5 @@ class Monitor:
     def load_state_dict(self, state: dict) -> None:
         """Continue from `state`; or ignore it, if it watched another number."""
         if state["rule"] == self.rule:
-            vars(self).update({name: state[name] for name in STATE})
+            known = {"latest": False} | state
+            vars(self).update({name: known[name] for name in STATE})

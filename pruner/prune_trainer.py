@@ -171,7 +171,8 @@ class PruneTrainer(Trainer):
         if step == 1:  # not earlier: a run that cannot prune leaves no checkpoint to resume
             checkpoint.copy(self.best_file, self.config.save_dir / checkpoint.BEST)
         self.rows.append({"step": step, "first_epoch": epoch, **self._size(network)})
-        self.closed, self.monitor = False, Monitor(self.monitor.rule, self.monitor.patience)
+        before = self.monitor
+        self.closed, self.monitor = False, Monitor(before.rule, before.patience, before.latest)
         self.epochs = epoch - 1 + self.scheduled_epochs
         self.set_model(network, build_optimizer(self.config, self.engine, network, task=self.task))
         self.recompute_statistics(network, batch_norms(network), epoch)

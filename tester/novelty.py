@@ -122,7 +122,12 @@ def compare(predictions: Predictions, novelty: Novelty, name: str) -> dict:
         expected = count * (samples + 1 - rank) / (samples + 1)
         found = {"beyond": beyond, "n": count, "expected": expected}
         found["chance"] = chance(beyond, count, rank, samples)
-        if found["chance"] < RARE:
+        if found["chance"] >= RARE:
+            logger.info(
+                f"{beyond} of {count} {name} are less like the training data than {COMMON:.0%} of "
+                f"the validation samples; {expected:.1f} were to be expected"
+            )
+        else:
             logger.warning(
                 f"{beyond} of {count} {name} are less like the training data than {COMMON:.0%} of "
                 f"the validation samples, {expected:.1f} were to be expected: are these other "

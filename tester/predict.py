@@ -98,7 +98,7 @@ def predict_images(
         likeliest = [f"{answer.classes[n]} {probability[n]:.4f}" for n in order]
         line = f"{name}: {', '.join(likeliest)}"
         cells = {column: value for column, [value] in answer.columns().items() if column != "true"}
-        row = {"picture": name, "predicted": answer.classes[order[0]]}
+        row = {"picture": name, "predicted": cells["predicted"]}
         if inspection:
             row["decision"] = cells.get("decision", cells["predicted"])
             line += f" -> {row['decision']}"

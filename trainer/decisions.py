@@ -37,10 +37,12 @@ def samples_needed(bound: float, confidence: float = CONFIDENCE) -> int:
 
 
 def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape: int) -> float:
-    """The threshold with the widest margin that misses `may_escape` samples of the target class.
+    """The threshold that misses `may_escape` samples of the target class, with a margin.
 
-    It is the middle, by log-odds, between the least probable target sample that is caught and
-    the next sample below, of any class: none of these samples changes sides.
+    It lies, by log-odds, between the least probable target sample that is caught and the next
+    sample below, of any class: none of these samples changes sides. Of few samples the least one
+    says little of where others will be, so their side gets more of the gap: the threshold is as far
+    above the lower end as the targets' share of all samples, but at most in the middle.
 
     Args:
         probability: that of the target class (N,)
@@ -49,14 +51,16 @@ def choose_threshold(probability: np.ndarray, is_target: np.ndarray, may_escape:
     """
     caught = np.sort(probability[is_target])[may_escape]
     below = probability[probability < caught]
-    return _between(below.max(), caught) if len(below) else float(caught)
+    share = min(0.5, float(is_target.mean()))
+    return _between(below.max(), caught, share) if len(below) else float(caught)
 
 
-def _between(below: float, above: float) -> float:
-    """The middle of two probabilities by log-odds; `above` if float32 has none."""
-    odds = [math.log(p / (1 - p)) for p in np.clip((below, above), SMALLEST, 1 - SMALLEST)]
-    middle = np.float32(1 / (1 + math.exp(-sum(odds) / 2)))  # as probabilities are compared
-    return float(middle if below < middle <= above else above)
+def _between(below: float, above: float, share: float = 0.5) -> float:
+    """A probability between two, this share of the way by log-odds; `above` if float32 has none."""
+    low, high = (math.log(p / (1 - p)) for p in np.clip((below, above), SMALLEST, 1 - SMALLEST))
+    odds = low + share * (high - low)
+    between = np.float32(1 / (1 + math.exp(-odds)))  # as probabilities are compared
+    return float(between if below < between <= above else above)
 
 
 def choose_sure(

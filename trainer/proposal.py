@@ -5,6 +5,7 @@ import json
 import math
 import random
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +28,11 @@ VALIDATION = 0.2
 SMALL = 40  # pixels of the shorter side, up to which a network for small images is taken
 SIDE = 96  # pixels, for others
 FEW = 500  # images for training, up to which a ResNet-18 is taken: with few steps it learns more
-# Passes of an image through the network in six to nine minutes on two cores.
-BUDGETS = {"CifarResNet": 50_000, "resnet18": 13_000, "mobilenet_v3_small": 65_000}
+MEASURED = 1  # seconds, to find out how fast this machine trains
+MINUTES = 5  # of training steps; loading and validation come on top
 EPOCHS = 10, 100  # at least, and at most
+# Few validation images make each epoch's figure a game of chance; averaged weights calm it down.
+EMA = 0.98
 RARE = 3  # times as many images as another class: that one is drawn more often
 # networks that weights from elsewhere may belong to, the likelier first
 BUILDERS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet34",
@@ -92,15 +95,18 @@ def configuration(
     count = sum(found.counts.values())
     trained = count * (1 if "val" in found.parts else 1 - VALIDATION if found.parts else SPLIT[0])
     batch = 32 if trained >= 500 else 16
-    rate = 0.05 * batch / 32
-    network, side, epochs = _network(found, trained)
-    optimizer = {"type": "SGD", "args": {"lr": rate, "momentum": 0.9, "nesterov": True,
-                                         "weight_decay": 0.0005}, "no_decay": True}  # fmt: skip
+    rate = 0.002 * batch / 32
+    network, side = _network(found, trained)
+    # SGD at rates that suit many images stayed at chance with 24 images of the rarer class
+    optimizer = {"type": "AdamW", "args": {"lr": rate, "weight_decay": 0.05}, "no_decay": True}
     schedule: dict | None = {"type": "OneCycleLR", "args": {"max_lr": rate}}
     if weights is not None:
         network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
-        side, epochs = 224, 20
+        side, epochs = 224, 20  # features of a frozen backbone are computed once
         optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
+    else:
+        passes = 60 * MINUTES * images_per_second(network, side, batch)
+        epochs = min(max(round(passes / trained), EPOCHS[0]), EPOCHS[1])
     several = found.is_multi_label
     is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
     arguments = {"data_dir": str(_folder(data)), "image_size": side, "batch_size": batch}
@@ -134,15 +140,21 @@ def configuration(
         "metrics": metrics,
         "lr_scheduler": schedule,
         "inspection": {"target": target, "max_escape": 0.0} if target else None,
-        "trainer": {"epochs": epochs, "save_dir": "saved/", "keep_last": 2, "monitor": monitor},
+        "trainer": {
+            "epochs": epochs,
+            "save_dir": "saved/",
+            "keep_last": 2,
+            "monitor": monitor,
+            **({} if weights else {"ema_decay": EMA}),
+        },
         **({} if several else PROPOSED),
     }
     comments = {
         "arch": f"for {count:,} images, {round(trained):,} of them for training; their shorter "
         f"sides have {found.side} pixels",
         "data_loader": f"classes: {', '.join(f'{k} {v}' for k, v in found.counts.items())}",
-        "trainer": f"a larger image_size or more epochs take longer: {epochs} epochs are six to "
-        "nine minutes on two cores",
+        "trainer": "as many epochs as this machine trains in some minutes, but "
+        f"{EPOCHS[0]} to {EPOCHS[1]}; a larger image_size takes longer",
     }
     return _with_comments(lines, comments, schema)
 
@@ -246,16 +258,42 @@ def _is_grey(image: np.ndarray) -> bool:
     return max(abs(red - green).mean(), abs(green - blue).mean()) < 1
 
 
-def _network(found: Survey, trained: float) -> tuple[dict, int, int]:
-    """The section "arch", the image size and the epochs for so many training images."""
+def _network(found: Survey, trained: float) -> tuple[dict, int]:
+    """The section "arch" and the image size for so many training images."""
     if found.side <= SMALL:
         side = max(16, 4 * math.ceil(found.side / 4))
-        network, cost = {"type": "CifarResNet", "args": {"depth": 20}}, (side / 32) ** 2
-    else:
-        side, cost = min(SIDE, 32 * math.ceil(found.side / 32)), 1.0
-        network = {"type": "resnet18" if trained <= FEW else "mobilenet_v3_small"}
-    epochs = round(BUDGETS[network["type"]] / (cost * trained))
-    return network, side, min(max(epochs, EPOCHS[0]), EPOCHS[1])
+        return {"type": "CifarResNet", "args": {"depth": 20}}, side
+    network = {"type": "resnet18" if trained <= FEW else "mobilenet_v3_small"}
+    return network, min(SIDE, 32 * math.ceil(found.side / 32))
+
+
+def images_per_second(network: dict, side: int, batch: int) -> float:
+    """How many images this machine trains the network of a section "arch" on in a second, without
+    loading them: measured with random ones.
+    """
+    import torch
+    from torchvision import models
+
+    from model.resnet_cifar import CifarResNet
+
+    own = network["type"] == "CifarResNet"
+    model = CifarResNet(**network["args"]) if own else models.get_model(network["type"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device, memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        model(images).square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    for _ in range(3):  # the first ones are slower
+        step()
+    begun, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - begun) < MEASURED:
+        step()
+        count += 1
+    return batch * count / spent
 
 
 def _transforms(side: int, target: str | None, weights: str | None) -> dict | str:

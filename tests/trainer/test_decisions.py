@@ -38,13 +38,19 @@ def test_threshold_is_the_largest_one_allowed_with_a_margin(allowed, digits):
     below = probability[probability < threshold]
     if len(below) and caught > below.max() + 1e-6:
         odds = [np.log(p / (1 - p)) for p in (caught, threshold, below.max()) if 0 < p < 1]
-        assert len(odds) < 3 or odds[0] - odds[1] == pytest.approx(odds[1] - odds[2], abs=1e-2)
+        share = 53 / 253
+        wanted = share * (odds[0] - odds[-1])
+        assert len(odds) < 3 or odds[1] - odds[2] == pytest.approx(wanted, abs=1e-2)
 
 
 def test_threshold_between_separate_classes_and_without_others():
     probability = np.array([0.9, 0.99, 0.1, 0.01], np.float32)
     is_target = np.array([True, True, False, False])
     assert choose_threshold(probability, is_target, 0) == pytest.approx(0.5)
+    few = np.array([0.9, 0.1, 0.01, 0.01, 0.01], np.float32)  # and many others: nearer to these
+    threshold = choose_threshold(few, np.arange(5) < 1, 0)
+    assert np.log(threshold / (1 - threshold)) == pytest.approx(np.log(9) * (2 * 0.2 - 1), abs=1e-5)
+    assert choose_threshold(1 - few, np.arange(5) > 0, 0) == pytest.approx(0.5)
     only = choose_threshold(probability[:2], is_target[:2], 0)
     assert only == pytest.approx(0.9)
     certain = np.array([1.0, 0.0], np.float32)

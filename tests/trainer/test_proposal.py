@@ -19,6 +19,7 @@ from utils.errors import UserError
 def propose(tmp_path, monkeypatch):
     """A function that gives the configuration proposed for a folder."""
     monkeypatch.setattr(proposal, "ROOT", tmp_path)
+    monkeypatch.setattr(proposal, "images_per_second", lambda *arguments: 50.0)
 
     def run(folder, target=None, weights=None):
         path = proposal.propose(folder, target, weights)
@@ -111,16 +112,32 @@ def test_a_configuration_for_other_images_or_another_target_is_not_used(tmp_path
         assert "train by it with -c configs/parts.json" in error
 
 
-def test_more_images_get_fewer_epochs():
+def test_more_images_get_fewer_epochs_and_a_faster_machine_more(tmp_path, propose, monkeypatch):
+    found = []
+    for count, speed in (30, 50.0), (300, 50.0), (300, 25.0), (300, 1.0):
+        monkeypatch.setattr(proposal, "images_per_second", lambda *arguments, s=speed: s)
+        folder = tmp_path / f"set{count}-{speed}"
+        save_images(folder, {"a": count, "b": count}, size=(50, 50))
+        config = propose(folder)
+        found.append((config["arch"]["type"], config["trainer"]["epochs"]))
+    # 0.6 of the images are for training; five minutes
+    assert found == [("resnet18", 100), ("resnet18", 42), ("resnet18", 21), ("resnet18", 10)]
+
+
+def test_larger_sets_get_a_smaller_network():
     plans = [
-        proposal._network(proposal.Survey({"a": count, "b": count}, [], 200, True), 2 * count)
-        for count in (30, 200, 1000, 30_000)
+        proposal._network(proposal.Survey({"a": 1, "b": 1}, [], side, True), trained)
+        for side, trained in ((200, 400), (200, 600), (28, 400))
     ]
-    networks, sides, epochs = zip(*plans, strict=True)
-    names = [network["type"] for network in networks]
-    assert names == ["resnet18", "resnet18", "mobilenet_v3_small", "mobilenet_v3_small"]
-    assert set(sides) == {96}
-    assert epochs == (100, 32, 32, 10)
+    names = [(network["type"], side) for network, side in plans]
+    assert names == [("resnet18", 96), ("mobilenet_v3_small", 96), ("CifarResNet", 28)]
+
+
+def test_speed_of_the_machine_is_measured(monkeypatch):
+    monkeypatch.setattr(proposal, "MEASURED", 0.2)
+    small = {"type": "CifarResNet", "args": {"depth": 8}}
+    speeds = [proposal.images_per_second(small, side, 8) for side in (16, 64)]
+    assert speeds[0] > 3 * speeds[1] > 0
 
 
 @pytest.mark.parametrize(

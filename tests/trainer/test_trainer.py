@@ -384,9 +384,9 @@ class Scripted:
         (
             "min val_loss",
             [3, 2, 2, 2, 1],
-            2,
             4,
-        ),  # equal is no improvement; stopped after two without
+            4,
+        ),  # the latest of equal ones; no improvement, so stopped after two
         ("max val_score", [1, 3, 2, 4, 3, 2], 4, 6),
         ("max val_score", [math.nan, 1, math.nan, math.nan], 2, 4),
         ("off", [1, 2, 3, 4, 5], None, 5),
