@@ -33,6 +33,8 @@ MINUTES = 5  # of training steps; loading and validation come on top
 EPOCHS = 10, 100  # at least, and at most
 # Few validation images make each epoch's figure a game of chance; averaged weights calm it down.
 EMA = 0.98
+# none of the validation data may be missed; where that would call many others so, a person decides
+DECISION = {"max_escape": 0.0, "max_overkill": 0.02}
 RARE = 3  # times as many images as another class: that one is drawn more often
 # networks that weights from elsewhere may belong to, the likelier first
 BUILDERS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet34",
@@ -139,7 +141,7 @@ def configuration(
         "loss": loss,
         "metrics": metrics,
         "lr_scheduler": schedule,
-        "inspection": {"target": target, "max_escape": 0.0} if target else None,
+        "inspection": {"target": target, **DECISION} if target else None,
         "trainer": {
             "epochs": epochs,
             "save_dir": "saved/",

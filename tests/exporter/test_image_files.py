@@ -191,9 +191,9 @@ def test_folder_leads_to_a_file_that_decides(tmp_path, capsys):
     capsys.readouterr()
     assert export_script.main(["-r", str(made)]) == 0
     assert "model.onnx decides: NG from a probability of " in capsys.readouterr().out
-    names = ["NG", "OK"]
+    names = ["NG", "OK", "unsure"]
     for row in table(made / "test"):
-        assert names[decide(made / "model.onnx", row["sample"])[0][0]] == row["predicted"]
+        assert names[decide(made / "model.onnx", row["sample"])[0][0]] == row["decision"]
 
 
 def test_without_thresholds_the_likeliest_class_is_decided_on(

@@ -40,7 +40,8 @@ def test_classes_in_a_folder_are_split_and_the_rare_one_is_drawn_more_often(tmp_
     assert arguments["stratify"]
     assert arguments["balance"] == "sampler"
     assert arguments["channels"] == 3
-    assert config["inspection"] == {"target": "NG", "max_escape": 0.0}
+    wanted = {"target": "NG", "max_escape": 0.0, "max_overkill": 0.02}
+    assert config["inspection"] == wanted
     assert config["trainer"]["monitor"] == "max val_balanced_accuracy"
     assert "RandomResizedCrop" not in json.dumps(arguments)  # a crop may lose the defect
     assert config.items() >= PROPOSED.items()
