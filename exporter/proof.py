@@ -13,6 +13,7 @@ from exporter.evaluator import Evaluation, Evaluator
 from exporter.preprocessing import Decision
 from utils.errors import RunError
 
+ROUNDING = 1e-5  # of a probability: a sample so near to a threshold may be on either side
 SIZES = (1, 5)  # one as in production, and one that differs from the example's
 
 
@@ -62,7 +63,8 @@ def prove_decisions(
 ) -> dict[str, float | dict | None]:
     """Compare the decisions of a file with those that follow from its network's outputs.
 
-    Returns "decisions", for what share they are the same, and "opencv", see `decode_with_opencv`.
+    Returns "decisions", for what share they are the same, "rounding", how many of the others are as
+    near to a threshold as numbers are rounded, and "opencv", see `decode_with_opencv`.
 
     Args:
         evaluator: of the network
@@ -70,14 +72,22 @@ def prove_decisions(
         reference: of the network
         exported: of the file
     """
-    decision = Decision(network.state["decision"], network.state["classes"])
+    rule = network.state["decision"]
+    decision = Decision(rule, network.state["classes"])
     wanted = decision(torch.from_numpy(reference.probabilities))[0].numpy()
+    is_other = exported.decisions != wanted
+    rounding = 0
+    if decision.target is not None:
+        probability = reference.probabilities[is_other, decision.target, None]
+        limits = np.array([rule["threshold"], rule["sure_threshold"]])
+        rounding = int((np.abs(probability - limits) <= ROUNDING).any(1).sum())
     opencv = decode_with_opencv(evaluator, network, wanted)
     if opencv and (other := opencv["files"] - opencv["same"]):
         logging.getLogger("export").warning(
             f"decoded by OpenCV, {other} of {opencv['files']} images get another decision"
         )
-    return {"decisions": float((exported.decisions == wanted).mean()), "opencv": opencv}
+    share = 1 - float(is_other.mean())
+    return {"decisions": share, "rounding": rounding, "opencv": opencv}
 
 
 def decode_with_opencv(

@@ -69,14 +69,16 @@ def choose_sure(
     """The probability from which on a sample is of the target class without anybody looking at it.
 
     At least `threshold`; no more than `false_allowed` samples of other classes are beyond. It lies
-    in the middle, by log-odds, between the likeliest of those that are not and the next sample.
+    in the middle, by log-odds, between the likeliest of those that are not and the next sample, or
+    certainty if there is none.
     """
     others = np.sort(probability[~is_target])[::-1]
     if len(others) <= false_allowed or others[false_allowed] < threshold:
         return threshold
     below = others[false_allowed]
     beyond = probability[probability > below]
-    return _between(below, beyond.min()) if len(beyond) else float(np.nextafter(below, 2))
+    between = _between(below, beyond.min(initial=1.0))
+    return between if between > below else float(np.nextafter(below, 2))
 
 
 def escapes_allowed(count: int, settings: dict) -> int:

@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -17,8 +18,8 @@ import export as export_script
 import test as test_script
 import train as train_script
 from data_loader.transforms import CropRegion, Pipeline
-from exporter import onnx_file
-from exporter.preprocessing import ImagePreparation
+from exporter import onnx_file, proof
+from exporter.preprocessing import ImagePreparation, baked
 from tests.conftest import DIGITS, runs
 from trainer.proposal import configuration
 
@@ -286,3 +287,20 @@ def test_other_files_are_proven_compared_and_tested(run, arguments, exact, capsy
         assert [row["decision"] for row in other] == [row["decision"] for row in own]
     one, two = (np.array([float(row["p(NG)"]) for row in rows]) for rows in (own, other))
     assert np.abs(one - two).max() < (0.01 if exact else 0.05)
+
+
+def test_decision_at_a_threshold_may_be_rounded_to_either_side(monkeypatch):
+    monkeypatch.setattr(proof, "decode_with_opencv", lambda *arguments: None)
+    rule = baked({"target": "NG", "threshold": 0.4, "sure_threshold": 0.6, "temperature": 1.0})
+    network = SimpleNamespace(state={"decision": rule, "classes": ["NG", "OK"]})
+    of_target = np.array([0.400001, 0.7, 0.1, 0.599999], np.float32)
+    reference = SimpleNamespace(probabilities=np.stack([of_target, 1 - of_target], 1))
+    for decisions, same, rounding in (
+        ([-1, 0, 1, -1], 1.0, 0),
+        ([1, 0, 1, 0], 0.5, 2),
+        ([-1, 1, 1, -1], 0.75, 0),
+        ([1, 1, 1, -1], 0.5, 1),
+    ):
+        exported = SimpleNamespace(decisions=np.array(decisions))
+        found = proof.prove_decisions(None, network, reference, exported)
+        assert (found["decisions"], found["rounding"]) == (same, rounding)
