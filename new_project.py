@@ -29,7 +29,7 @@ from pathlib import Path
 from utils import markdown
 from utils.config import config_file
 from utils.errors import UserError
-from utils.files import safe_name, shell_command, write_text
+from utils.files import safe_name, shell_command, write_json, write_text
 from utils.screen import run_command
 
 TEMPLATE = Path(__file__).resolve().parent
@@ -284,8 +284,7 @@ def write_documents(
     schema = json.loads((dest / "docs" / "config.schema.json").read_text(encoding="utf-8"))
     for section in sections_of(folders):
         schema["properties"].pop(section, None)
-    schema_text = json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
-    write_text(dest / "docs" / "config.schema.json", schema_text)
+    write_json(dest / "docs" / "config.schema.json", schema, indent=1)
     manual = (TEMPLATE / "README.md").read_text(encoding="utf-8")
     commit = _git(TEMPLATE, "rev-parse", "--short=12", "HEAD").stdout.strip()
     before = re.search(r"Made from (.+)\.$", manual.strip().splitlines()[-1])

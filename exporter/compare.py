@@ -1,7 +1,6 @@
 """Size, accuracy and latency of several networks, or versions of one, side by side."""
 
 import itertools
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from logger.files import aligned, threads_in_words, write_csv
 from utils.checkpoint import origin_beside
 from utils.engine.launch import cores
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import write_json, write_text
 
 FILES = 20  # that are decoded in turn
 
@@ -84,7 +83,7 @@ def compare(evaluator: Evaluator, exporter: BaseExporter, paths: list[str]) -> P
     write_csv(folder / "latency.csv", ["file", "threads", "p50_ms", "p95_ms"], table)
     write_text(folder / "compare.svg", comparison_chart(rows, list(measured)))
     record = {"origin": origins[rows[0]["file"]], "compared": origins}
-    write_text(folder / "compare.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "compare.json", record)
     # one column per file: 14 columns are too wide for a terminal
     present = [key for key in rows[0] if any(row[key] is not None for row in rows)]
     lines = [[key, *(shown(row[key]) for row in rows)] for key in present]

@@ -1,4 +1,3 @@
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from logger.files import aligned, flat, threads_in_words
 from utils.checkpoint import origin_beside, output_dir, reader_for
 from utils.config.config import ConfigParser
 from utils.errors import RunError, UserError, explained
-from utils.files import remove_leftovers, shell_command, temporary_suffix, write_text
+from utils.files import remove_leftovers, shell_command, temporary_suffix, write_json
 
 CALIBRATION = 128  # training samples
 
@@ -158,7 +157,7 @@ class Export:
             self.logger.info("check failed" if self.failures else "check passed")
         else:
             file = self.path.with_name(f"export{self.exporter.stem.removeprefix('model')}.json")
-            write_text(file, json.dumps(self.report, indent=2, ensure_ascii=False) + "\n")
+            write_json(file, self.report)
             lines = [*self._table(), *(f"written: {path}" for path in [*self.written, file])]
             lines += [] if self.failures else self._use()
             self.logger.info("\n".join(lines))

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from utils.contents import TYPES, find_fault
 from utils.engine.launch import cores
 from utils.errors import CheckpointError, UserError, explained, first_line
-from utils.files import atomic_write, write_text
+from utils.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -162,7 +162,7 @@ def amend(path: Path, **changes: object) -> None:
             content = json.loads(report.read_text("utf-8"))
             if path.name in content["files"]:
                 content["files"][path.name] = fingerprint(path)
-                write_text(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+                write_json(report, content)
 
 
 def fingerprint(path: Path) -> dict[str, int | str]:

@@ -1,7 +1,6 @@
 """Brings together everything that records a run."""
 
 import itertools
-import json
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from logger.files import flat
 from logger.metrics_csv import MetricsFile
 from logger.visualization import TensorboardWriter
 from utils import checkpoint
-from utils.files import ROOT, shell_command, write_text
+from utils.files import ROOT, shell_command, write_json
 from utils.run_folder import RUN_FILE, read_run_file
 
 Log = dict[str, float]  # what an epoch measured
@@ -78,8 +77,7 @@ class Recorder:
         """Write run.json: "training", "stopped" or "finished"."""
         self._about["state"] = state
         if self.keep:
-            text = json.dumps(self._about, indent=2, ensure_ascii=False)
-            write_text(run / RUN_FILE, f"{text}\n")
+            write_json(run / RUN_FILE, self._about)
 
     def _tell(self, method: str, *values: object) -> None:
         if self.keep:

@@ -25,7 +25,7 @@ from tester.trained import Result, Test
 from trainer.decisions import CONFIDENCE
 from utils.checkpoint import origin_beside
 from utils.errors import explained
-from utils.files import named, numbered, write_text
+from utils.files import named, numbered, write_json
 from utils.run_folder import log_dir_for
 
 SHOWN_UNLIKE = 10  # samples beyond the limit, in the page
@@ -117,7 +117,7 @@ def report_test(
             config=json.dumps(config, indent=2, ensure_ascii=False),
             **values,
         )
-    write_text(written[0], json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(written[0], report)
     logging.getLogger("test").info("\n".join([*lines, *(f"written: {path}" for path in written)]))
     files = [path for path in written if path.is_file()]
     name, trackers = f"{checkpoint.name}.{test.split}", test.config.init_obj("trackers")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -81,6 +82,11 @@ def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Write `text` atomically; line ends stay as they are."""
     with atomic_write(path, "w", encoding=encoding, newline="") as file:
         file.write(text)
+
+
+def write_json(path: Path, content: object, indent: int = 2) -> None:
+    """Write `content` as JSON atomically, with other than English letters as they are."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
 def printable(path: str) -> str:

@@ -12,7 +12,7 @@ import json5
 
 from utils.config.sections import ALIASES, sources_of
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import write_json
 
 LARGEST = 500_000  # characters of a file
 MOST_FILES = 100  # that a file extends, each counted as often as it is named
@@ -143,7 +143,7 @@ def assign(config: dict, keys: list[str], value: object) -> None:
 
 def write(config: dict, path: Path) -> None:
     """Plain JSON, as any tool reads it."""
-    write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, config)
 
 
 def _load(text: str) -> object:

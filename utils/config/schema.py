@@ -3,7 +3,6 @@ are checked by.
 """
 
 import inspect
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from utils.config.lookup import Source
 from utils.config.sections import LOADERS, PLAIN, REQUIRED, SOURCES
 from utils.config.types import json_schema
-from utils.files import write_text
+from utils.files import write_json
 
 DESCRIPTIONS = {
     "$schema": "this schema, for editors",
@@ -55,7 +54,7 @@ def build_schema() -> dict:
 def write_schema(path: Path) -> Path:
     """Write the schema; returns its path."""
     path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(build_schema(), indent=1, ensure_ascii=False) + "\n")
+    write_json(path, build_schema(), indent=1)
     return path
 
 
