@@ -26,6 +26,7 @@ from trainer.optimization import build_optimizer
 from trainer.trainer import Trainer
 from utils import checkpoint
 from utils.config.hints import NonNegativeInt, PositiveInt
+from utils.contents import find_fault
 from utils.engine import distributed
 from utils.engine.engine import Call, Running, unwrap
 from utils.errors import CheckpointError, RunError, UserError
@@ -34,7 +35,8 @@ from utils.files import named
 T = TypeVar("T")
 CUT = "step", "channels", "macs", "params", "accuracy", "recall"  # of a row, for the origin
 MEASURED = "accuracy", "recall", "samples", "escape", "false"  # on the validation data
-STATE = ("last_stage", "epochs", "rows", "widths")  # attributes kept in checkpoints
+# attributes kept in checkpoints
+STATE = {"last_stage": bool, "epochs": int, "rows": list[dict], "widths": list[dict[str, int]]}
 
 
 class PruneTrainer(Trainer):
@@ -369,6 +371,8 @@ class PruneTrainer(Trainer):
         pruning = state["trainer"].get("pruning")
         if pruning is None:
             raise CheckpointError("it is not of a pruning run; -r PATH -c FILE starts one from it")
+        if fault := find_fault(pruning, STATE):
+            raise CheckpointError(f"trainer.pruning.{fault}")
         vars(self).update({name: pruning[name] for name in STATE}, closed=False)
         self.pruner.load_state_dict(pruning["pruner"])
         super().load_state_dict(state)

@@ -23,6 +23,12 @@ def _dense(value: object) -> object:
     return value
 
 
+def _paired(value: dict) -> dict:
+    if (value.get("mean") is None) != (value.get("std") is None):
+        raise PydanticCustomError("pair", "Input should have mean and std, or neither")
+    return value
+
+
 Object = dict[str, Any]
 Dense = Annotated[Any, AfterValidator(_dense)]
 Weights = dict[str, Dense]
@@ -131,7 +137,7 @@ TYPES: Object = {
     "rng": Object,
     "structure": Structure | None,
     "classes": list[str] | None,
-    "input": Input | None,
+    "input": Annotated[Input, AfterValidator(_paired)] | None,
     "inspection": Inspection | None,
     "novelty": Novelty | None,
     "decided": Object | None,

@@ -497,3 +497,9 @@ def test_folder_above_a_run_names_the_run(tmp_path):
     checkpoint.save(STATE, run / checkpoint.BEST)
     with pytest.raises(CheckpointError, match=f"pass a folder in it, -r {run}"):
         checkpoint.find(tmp_path / "parts")
+
+
+def test_mean_without_a_standard_deviation_is_a_fault(tmp_path):
+    checkpoint.save(STATE | {"input": {"shape": [1, 2, 2], "mean": [0.5]}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="input: should have mean and std, or neither"):
+        checkpoint.load(tmp_path / "a.pth")
