@@ -26,7 +26,7 @@ class Schedule:
         spec: the config's section, whose "interval" says when to step, and whose "optimizer" names
             another one's section; None for none
         build: builds the scheduler of an optimizer: a function of optimizer and, if wanted,
-            total_steps
+            total_steps and max_lr
     """
 
     def __init__(self, spec: str | dict | None, build: Callable[..., LRScheduler | None]):
@@ -48,7 +48,9 @@ class Schedule:
         arguments = self.spec.get("args", {}) if isinstance(self.spec, dict) else {}
         steps = epochs * (steps_per_epoch if self.interval == "step" else 1)
         length = {} if "steps_per_epoch" in arguments else {"total_steps": steps}
-        scheduler = self.build(optimizer=optimizer, **length)
+        # unless the config says so, a rate rises to the optimizer's: --lr changes both
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = self.build(optimizer=optimizer, max_lr=rates, **length)
         self.scheduler, self.watched, self.steps = scheduler, None, steps
         if isinstance(scheduler, ReduceLROnPlateau):
             if self.interval == "step":

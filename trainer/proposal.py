@@ -101,7 +101,7 @@ def configuration(
     network, side = _network(found, trained)
     # SGD at rates that suit many images stayed at chance with 24 images of the rarer class
     optimizer = {"type": "AdamW", "args": {"lr": rate, "weight_decay": 0.05}, "no_decay": True}
-    schedule: dict | None = {"type": "OneCycleLR", "args": {"max_lr": rate}}
+    schedule: str | None = "OneCycleLR"
     if weights is not None:
         network = {"type": builder_of(weights), "weights": weights, "freeze": "backbone"}
         side, epochs = 224, 20  # features of a frozen backbone are computed once

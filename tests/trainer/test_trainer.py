@@ -235,6 +235,26 @@ def test_schedules_step_as_in_torchs_documentation(plain, name):
     assert len(set(rates)) > 1
 
 
+def test_rate_of_one_cycle_rises_to_the_optimizers(plain):
+    rules = [{"match": "bias", "lr": 0.02}]
+    sgd = {"type": "SGD", "args": {"lr": 0.1}, "param_groups": rules}
+    config = {"optimizer": sgd, "lr_scheduler": "OneCycleLR", "trainer.epochs": 2}
+    trainer = build(plain(config))
+    rates = []
+    trainer.after_backward = lambda: rates.append(
+        sorted(group["lr"] for group in trainer.optimizer.param_groups)
+    )
+    trainer.train()
+    groups = [{"params": torch.nn.Linear(1, 1).parameters(), "lr": lr} for lr in (0.02, 0.1)]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.02, 0.1], total_steps=2 * 13)
+    for found in rates:
+        assert found == [group["lr"] for group in optimizer.param_groups]
+        optimizer.step()
+        scheduler.step()
+    assert len(rates) == 26
+
+
 def test_any_schedule_can_be_stepped_after_each_batch(plain):
     schedule = {
         "type": "LinearLR",

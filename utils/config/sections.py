@@ -50,7 +50,7 @@ SOURCES = {
                               "layer_decay": hints.OpenShare}),
     "lr_scheduler": Source("torch.optim.lr_scheduler.LRScheduler", ("model",), NOT_NETWORKS,
                            ("torch.optim.lr_scheduler",), "(LR|Plateau|Scheduler|Restarts)$",
-                           given=("optimizer",), offered=("total_steps",),
+                           given=("optimizer",), offered=("total_steps", "max_lr"),
                            keys={"interval": Literal["step", "epoch"]},
                            nested={"schedulers": "lr_scheduler"}),
     "task": Source("base.BaseTask", ("trainer",), functions=False,
