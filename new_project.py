@@ -38,8 +38,9 @@ OUTER = ("data", "saved", "README*", "*.pth", "*.pt", "*.onnx", "benchmarks.json
 TESTS_OF_TEMPLATE = ("benchmarks", "examples", "faults", "template")
 # about the template itself
 PAGES_OF_TEMPLATE = ("benchmarks.md", "trust.md", "from-pytorch-template.md", "README.ja.md",
-                     "report.png", "report.ja.png", "shelf.png", "tutorial.md",
-                     "tutorial.ja.md")  # fmt: skip
+                     "report.png", "report.ja.png", "shelf.png", "tutorial.md", "tutorial.ja.md",
+                     *(f"tutorial_{part}.png" for part in ("terminal", "data", "tensorboard",
+                       "folds", "comparison", "pruning")))  # fmt: skip
 LARGE = 5_000_000  # bytes
 DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 FIRST_SECTION, LAST_SECTION = "## Install and run", "## Licence"  # of README, that are taken along
