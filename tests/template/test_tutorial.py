@@ -45,7 +45,7 @@ def test_commands_of_the_tutorial_run(project):
         elif "-c configs/steel.json" in joined and ".show" not in joined:
             words += [*FAST, *(["trainer.last_epochs=1"] if "prune" in joined else [])]
         if "--int8" in words:
-            words += ["exporter.args.max_accuracy_drop=0.5"]
+            words += ["-s", "exporter.args.max_accuracy_drop=0.5"]
         done = subprocess.run(
             [sys.executable, *words], cwd=project, env=environment, capture_output=True,
             text=True, check=False,
