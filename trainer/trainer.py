@@ -84,10 +84,16 @@ class Trainer(BaseTrainer):
 
     def train(self) -> dict[str, float]:
         self.rehearse()
-        log = super().train()
-        for doubt in self.last_doubts():
-            self.logger.warning(doubt)
-        return log
+        try:
+            log = super().train()
+            for doubt in self.last_doubts():
+                self.logger.warning(doubt)
+            return log
+        finally:
+            self._stream = None
+            for loader in (self.data_loader, self.valid_data_loader):
+                if isinstance(loader, BaseDataLoader):
+                    loader.end_workers()
 
     def after_training(self) -> None:
         epoch = self.monitor.best_epoch

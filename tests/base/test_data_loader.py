@@ -1,6 +1,7 @@
 """Loaders compared with torch's DataLoader and scikit-learn's splits."""
 
 import gc
+import multiprocessing
 import random
 import weakref
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
 from base.samples import BaseDataset
+from base.worker_loader import WorkerLoader
 from data_loader.data_loaders import DigitsDataLoader
 from utils.engine.randomness import stratified_choice
 from utils.errors import UserError
@@ -428,3 +430,18 @@ def test_number_in_place_of_the_dataset_is_explained():
 
     with pytest.raises(UserError, match="pass batch_size=64"):
         Old()
+
+
+def test_workers_end_with_the_training(digits, train, monkeypatch):
+    config = digits(
+        {"trainer.epochs": 1, "trainer.len_epoch": 2, "data_loader.args.num_workers": 2}
+    )
+    monkeypatch.setattr(DigitsDataLoader, "in_memory", False)
+    started = []
+    begin = WorkerLoader._check_open_files
+    monkeypatch.setattr(
+        WorkerLoader, "_check_open_files", lambda loader: started.append(loader) or begin(loader)
+    )
+    train(config)
+    assert started
+    assert not multiprocessing.active_children()
