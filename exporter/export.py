@@ -12,6 +12,7 @@ from exporter.evaluator import Evaluation, Evaluator
 from exporter.gate import Verdict, judge
 from exporter.latency import interleaved, spreads
 from exporter.onnx_file import fingerprint
+from exporter.preprocessing import baked
 from exporter.proof import SIZES, prove, prove_decisions
 from logger.base_tracker import tell_trackers
 from logger.files import aligned, flat, threads_in_words
@@ -125,6 +126,10 @@ class Export:
         if reader := reader_for(path):
             found = {} if verdict.inspection is None else {"inspection": verdict.inspection}
             reader.amend(self._unproven(path), judged=verdict.report, **found)
+            if found and path == self.path:
+                about = self.report["metadata"]
+                about["inspection"] = verdict.inspection
+                about["decision"] = about["decision"] and baked(verdict.inspection)
         self.logger.info(f"{path.name}: {verdict.sentence}")
         return verdict
 

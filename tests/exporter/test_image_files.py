@@ -181,6 +181,17 @@ def test_export_says_by_what_the_file_decides(run, capsys):
         assert ("exporter.args.preprocess=image puts" in text) is (setting != IMAGE)
 
 
+def test_report_of_a_file_in_half_precision_has_the_files_thresholds(run, capsys):
+    settings = IMAGE, "exporter.args.precision=fp16", "exporter.args.max_accuracy_drop=0.5"
+    assert export(run, "-s", *settings) == 0
+    stored = onnx_file.load(run / "model.onnx")
+    about = json.loads((run / "export.json").read_text("utf-8"))["metadata"]
+    for key in ("inspection", "decision"):
+        assert about[key] == stored[key]
+    threshold = stored["inspection"]["threshold"]
+    assert f"NG from a probability of {threshold:.4g} on" in capsys.readouterr().out
+
+
 def test_folder_leads_to_a_file_that_decides(tmp_path, capsys):
     save_parts(tmp_path / "parts")
     text = configuration(tmp_path / "parts", "NG", None)
