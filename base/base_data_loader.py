@@ -272,10 +272,14 @@ class BaseDataLoader(WorkerLoader, ABC):
     @functools.cached_property
     def example(self) -> Sample:
         """The network's input for the first sample, without the batch axis."""
-        sample, collate = self.dataset[(0, 0, 0)], self.dataset.collate_fn
+        sample, collate = self.dataset[(0, self._first(), 0)], self.dataset.collate_fn
         sample = sample if collate is None else collate([sample])
         data = sample[0] if isinstance(sample, tuple | list) else sample
         return data if collate is None else map_tensors(data, lambda tensor: tensor[0])
+
+    def _first(self) -> int:
+        """Position of a sample that can be read."""
+        return 0
 
     @functools.cached_property
     def input(self) -> dict[str, list[int] | list[float] | str | None]:

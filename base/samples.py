@@ -39,6 +39,7 @@ class BaseDataset(Dataset):
         groups: lot, camera or patient of each sample; the validation split divides none
         balanced: draw training samples with replacement, so that all classes come equally often
         deterministic: samples draw no random numbers, so the loader need not seed any
+        may_lack: a sample that cannot be read may be missing in its batch
         __getitems__: function of a list of indices, called once per batch; returns the samples, or
             the finished batch as a tuple of tensors
     """
@@ -52,6 +53,7 @@ class BaseDataset(Dataset):
     groups: Sequence[str] | None = None
     balanced: bool = False
     deterministic: bool = False
+    may_lack: bool = False
     __getitems__: Callable[[list[int]], list[Sample] | Batch] | None = None
 
     def transform(self, index: int) -> Sample:

@@ -1,29 +1,40 @@
 """The report on image files before training: counts, imbalance, bad files, copies."""
 
-import collections
+import contextlib
+import functools
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from data_loader.cache import Contents
 from data_loader.files import first_few
+from data_loader.index import cache_folder
 from data_loader.near_copies import near_copies
-from utils.files import printable
+from utils.files import printable, write_json
 
 IMBALANCE = 10  # ratio of the largest class to the smallest from which the report mentions it
 ADVICE = 'data_loader.args.balance, "sampler" or "loss", compensates for that'
 LINES = 20  # at most so many lines about copies
+CLASSES, FEW = 50, 5  # of more classes a line names only a few
+MOST = 200_000_000  # pairs of images that are compared, as more would take too long
+KEPT = 20  # pairs of subsets whose copies are remembered
 
 
-def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[str]:
-    """The report on the images of "train", "val", "test": counts, imbalance, bad files, copies."""
+def check_images(subsets: dict[str, Contents], classes: Sequence[str], folder: Path) -> list[str]:
+    """The report on the images of "train", "val", "test": counts, imbalance, bad files, copies.
+
+    `folder` is the data set's, beside which is kept what takes long to find.
+    """
     lines = []
     for subset, contents in subsets.items():
-        totals = collections.Counter(label for file in contents.files for label in file.labels)
-        counts = {name: totals[name] for name in classes}
-        listing = ", ".join(f"{name} {count}" for name, count in counts.items())
-        lines.append(f"{subset}: {len(contents.files)} images ({listing})")
+        totals = contents.files.counts()
+        counts = {name: totals.get(name, 0) for name in classes}
+        lines.append(f"{subset}: {len(contents.files)} images ({_listing(counts)})")
         if missing := [name for name, count in counts.items() if count == 0]:
-            lines.append(f"{subset} has no images of {', '.join(missing)}")
+            lines.append(f"{subset} has no images of {first_few(missing, CLASSES)}")
         present = [name for name in counts if counts[name]]
         if subset == "train" and present:
             most, least = max(present, key=counts.get), min(present, key=counts.get)
@@ -36,17 +47,38 @@ def check_images(subsets: dict[str, Contents], classes: Sequence[str]) -> list[s
     # The subsets may be parts of one folder: say everything once.
     lines += dict.fromkeys(note for contents in subsets.values() for note in contents.notes)
     bad = dict.fromkeys(line for contents in subsets.values() for line in contents.bad)
+    lines += [_unchecked(s, contents) for s, contents in subsets.items() if not contents.is_checked]
+    subsets = {s: contents for s, contents in subsets.items() if contents.is_checked}
     return [
         *lines,
         *(f"left out: {line}" for line in bad),
         *_copies(subsets),
-        *_near_copies(subsets),
+        *_near_copies(subsets, folder),
     ]
+
+
+def _unchecked(subset: str, contents: Contents) -> str:
+    """What is not known before all images of a subset were read."""
+    known, count = int(contents.records.known("data").sum()), len(contents.files)
+    return (
+        f"{subset}: {known} of {count} images were read before; the others are checked while they "
+        "are read: bad files are left out then, and copies in other subsets and classes, bits and "
+        "pixel range are not compared in this run"
+    )
+
+
+def _listing(counts: dict[str, int]) -> str:
+    """The number of images of each class; of many classes only some."""
+    shown = [f"{name} {count}" for name, count in counts.items()]
+    if len(shown) > CLASSES:
+        least, most = min(counts.values()), max(counts.values())
+        shown[FEW:] = [f"... {len(counts)} classes of {least} to {most} images"]
+    return ", ".join(shown)
 
 
 def _ranges(subset: str, contents: Contents) -> list[str]:
     """What the values of images with more than 8 bits are scaled from."""
-    values = [file.record.values for file in contents.files if file.record.values]
+    values = [pair for pair, _ in contents.records.deep.values()]
     if not values:
         return []
     line = f"{subset}: {len(values)} of {len(contents.files)} images have more than 8 bits"
@@ -64,12 +96,19 @@ def _ranges(subset: str, contents: Contents) -> list[str]:
 
 def _copies(subsets: dict[str, Contents]) -> list[str]:
     """A line per image that is in several subsets or classes; other copies are only counted."""
-    groups = collections.defaultdict(list)
-    for subset, contents in subsets.items():
-        for file in contents.files:
-            groups[file.record.digest].append((subset, file.label, printable(file.path)))
+    parts = list(subsets.items())
+    if not parts:
+        return []
+    digests = np.concatenate([contents.records.table["digest"] for _, contents in parts])
+    starts = np.cumsum([0, *(len(contents.files) for _, contents in parts)])
     lines, harmless = [], 0
-    for copies in groups.values():
+    for group in sorted(_equal(digests), key=min):
+        copies = []
+        for place in sorted(group):
+            number = int(np.searchsorted(starts, place, side="right")) - 1
+            subset, contents = parts[number]
+            file = contents.files[place - int(starts[number])]
+            copies.append((subset, file.label, printable(file.path)))
         for kind, part in (("subsets", 0), ("classes", 1)):
             first: dict[str, str] = {}
             for copy in copies:
@@ -85,14 +124,50 @@ def _copies(subsets: dict[str, Contents]) -> list[str]:
     return lines
 
 
-def _near_copies(subsets: dict[str, Contents]) -> list[str]:
+def _equal(values: np.ndarray) -> Iterator[list[int]]:
+    """The places of equal values, for each that occurs more than once."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else order
+    sizes = np.diff(np.r_[starts, len(order)])
+    several = sizes > 1
+    for start, size in zip(starts[several].tolist(), sizes[several].tolist(), strict=True):
+        yield order[start : start + size].tolist()
+
+
+def _near_copies(subsets: dict[str, Contents], folder: Path) -> list[str]:
     """A line per two subsets with images that are near copies of each other."""
     lines = []
     for (one, first), (other, second) in itertools.combinations(subsets.items(), 2):
-        if pairs := near_copies(second, first):
+        if not 0 < len(first.files) * len(second.files) <= MOST:
+            continue
+        key = f"{other} {second.digest()} {one} {first.digest()}"
+        if pairs := remembered(folder, key, functools.partial(near_copies, second, first)):
             count = f"{len(pairs)} images look like copies"
             count = "1 image looks like a copy" if len(pairs) == 1 else count
-            shown = first_few([f"{printable(a.path)} of {printable(b.path)}" for a, b in pairs])
+            paths = ((second.files.path(name), first.files.path(copied)) for name, copied in pairs)
+            shown = first_few([f"{printable(a)} of {printable(b)}" for a, b in paths])
             how = "turned, mirrored, resized or compressed again"
             lines.append(f"{other}: {count} of {one}'s, {how}: {shown}")
     return lines
+
+
+def remembered(
+    folder: Path, key: str, find: Callable[[], list[tuple[str, str]]]
+) -> list[tuple[str, str]]:
+    """What `find` gives; once found, from the file copies.json in DATA_DIR.cache.
+
+    Args:
+        folder: of the data set
+        key: changes with what is found
+    """
+    path, stored = cache_folder(folder) / "copies.json", {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        return [(str(one), str(other)) for one, other in stored.get(key)]
+    found = find()
+    latest = list(stored.items())[-KEPT:]
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, dict(latest) | {key: found})
+    return found

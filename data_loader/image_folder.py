@@ -1,17 +1,15 @@
 import functools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from base import BaseDataLoader, BaseDataset
 from data_loader.cache import Cache, Contents, ImageStore, Reader
 from data_loader.checks import check_images
 from data_loader.datasets import Balanced
-from data_loader.files import SUBSETS, DataFolder
+from data_loader.files import SUBSETS, DataFolder, Paths
 from data_loader.images import read_image
 from data_loader.label_table import LabelTable
 from data_loader.transforms import (
@@ -26,7 +24,6 @@ from data_loader.transforms import (
 from utils.config.hints import PositiveInt, Share
 from utils.engine.engine import Tensors
 from utils.errors import UserError
-from utils.files import printable
 
 
 class ImagesInFolders:
@@ -90,14 +87,18 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         transforms: "imagenet", "inspection", "none" (resize only), or lists for "train" and "eval"
         on_bad_file: what to do if a file cannot be read: "skip" reports and omits it, "stop" stops
         cache: where to keep decoded images: "ram", "disk", "auto", or null to decode in each epoch.
-            "disk" is the folder data_dir.cache, for later runs, too; "auto" uses memory if a
-            quarter of what is free is enough, else the disk. The batches are the same with each
+            "disk" is the folder data_dir.cache, for later runs, too; "auto" uses it if a quarter
+            of the free disk is enough, else memory in the same way. The batches are the same
         classes: names of the classes in the order of the network's outputs; null for those of the
             folders with training images, sorted. With a checkpoint its classes, unless set here
         pixel_range: [lowest, highest] value of images with more than 8 bits, made 0 and 255. "data"
             finds it in the training images: integers as 8, 10, 12, 14 or 16 bits hold them, floats
             as 0..1 if they are, else from the lowest to the highest. null for 8 bits only; "file"
             scales each file by the type of its values
+        data_check: "before" reads every file before the training that is new or has changed;
+            "while-training" reads training images when they are needed and leaves bad ones out of
+            their batch, for large sets: `normalize` must be given then, and validation images be
+            others (a val part, or `split`)
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         cache: Cache = "auto",
         classes: list[str] | None = None,
         pixel_range: tuple[float, float] | Literal["data", "file"] | None = "data",
+        data_check: Literal["before", "while-training"] = "before",
         **kwargs: Any,
     ):
         if isinstance(pixel_range, tuple | list):
@@ -122,8 +124,11 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
                 raise UserError(f"data_loader.args.pixel_range: {pixel_range} must ascend")
         if split is not None and abs(sum(split) - 1) > 1e-6:
             raise UserError(f"data_loader.args.split: the shares {list(split)} must add up to 1")
-        self.transforms, self.on_bad_file = transforms, on_bad_file
+        self.transforms, self.on_bad_file, self.data_check = transforms, on_bad_file, data_check
         super().__init__(image_size=image_size, **kwargs)
+        if data_check == "while-training":
+            self._check_while_training(cache, **kwargs)
+            cache, pixel_range = None, None if pixel_range == "data" else pixel_range
         # shared with the other subsets' loaders
         seed = self.settings["seed"]
         if split is not None and self.settings["fold"]:  # the folds are of all images
@@ -132,15 +137,29 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         self.folder = LabelTable(*settings, labels) if labels else DataFolder(*settings)
         self.store = ImageStore(self.folder, cache, pixel_range)
 
+    def _check_while_training(self, cache: Cache, normalize: object = None, **kwargs: Any) -> None:
+        """Raises UserError for what cannot be known before all images were read."""
+        wanted, place = 'with data_check "while-training"', "data_loader.args."
+        if normalize == "data":
+            raise UserError(f'{place}normalize: {wanted} it must be "imagenet", or mean and std')
+        if cache in ("ram", "disk"):
+            raise UserError(f'{place}cache: {wanted} no images are kept; leave "{cache}" out')
+        if self.is_cut:
+            raise UserError(
+                f"{place}{'fold' if self.settings['fold'] else 'validation_split'}: {wanted} the "
+                "validation images must be others: set split, or put them in a folder val"
+            )
+
     def build_dataset(self, subset: str, augment: bool) -> "ImageFiles":
-        contents = self._read(subset)
+        is_unchecked = augment and self.data_check == "while-training"
+        contents = self._unchecked() if is_unchecked else self._read(subset)
         self._stop_at_bad_files([contents])
         if self.folder.is_multi_label and self.balance:
             raise UserError("data_loader.args.balance: only for images of one class each")
         balanced = augment and self.balance == "sampler"
         samples = ImageFiles(contents, self.folder.classes, self._pipeline(augment), balanced)
         if self.folder.is_grouped:
-            samples.groups = [self.folder.group_of(file.name) for file in contents.files]
+            samples.groups = list(map(self.folder.group_of, contents.files.each_name()))
         return samples
 
     @property
@@ -151,9 +170,15 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         return functools.partial(self._reader, pixel_range=self.store.pixel_range)
 
     @functools.cached_property
-    def digest(self) -> str:
+    def digest(self) -> str | None:
         """Changes with the name, the pixels as read or the class of any image that is served."""
-        return self.part().digest()
+        part = self.part()
+        return part.digest() if part.is_checked else None
+
+    def _first(self) -> int:
+        contents: Contents = self.samples.contents
+        places = range(len(contents.files) if contents.checking else 0)
+        return next((place for place in places if contents.image(place) is not None), 0)
 
     @functools.cached_property
     def _reader(self) -> Reader:
@@ -183,13 +208,18 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
     def check(self) -> list[str]:
         """The report on all subsets. Raises UserError for bad files if on_bad_file is "stop"."""
         present = [s for s in SUBSETS if s == "train" or s in self.folder.subsets]
-        self._stop_at_bad_files([self._read(subset) for subset in present])
+        unchecked = {}
+        if self.data_check == "while-training":
+            unchecked["train"] = self._unchecked()
+            present.remove("train")
+        self._stop_at_bad_files([*unchecked.values(), *map(self._read, present)])
         if self.settings["fold"]:
             present = list(SUBSETS)
         elif self.is_cut:
             present.insert(1, "val")
         contents = {subset: self.for_subset(subset).part() for subset in present}
-        return check_images(contents, self.folder.classes)
+        contents = {subset: whole.good() for subset, whole in unchecked.items()} | contents
+        return check_images(contents, self.folder.classes, self.folder.folder)
 
     def left_out(self) -> list[str]:
         return self.samples.contents.bad
@@ -197,10 +227,7 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
     def part(self) -> Contents:
         """Contents of the images that this loader serves, in order."""
         whole: Contents = self.samples.contents
-        indices = self.dataset.indices if whole.files else []
-        files = [whole.files[index] for index in indices]
-        images = None if whole.images is None else Subset(whole.images, indices)
-        return replace(whole, files=files, images=images)
+        return whole.take(self.dataset.indices).good() if len(whole.files) else whole
 
     @functools.cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -213,6 +240,9 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         if isinstance(self.transforms, str):
             return PRESETS[self.transforms](self.image_size)
         return self.transforms
+
+    def _unchecked(self) -> Contents:
+        return self.store.unchecked("train", self._reader, self.on_bad_file == "stop")
 
     def _read(self, subset: str) -> Contents:
         return self.store.contents(subset, self._reader)
@@ -239,10 +269,9 @@ class ImageFiles(BaseDataset):
 
     def __init__(self, contents: Contents, classes: list[str], pipeline: Pipeline, balanced: bool):
         self.contents, self.classes, self.pipeline = contents, classes, pipeline
-        self.paths = [printable(file.path) for file in contents.files]
-        self.targets = [file.target for file in contents.files]
+        self.paths, self.targets = Paths(contents.files), contents.files.each_target()
         self.mean, self.std, self.balanced = pipeline.mean, pipeline.std, balanced
-        self.pixel_range = contents.pixel_range
+        self.pixel_range, self.may_lack = contents.pixel_range, contents.checking is not None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -251,12 +280,19 @@ class ImageFiles(BaseDataset):
         images, targets = self.collate([self.transform(index)])
         return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
-    def transform(self, index: int) -> tuple[Tensor, int | list[int]]:
+    def transform(self, index: int) -> tuple[Tensor, int | list[int]] | None:
         image = self.contents.image(index)
+        if image is None:
+            return None
         shown = image if self.as_decoded else self.pipeline.transform(image)
         return shown, self.targets[index]
 
-    def collate(self, samples: list[tuple[Tensor, int | list[int]]]) -> tuple[Tensors, Tensor]:
-        images, targets = zip(*samples, strict=True)
+    def collate(
+        self, samples: list[tuple[Tensor, int | list[int]] | None]
+    ) -> tuple[Tensors, Tensor]:
+        present = [sample for sample in samples if sample is not None]
+        if not present:
+            raise UserError("no image of the batch can be read")
+        images, targets = zip(*present, strict=True)
         batch = padded(images) if self.as_decoded else self.pipeline.collate(images)
         return batch, torch.tensor(targets)

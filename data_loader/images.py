@@ -1,6 +1,7 @@
 """Decode image files to uint8 RGB or grey, with clear errors for broken ones."""
 
 import io
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -150,6 +151,18 @@ def _to_8_bits(pixels: np.ndarray, pixel_range: Range) -> tuple[Image.Image, lis
         high = 255 if pixels.dtype.kind == "f" else 2**31 - 1
     scaled = ((pixels.clip(low, high) - low) * (255 / (high - low))).round()
     return Image.fromarray(scaled.astype(np.uint8)), values
+
+
+def size_as_read(path: str | os.PathLike, channels: int, side: int | None) -> int:
+    """Bytes of what `read_image` makes of a file, by its header alone; 0 if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except Exception:  # as for `examine`, which says what is wrong
+        return 0
+    if side is not None and min(size) > FAR * side:
+        size = _scaled_size(size, side)
+    return channels * math.prod(size)
 
 
 def image_suffixes() -> set[str]:

@@ -6,14 +6,18 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from data_loader.files import (
     NAMES,
     SEPARATOR,
     SUBSETS,
     DataFolder,
-    File,
+    Files,
     Found,
+    Strings,
     class_name,
     first_few,
 )
@@ -27,6 +31,17 @@ COLUMNS = {  # the names that each may have
 }
 DELIMITERS = ",;\t"
 SHOWN = 10  # faults
+
+
+class Row(NamedTuple):
+    """A row of a table: the image's path as the table has it, with /, and where the file is."""
+
+    name: str
+    path: str
+    labels: tuple[str, ...]
+    subset: str
+    group: str
+    line: int
 
 
 @dataclass(eq=False)
@@ -46,7 +61,7 @@ class LabelTable(DataFolder):
         return self.folder / self.table
 
     @functools.cached_property
-    def rows(self) -> list[File]:
+    def rows(self) -> list[Row]:
         """All rows. Raises UserError, which names the lines that are wrong."""
         rows, faults = self._read()
         has_subsets = any(row.subset for row in rows)
@@ -94,7 +109,19 @@ class LabelTable(DataFolder):
 
     def find(self, subset: str) -> Found:
         self.place(subset)
-        files = [row for row in self.rows if row.subset in ("", subset)]
+        if subset not in self._found:
+            self._found[subset] = self._rows_of(subset)
+        return self._found[subset]
+
+    def _rows_of(self, subset: str) -> Found:
+        rows = [row for row in self.rows if row.subset in ("", subset)]
+        places = {labels: n for n, labels in enumerate(dict.fromkeys(row.labels for row in rows))}
+        files = Files(
+            "" if self.folder == Path() else os.path.join(self.folder, ""),
+            Strings(row.name for row in rows),
+            list(map(list, places)),
+            np.array([places[row.labels] for row in rows], int),
+        )
         missing = [f"line {row.line}" for row in self.rows if not os.path.exists(row.path)]
         note = f"{len(missing)} files of {self._file} are not there: {first_few(missing, SHOWN)}"
         return Found(files, [], [note] if missing else [])
@@ -103,7 +130,7 @@ class LabelTable(DataFolder):
     def _groups(self) -> dict[str, str]:
         return {row.name: row.group for row in self.rows}
 
-    def _read(self) -> tuple[list[File], dict[int, str]]:
+    def _read(self) -> tuple[list[Row], dict[int, str]]:
         """The rows of the table, and by line what is wrong with others. Raises UserError."""
         (_, header), *numbered = _cells(self._file) or [(1, [])]
         names = [name.lower() for name in header]
@@ -118,7 +145,7 @@ class LabelTable(DataFolder):
                 f"{self._file}, line 1: the header must name the columns path and label, and may "
                 f"name subset and group; {' and '.join(missing)} is missing: {','.join(header)}"
             )
-        rows: dict[str, File] = {}
+        rows: dict[str, Row] = {}
         faults = {}
         for line, cells in numbered:
             if len(cells) != len(names):
@@ -131,9 +158,7 @@ class LabelTable(DataFolder):
                 name = name.replace("\\", "/")  # written on Windows
             path, name = str(self.folder / name), name.replace(os.sep, "/")
             labels = sorted({class_name(text.strip()) for text in label.split(SEPARATOR)} - {""})
-            row = File(
-                path, name, labels, subset=NAMES.get(subset.lower(), ""), group=group, line=line
-            )
+            row = Row(name, path, tuple(labels), NAMES.get(subset.lower(), ""), group, line)
             if not name:
                 faults[line] = "no path"
             elif subset and not row.subset:
@@ -143,7 +168,7 @@ class LabelTable(DataFolder):
         return list(rows.values()), faults
 
 
-def _has_several(rows: Iterable[File]) -> bool:
+def _has_several(rows: Iterable[Row]) -> bool:
     return any(len(row.labels) > 1 for row in rows)
 
 

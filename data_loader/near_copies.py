@@ -1,6 +1,5 @@
 """Images that are near copies of others: turned, mirrored, resized or compressed again."""
 
-import base64
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,6 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from data_loader.cache import Contents
-    from data_loader.files import File
 
 SIDE = 12  # pixels of a thumbnail
 CONTRAST = 2.0  # of a thumbnail's 256 grey values, below which it tells nothing
@@ -21,25 +19,20 @@ FINE, COARSE = 64, 8  # pixels; of a pair so near, the structures between these 
 PART, SAMPLE = 0.65, 50
 LOOKED_AT = 200  # pairs whose images are read
 BLOCK = 1000  # thumbnails that are compared with all others at once
-MOST = 200_000_000  # pairs of thumbnails, as more would take too long
 
 
-def thumbnail(pixels: np.ndarray) -> str:
-    """An image, uint8 (height, width, channels), small and grey, as text; "" without contrast."""
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """An image, uint8 (height, width, channels), small and grey: int8 (N,); 0 without contrast."""
     values = _grey(pixels, SIDE)
-    if values.std() < CONTRAST:
-        return ""
-    return base64.b64encode((values * (127 / abs(values).max())).round().astype(np.int8)).decode()
+    scale = 0 if values.std() < CONTRAST else 127 / abs(values).max()
+    return (values * scale).round().astype(np.int8).flatten()
 
 
-def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "File"]]:
-    """The images of `some` that are near copies of one of `others`, each with the nearest one.
-
-    Equal images are left out.
+def near_copies(some: "Contents", others: "Contents") -> list[tuple[str, str]]:
+    """The images of `some` that are near copies of one of `others`, each with the nearest one, by
+    name. Equal images are left out.
     """
     first, second = _thumbnails(some), _thumbnails(others)
-    if not 0 < len(first) * len(second) <= MOST:
-        return []
     pairs = sorted(_candidates(first, second))[:LOOKED_AT]
     if not pairs:
         return []
@@ -49,21 +42,21 @@ def near_copies(some: "Contents", others: "Contents") -> list[tuple["File", "Fil
     typical = np.median(_turned_distances(_fine(some, pairs[0][1]), theirs))
     found = []
     for _, row, column in pairs:
-        one, other = some.files[row], others.files[column]
         distance = _turned_distances(_fine(some, row), _fine(others, column)[None])[0]
-        if distance < PART * typical and one.record.digest != other.record.digest:
-            found.append((one, other))
+        one, other = some.records.table[row], others.records.table[column]
+        if distance < PART * typical and one["digest"] != other["digest"]:
+            found.append((some.files[row].name, others.files[column].name))
     return found
 
 
 def _thumbnails(contents: "Contents") -> np.ndarray:
     """Those of all images; zeros, which are far from everything, for images without contrast."""
-    thumbnails = np.zeros((len(contents.files), SIDE, SIDE), np.float32)
-    for image, file in zip(thumbnails, contents.files, strict=True):
-        values = np.frombuffer(base64.b64decode(file.record.thumbnail), np.int8)
-        if len(values):
-            image[:] = _normalised(values.reshape(SIDE, SIDE).astype(np.float32))
-    return thumbnails
+    thumbnails = (
+        contents.records.table["content"]["thumbnail"].astype(np.float32).reshape(-1, SIDE, SIDE)
+    )
+    thumbnails -= thumbnails.mean((1, 2), keepdims=True)
+    sizes = np.linalg.norm(thumbnails, axis=(1, 2), keepdims=True)
+    return thumbnails / sizes.clip(min=1e-6)
 
 
 def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[float, int, int]]:

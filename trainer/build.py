@@ -72,8 +72,9 @@ def build_loaders(config: ConfigParser) -> tuple[BaseDataLoader, BaseDataLoader 
     valid_data_loader = build_loader(config, "valid_data_loader", "val")
     valid_data_loader = valid_data_loader or data_loader.split_validation()
     loaders = [loader for loader in (data_loader, valid_data_loader) if loader is not None]
+    own = loaders if config.get("valid_data_loader") else loaders[:1]  # others are of the same data
     with distributed.local_main_first():  # one process of a machine downloads and fills caches
-        for line in dict.fromkeys(line for loader in loaders for line in loader.check()):
+        for line in dict.fromkeys(line for loader in own for line in loader.check()):
             config.get_logger("data").info(line)
         for loader in loaders:
             len(loader)

@@ -51,7 +51,8 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
     """
     name = find_head(network).partition(".")[0]
     first = loader.dataset.indices[:8].tolist()
-    if loader.dataset.collate_fn is not None:  # a sample may depend on the others of its batch
+    # a sample may depend on the others of its batch, or be missing
+    if loader.dataset.collate_fn is not None or loader.dataset.offers.may_lack:
         return None
     if any(draws_randomness(partial(loader.samples.__getitem__, index)) for index in first):
         return None

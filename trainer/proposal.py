@@ -6,14 +6,13 @@ import math
 import random
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data_loader.files import NAMES, SUBSETS, DataFolder, File, find_files
+from data_loader.files import NAMES, SUBSETS, DataFolder, Files, find_files
 from data_loader.images import read_image
 from data_loader.label_table import LabelTable
 from utils.config import config_file
@@ -211,7 +210,7 @@ def survey(data: Path) -> Survey:
         wanted = "should contain a folder of images for each class, or train, val, test with those"
     parts = [part for part in SUBSETS if is_split and part in found.subsets]
     images = found.find("train")
-    counts = dict(sorted(images.counts().items()))
+    counts = dict(sorted(images.files.counts().items()))
     if len(counts) < 2:
         above = ""
         if data.is_dir() and find_files(data)[0][""]:
@@ -219,7 +218,7 @@ def survey(data: Path) -> Survey:
         raise UserError(f"--data: {data} {wanted}; found: {', '.join(counts) or 'none'}{above}")
     if data.is_dir() and not is_split:
         _check_depth(data, images.files)
-    paths = sorted({file.path for file in images.files})
+    paths = sorted(set(images.files.paths()))
     sides, grey = [], []
     for path in random.Random(0).sample(paths, min(LOOKED_AT, len(paths))):
         try:
@@ -233,12 +232,12 @@ def survey(data: Path) -> Survey:
     return Survey(counts, parts, round(np.median(sides)), all(grey), found.is_multi_label)
 
 
-def _check_depth(data: Path, files: Sequence[File]) -> None:
+def _check_depth(data: Path, files: Files) -> None:
     """Say that the classes may be the folders below where all images are in some.
 
     Raises UserError if those have the names of subsets.
     """
-    inner = {tuple(file.name.split("/")[:-1][:2]) for file in files}
+    inner = {tuple(name.split("/")[:-1][:2]) for name in files.each_name()}
     if any(len(folders) < 2 for folders in inner):
         return
     top, below = (sorted(set(names)) for names in zip(*inner, strict=True))

@@ -1,5 +1,6 @@
 """Cached and reduced images, compared with Pillow and with reading the files again."""
 
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_later_run_uses_the_cache_file(folder, monkeypatch):
     read = count_reads(monkeypatch)
     again = image_loader(folder, normalize="data")
     assert_same(list(again), expected)
-    assert again.check() == report[:-1]
+    assert again.check() == report
     assert not read
     moved = folder.rename(folder.with_name("moved"))
     folder.with_name("data.cache").rename(folder.with_name("moved.cache"))
@@ -50,11 +51,23 @@ def test_later_run_uses_the_cache_file(folder, monkeypatch):
     assert not read
 
 
-DAMAGE = "content time added removed size channels truncated flipped index flipped_index"
+DAMAGE = {  # and how many files are then decoded again
+    "content": 1,
+    "time": 1,
+    "added": 1,
+    "removed": 0,
+    "size": 16,
+    "channels": 16,
+    "truncated": 1,
+    "emptied": 16,
+    "deleted": 16,
+    "index": 16,
+    "flipped_index": 16,
+}
 
 
-@pytest.mark.parametrize("change", DAMAGE.split())
-def test_stale_or_damaged_cache_is_rebuilt(folder, monkeypatch, change):
+@pytest.mark.parametrize("change", DAMAGE)
+def test_only_what_changed_is_decoded_again(folder, monkeypatch, change):
     list(image_loader(folder))
     place, settings = folder / "train" / "NG" / "0.png", {}
     data, index = (
@@ -74,70 +87,141 @@ def test_stale_or_damaged_cache_is_rebuilt(folder, monkeypatch, change):
         settings = {"image_size": 10}
     elif change == "channels":
         settings = {"channels": 1}
+    elif change == "deleted":
+        data.unlink()
     else:
-        by_suffix = {path.suffix: path for path in (data, index)}
-        damaged = by_suffix[".json" if "index" in change else ".bin"]
+        damaged = index if "index" in change else data
         content = damaged.read_bytes()
-        place = content.index(b'"sums"') + 200 if "index" in change else 5000  # in a sum
-        digit = b"8" if content[place : place + 1] == b"7" else b"7"
-        changed = content[:place] + digit + content[place + 1 :]
-        damaged.write_bytes(changed if "flipped" in change else content[:-10])
+        start = content.index(b'"content"') + 300 if "index" in change else 0  # in a row
+        digit = b"8" if content[start : start + 1] == b"7" else b"7"
+        changed = content[:start] + digit + content[start + 1 :]
+        shorter = b"" if change == "emptied" else content[:-10]
+        damaged.write_bytes(changed if "flipped" in change else shorter)
     read = count_reads(monkeypatch)
     ours = list(image_loader(folder, **settings))
-    assert len(read) == {"added": 17, "removed": 15}.get(change, 16)
+    assert len(read) == DAMAGE[change]
     assert_same(ours, list(image_loader(folder, cache=None, **settings)))
-    assert len(kept_files(folder)) == 2  # the old ones are deleted
+    read.clear()
+    assert_same(list(image_loader(folder, **settings)), ours)
+    assert not read
+    changed = change in ("content", "time", "added", "truncated")
+    assert len(kept_files(folder)) == (3 if changed else 2)  # what nothing uses is deleted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_flipped_byte_of_a_kept_image_is_noticed_and_its_file_decoded(folder, caplog, workers):
+    expected = list(image_loader(folder))
+    [data] = folder.with_name("data.cache").glob("*.bin")
+    content = bytearray(data.read_bytes())
+    content[5000] ^= 1
+    data.write_bytes(content)
+    cache._warn_once.cache_clear()
+    assert_same(list(image_loader(folder, num_workers=workers)), expected)
+    if not workers:
+        assert "is damaged: such images are decoded again" in caplog.text
+
+
+def test_many_small_additions_end_in_one_file(folder, monkeypatch):
+    for number in range(cache.MOST_PACKS + 2):
+        image = Image.new("RGB", (60, 50), (number, 0, 0))
+        image.save(folder / "train" / "OK" / f"new{number}.png")
+        read = count_reads(monkeypatch)
+        ours = list(image_loader(folder))
+        assert len(read) == (1 if number else 17)
+        assert len(list(folder.with_name("data.cache").glob("*.bin"))) <= cache.MOST_PACKS
+    assert_same(ours, list(image_loader(folder, cache=None)))
+
+
+def test_interrupted_check_goes_on_where_it_was(folder, monkeypatch):
+    examine, count = cache.examine, itertools.count()
+
+    def interrupted(path, **settings):
+        if next(count) == 9:
+            raise KeyboardInterrupt
+        return examine(path, **settings)
+
+    monkeypatch.setattr(cache, "cores", lambda: 1)
+    monkeypatch.setattr(cache, "examine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        image_loader(folder, cache=None).check()
+    monkeypatch.setattr(cache, "examine", examine)
+    read = count_reads(monkeypatch)
+    image_loader(folder, cache=None).check()
+    assert len(read) == 16 - 9
 
 
 def test_cache_file_that_is_truncated_meanwhile_is_not_read(folder):
     """Reading beyond the end of a mapped file kills the process."""
-    list(image_loader(folder))
-    images = image_loader(folder).samples.contents.images
-    with open(images.path, "r+b") as file:
+    expected = list(image_loader(folder))
+    loader = image_loader(folder)
+    contents = loader.samples.contents
+    with open(contents.images.paths[0], "r+b") as file:
         file.truncate(5000)
-    with pytest.raises(OSError, match="its size has changed"):
-        cache.ImageFile(images.path, images.shapes)[15]
+    contents.images = cache.KeptImages(contents.images.paths[0].parent, contents.records)
+    assert_same(list(loader), expected)
 
 
 def test_two_processes_write_the_cache_at_the_same_time(folder, monkeypatch):
     """The second process does everything before the first one has finished its file."""
     expected = list(image_loader(folder, cache=None))
-    decode, process = cache._decode, os.getpid()
+    shutil.rmtree(folder.with_name("data.cache"))
+    decode, process = cache.Reading.decode, os.getpid()
 
     def decode_slowly(*arguments, **options):
-        monkeypatch.setattr(cache, "_decode", decode)
+        monkeypatch.setattr(cache.Reading, "decode", decode)
         yield from decode(*arguments, **options)
         monkeypatch.setattr(os, "getpid", lambda: process + 1)
         assert_same(list(image_loader(folder)), expected)
         monkeypatch.setattr(os, "getpid", lambda: process)
 
-    monkeypatch.setattr(cache, "_decode", decode_slowly)
+    monkeypatch.setattr(cache.Reading, "decode", decode_slowly)
     assert_same(list(image_loader(folder)), expected)
     assert_same(list(image_loader(folder)), expected)
     assert len(kept_files(folder)) == 2
 
 
-def test_auto_uses_the_disk_if_memory_is_short(folder, monkeypatch):
+def test_auto_keeps_files_and_uses_memory_if_the_disk_is_full(folder, monkeypatch):
     loader = image_loader(folder, cache="auto")
     expected = list(loader)
-    assert isinstance(loader.samples.contents.images, list)
-    assert kept_files(folder) == ["index.json"]
-    monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
+    assert isinstance(loader.samples.contents.images, cache.KeptImages)
+    assert f"the decoded images are kept in {folder}.cache" in loader.check()[-1]
+    assert len(kept_files(folder)) == 2
+    free = cache.free_disk(folder.with_name("data.cache"))
+    assert free == pytest.approx(shutil.disk_usage(folder).free, rel=0.1)
+    monkeypatch.setattr(cache, "free_disk", lambda place: 0)
+    loader = image_loader(folder, cache="auto")  # nothing more is needed
+    assert_same(list(loader), expected)
+    assert isinstance(loader.samples.contents.images, cache.KeptImages)
+    shutil.rmtree(folder.with_name("data.cache"))
     loader = image_loader(folder, cache="auto")
     assert_same(list(loader), expected)
-    assert isinstance(loader.samples.contents.images, cache.ImageFile)
-    assert len(kept_files(folder)) == 2
+    assert isinstance(loader.samples.contents.images, list)
+    assert "kept in memory: 0 MB are free in " in loader.check()[-1]
+    assert kept_files(folder) == ["index.json"]
+    whole = 16 * 50 * 60 * 3  # from the headers alone
+    monkeypatch.setattr(cache, "free_disk", lambda place: 4 * whole - 1)
+    shutil.rmtree(folder.with_name("data.cache"))
+    assert isinstance(
+        image_loader(folder, cache="auto", image_size=40).samples.contents.images, list
+    )
+    monkeypatch.setattr(cache, "free_disk", lambda place: 4 * whole)
+    shutil.rmtree(folder.with_name("data.cache"))
+    kept = image_loader(folder, cache="auto", image_size=40).samples.contents.images
+    assert isinstance(kept, cache.KeptImages)
 
 
-def test_auto_decodes_in_each_epoch_if_nothing_can_be_written(folder, monkeypatch):
+def test_auto_decodes_in_each_epoch_if_there_is_no_room(folder, monkeypatch):
     expected = list(image_loader(folder, cache=None))
     shutil.rmtree(folder.with_name("data.cache"))
     folder.with_name("data.cache").write_text("a file in its place")
+    loader = image_loader(folder, cache="auto")
+    assert_same(list(loader), expected)
+    assert "the decoded images are kept in memory: " in loader.check()[-2]
     monkeypatch.setattr(cache, "free_memory", lambda: 4 * 10_000)
     loader = image_loader(folder, cache="auto")
     assert_same(list(loader), expected)
-    assert "decoded in each epoch: memory is short" in loader.check()[-1]
-    assert f"every start reads every file, as {folder}.cache" in loader.check()[-2]
+    assert "the images are decoded in each epoch: they would take 0 MB" in loader.check()[-2]
+    assert f"every start reads every file, as {folder}.cache" in loader.check()[-1]
     with pytest.raises((UserError, OSError)):
         list(image_loader(folder, cache="disk"))
 

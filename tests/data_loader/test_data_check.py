@@ -70,7 +70,8 @@ def readable(name, folder):
 
 
 def check(folder, **arguments):
-    return ImageFolderDataLoader(str(folder), **({"image_size": 28} | arguments)).check()
+    settings = {"image_size": 28, "cache": None} | arguments
+    return ImageFolderDataLoader(str(folder), **settings).check()
 
 
 def test_twelve_kinds_of_bad_files_are_reported(troubled):

@@ -181,6 +181,33 @@ def test_image_run_resumed_with_any_cache_and_workers_equals_unbroken_run(
     assert rows(half) == rows(whole)
 
 
+def test_run_that_checks_while_training_resumed_equals_unbroken_run(
+    image_config, train, resume, own_code, tmp_path
+):
+    """The bad files are not known when it begins, and are when it goes on."""
+    own_code("stopper", STOPPER)
+    folder = tmp_path / "images"
+    save_images(folder / "train", {"NG": 20, "OK": 30}, size=(70, 64))
+    save_images(folder / "val", {"NG": 4, "OK": 6}, size=(70, 64))
+    for name in ("train/NG/3.png", "train/OK/0.png", "train/OK/29.png"):
+        (folder / name).write_text("no image")
+    config = image_config(
+        folder, transforms="inspection", num_workers=2, data_check="while-training",
+        normalize="imagenet",
+    )  # fmt: skip
+    config["trainer"] |= {"type": "stopper.Stopped", "epochs": 3}
+    whole = train(config)
+    shutil.rmtree(tmp_path / "images.cache")
+    config["trainer"] |= {"at": 8}
+    half = train(config, code=130)
+    assert last_checkpoint(half)["trainer"]["step"] > 0
+    resume(half, "-s", "trainer.at=0")
+    one, two = (comparable(last_checkpoint(run)) for run in (half, whole))
+    assert (len(one["origin"].pop("data")), two["origin"].pop("data")) == (32, None)
+    assert_same(one, two)
+    assert rows(half) == rows(whole)
+
+
 def copy_with(section, **arguments):
     return section | {"args": section["args"] | arguments}
 
