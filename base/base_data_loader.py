@@ -36,7 +36,7 @@ class BaseDataLoader(WorkerLoader, ABC):
         shuffle: another order of the training samples in each epoch; follows from (seed, epoch)
         validation_split: training samples to validate with instead: a share (0.1) or a number (100)
         num_workers: processes that prepare batches; the result is the same for any number. 0 uses
-            the training process; "auto" spare cores if a GPU trains. None if the data is in memory
+            the training process; "auto" measures what is fastest. None if the data is in memory
         collate_fn: function of a list of samples that makes the batch, as the method of that name
         drop_last: leave out the last training batch if it is not full
         seed: determines order, split and augmentation; by default the config's seed
@@ -59,7 +59,7 @@ class BaseDataLoader(WorkerLoader, ABC):
         batch_size: PositiveInt = 64,
         shuffle: bool = True,
         validation_split: NonNegativeInt | Share = 0,
-        num_workers: NonNegativeInt | Literal["auto"] = 0,
+        num_workers: NonNegativeInt | Literal["auto"] = "auto",
         collate_fn: Callable[[list[Sample]], Batch] | None = None,
         drop_last: bool = False,
         seed: int = 0,
@@ -92,10 +92,8 @@ class BaseDataLoader(WorkerLoader, ABC):
         self.subset = subset
         training = subset == "train" and self._for_training
         has_gpu, processes = torch.cuda.is_available(), distributed.world_size()
-        if self.in_memory:
+        if self.in_memory or num_workers == "auto":  # until `set_workers` is called
             num_workers = 0
-        elif num_workers == "auto":  # without a GPU all cores are busy with the training
-            num_workers = min(8, cores() - 1) if has_gpu else 0
         if num_workers > (most := max(64, 4 * cores())):
             raise UserError(f"data_loader.args.num_workers: {num_workers} should be at most {most}")
         if batch_size < processes:

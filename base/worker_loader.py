@@ -41,6 +41,20 @@ class WorkerLoader(DataLoader):
             **kwargs,
         )
 
+    def set_workers(self, count: int, persistent: bool = True) -> None:
+        """Prepare batches in so many processes from the next pass on.
+
+        Without `persistent` they end with the pass.
+        """
+        self.end_workers()
+        self.dataset.loading = multiprocessing.RawArray("q", [-1] * count) if count else None
+        # torch's own attributes, which it lets nobody set one by one
+        options = {
+            "persistent_workers": count > 0 and persistent,
+            "prefetch_factor": 2 if count else None,
+        }
+        vars(self).update(num_workers=count, **options)
+
     def __iter__(self) -> Iterator[Batch]:
         if self.num_workers and self._iterator is None:
             self._check_open_files()

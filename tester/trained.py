@@ -22,6 +22,7 @@ from trainer.agreement import check_agreement
 from trainer.decisions import class_number
 from trainer.evaluate import Metric, evaluate, progress
 from trainer.rehearsal import rehearse
+from trainer.workers import choose_workers
 from utils import checkpoint
 from utils.checkpoint import output_dir
 from utils.config.config import ConfigParser
@@ -77,6 +78,7 @@ class Test:
             class_number(target, classes)
         served = self._served(self.loader)
         rehearse(network, served, self.task, self.metrics, self.engine)
+        choose_workers(network, [served], self.task, self.engine)
         self.compare_data()
 
     def build_loader(self) -> BaseDataLoader:

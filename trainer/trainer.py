@@ -21,6 +21,7 @@ from trainer.evaluate import Meters, evaluate, progress
 from trainer.features import Tail, reusable_tail, with_features
 from trainer.rehearsal import check_kind, known_labels, rehearse
 from trainer.tasks import AuxiliaryHeadsTask, LossTask, SupervisedTask
+from trainer.workers import choose_workers
 from utils import checkpoint
 from utils.config.hints import PositiveFloat, PositiveInt
 from utils.engine import distributed
@@ -304,6 +305,8 @@ class Trainer(BaseTrainer):
         is_known = list(own) == [getattr(Trainer, name) for name in LOGGING]
         if is_known and (valid is None or isinstance(valid, BaseDataLoader)):
             self.monitor.check(logged)
+        own_loaders = [x for x in (self.data_loader, valid) if isinstance(x, BaseDataLoader)]
+        choose_workers(network, own_loaders, self.task, self.engine, self.train_steps)
         if tried.inputs:  # the task may call only parts of the network
             args, kwargs = map_tensors(tried.inputs[0], lambda tensor: tensor[:2])
             rows = summary(network, *args, **kwargs)
