@@ -4,6 +4,7 @@
 """
 
 import collections
+import copy
 import functools
 import itertools
 import os
@@ -89,7 +90,8 @@ class Files(Sequence):
         names: of all files
         combinations: of labels that occur
         labels: place of each file's labels in these (N,)
-        rows: the names that belong to it, in order; by default all
+    Attributes:
+        rows: the names that belong to it, in order
         targets: of each combination
     """
 
@@ -99,8 +101,6 @@ class Files(Sequence):
         names: Strings,
         combinations: list[list[str]],
         labels: np.ndarray,
-        rows: np.ndarray | None = None,
-        targets: Sequence[int | list[int]] = (),
     ):
         self.folder, self.names, self.combinations, self.labels = (
             folder,
@@ -108,8 +108,8 @@ class Files(Sequence):
             combinations,
             labels,
         )
-        self.rows = np.arange(len(names)) if rows is None else rows
-        self.targets = targets or [0] * len(combinations)
+        self.rows = np.arange(len(names))
+        self.targets: list[int | list[int]] = [0] * len(combinations)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,22 +119,29 @@ class Files(Sequence):
             return self.take(index)
         row = self.rows[index]
         label, name = self.labels[row], self.names[row]
-        return File(self.path(name), name, self.combinations[label], self.targets[label])
+        return File(self.path_at(row), name, self.combinations[label], self.targets[label])
 
     def take(self, chosen: np.ndarray | slice) -> "Files":
         """Those at these places, or for which `chosen` (N,) is True."""
-        columns = self.folder, self.names, self.combinations, self.labels
-        return Files(*columns, self.rows[chosen], self.targets)
+        taken = copy.copy(self)
+        taken.rows = self.rows[chosen]
+        return taken
 
     def numbered(self, targets: list[int | list[int]]) -> "Files":
         """The same with the targets of each combination of labels."""
-        return Files(self.folder, self.names, self.combinations, self.labels, self.rows, targets)
+        numbered = copy.copy(self)
+        numbered.targets = targets
+        return numbered
 
     def each_target(self) -> list[int | list[int]]:
         return [self.targets[label] for label in self.labels[self.rows].tolist()]
 
     def paths(self) -> Iterator[str]:
         return map(self.path, self.each_name())
+
+    def path_at(self, row: int) -> str:
+        """The path of the file whose name is in this row."""
+        return self.path(self.names[row])
 
     def each_name(self) -> Iterator[str]:
         if len(self.rows) == len(self.names) and (np.diff(self.rows) == 1).all():

@@ -101,6 +101,8 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
             others (a val part, or `split`)
     """
 
+    folder_type = DataFolder
+
     def __init__(
         self,
         data_dir: str,
@@ -134,7 +136,11 @@ class ImageFolderDataLoader(Balanced, ImagesInFolders, BaseDataLoader):
         if split is not None and self.settings["fold"]:  # the folds are of all images
             split = (1.0, 0.0, 0.0)
         settings = Path(data_dir), split, classes, seed, stratify, group
-        self.folder = LabelTable(*settings, labels) if labels else DataFolder(*settings)
+        if labels and self.folder_type is not DataFolder:
+            name = type(self).__name__
+            raise UserError(f"data_loader.args.labels: {name} has the classes in its files")
+        folder = self.folder_type(*settings)
+        self.folder = LabelTable(*settings, labels) if labels else folder
         self.store = ImageStore(self.folder, cache, pixel_range)
 
     def _check_while_training(self, cache: Cache, normalize: object = None, **kwargs: Any) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,36 @@ class BadImage(UserError):  # noqa: N818 (the file is bad)
         super().__init__(f"{path}: {reason}" if reason else path)
 
 
+class Member(str):
+    """An image in a tar file: as a text, its name there.
+
+    Args:
+        shard: the tar file
+        name: of the image
+        offset, size: where its bytes are
+    """
+
+    __slots__ = ("offset", "shard", "size")
+
+    def __new__(cls, shard: Path, name: str, offset: int, size: int) -> "Member":
+        member = super().__new__(cls, shard / name)
+        member.shard, member.offset, member.size = shard, offset, size
+        return member
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Member, (self.shard, str(self)[len(str(self.shard)) + 1 :], self.offset, self.size)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of an image file, which may be in a tar file."""
+    if not isinstance(path, Member):
+        with open(path, "rb") as file:
+            return file.read()
+    with open(path.shard, "rb") as file:
+        file.seek(path.offset)
+        return file.read(path.size)
+
+
 class DeepImage(Exception):  # noqa: N818
     """An image has more than 8 bits per channel: its lowest and its highest value."""
 
@@ -59,8 +90,7 @@ def examine(
     floats 0..1 or 0..255; with None they are not allowed; with "data" they raise DeepImage.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(path)
         # open() checks the size in the header before anything is decoded
         with Image.open(io.BytesIO(content)) as image:
             far_larger = side is not None and min(image.size) > FAR * side
@@ -156,7 +186,7 @@ def _to_8_bits(pixels: np.ndarray, pixel_range: Range) -> tuple[Image.Image, lis
 def size_as_read(path: str | os.PathLike, channels: int, side: int | None) -> int:
     """Bytes of what `read_image` makes of a file, by its header alone; 0 if it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_bytes(path))) as image:
             size = image.size
     except Exception:  # as for `examine`, which says what is wrong
         return 0
@@ -175,6 +205,8 @@ def _reason(path: str | os.PathLike, error: Exception) -> str:
         return str(error)
     if isinstance(error, PermissionError):
         return "cannot be opened (permission denied)"
+    if isinstance(path, Member):
+        path = path.shard
     if not os.path.exists(path):
         return "is a link to nothing" if os.path.islink(path) else "no such file"
     if isinstance(error, Image.DecompressionBombError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 import PIL
 
-from data_loader.images import Range
+from data_loader.images import Member, Range
 from utils.files import atomic_write, write_text
 
 if TYPE_CHECKING:
@@ -366,10 +366,10 @@ def _is_whole(file: BinaryIO) -> bool:
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of a file; -1 if it cannot be opened."""
     try:
-        stat = os.stat(path)
+        stat = os.stat(path.shard if isinstance(path, Member) else path)
     except OSError:
         return -1, -1
-    return stat.st_size, stat.st_mtime_ns
+    return path.size if isinstance(path, Member) else stat.st_size, stat.st_mtime_ns
 
 
 def remember_parts(

@@ -7,6 +7,7 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
+from data_loader.images import read_bytes
 from exporter.base_exporter import TOLERANCE
 from exporter.deployed import DECISION, ExportedNetwork
 from exporter.evaluator import Evaluation, Evaluator
@@ -104,7 +105,7 @@ def decode_with_opencv(
     files = [file.path for file in evaluator.loader.part().files[: len(wanted)]]
     for path, number in zip(files, wanted, strict=True):
         # not imread, which cannot open every name on Windows
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_COLOR)
         if image is not None:
             pixels = np.ascontiguousarray(image[None, :, :, ::-1]).repeat(network.batch or 1, 0)
             same += bool(run({"input": pixels})[DECISION][0] == number)
