@@ -14,6 +14,7 @@ from tester.appearance import appearance
 from trainer.decisions import calibrated, class_number, counts, decided
 
 KEPT = 200  # mistakes
+LARGEST_TABLE = 20_000_000  # probabilities that are written
 SHOWN_MISTAKES, SHOWN_SUSPECTS = 24, 12  # in the page
 UNSURE = "unsure"  # the decision to ask a person
 
@@ -120,14 +121,19 @@ class Predictions:
 
     def columns(self) -> dict[str, list]:
         """The columns of a table: each sample's true and predicted class, and the probability of
-        each class. With an inspection also "confidence", how often such an answer is right by the
-        validation data, and "decision", which may be to ask a person; and "distance".
+        each class; where that were too many numbers, of these two classes alone. With an inspection
+        also "confidence", how often such an answer is right by the validation data, and "decision",
+        which may be to ask a person; and "distance".
         """
         names, inspection = np.array(self.classes), self._inspection or {}
         predicted, probabilities = names[self.predicted], self.probabilities
         columns = {"true": names[self.targets].tolist(), "predicted": predicted.tolist()}
-        for number, name in enumerate(self.classes):
-            columns[f"p({name})"] = probabilities[:, number].tolist()
+        if probabilities.size > LARGEST_TABLE:
+            for name, numbers in ("true", self.targets), ("predicted", self.predicted):
+                columns[f"p({name})"] = probabilities[np.arange(len(numbers)), numbers].tolist()
+        else:
+            for number, name in enumerate(self.classes):
+                columns[f"p({name})"] = probabilities[:, number].tolist()
         if "temperature" in inspection:
             own = calibrated(torch.from_numpy(probabilities), inspection["temperature"]).numpy()
             columns["confidence"] = own[np.arange(len(own)), self.predicted].tolist()
@@ -146,10 +152,15 @@ class Predictions:
         pairs = self.targets * count + self.predicted
         return np.bincount(pairs, minlength=count * count).reshape(count, count)
 
+    def count(self, true: int, called: int) -> int:
+        """How many samples of one class were predicted as another."""
+        return int(((self.targets == true) & (self.predicted == called)).sum())
+
     def per_class(self) -> dict[str, dict[str, float]]:
         """Precision, recall, F1 and support of each class; 0 where the divisor is 0."""
-        confusion = self.confusion()
-        right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        count, targets, called = len(self.classes), self.targets, self.predicted
+        parts = targets[targets == called], targets, called
+        right, support, predicted = (np.bincount(part, minlength=count) for part in parts)
         precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
         f1 = 2 * right / np.maximum(support + predicted, 1)
         keys = ("precision", "recall", "f1", "support")

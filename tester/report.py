@@ -32,6 +32,7 @@ SHOWN_UNLIKE = 10  # samples beyond the limit, in the page
 SHOWN_GROUPS = 20  # the worst, in the page
 SHOWN_COLUMNS = 8  # of a task's samples, in the page
 LARGEST_SAMPLE = 960  # pixels of a task's image
+MOST_CLASSES = 200  # with a confusion matrix in the page
 CURVES = "curves.png"
 AS_IT_IS = {"mean": [0.0], "std": [1.0]}  # the normalization of images of 0 to 1
 
@@ -145,7 +146,8 @@ def _classes_page(
     return {
         "classes": names,
         "target": target,
-        "pairs": dict(sorted(pairs.items(), key=lambda pair: -len(pair[1]))),
+        "pairs": sorted(pairs.items(), key=lambda pair: -len(pair[1])),
+        "pair_counts": {pair: predictions.count(*pair) for pair in pairs},
         "predictions": predictions,
         "mistakes": mistakes,
         "mistake_count": int((predictions.targets != predictions.predicted).sum()),
@@ -155,7 +157,8 @@ def _classes_page(
         "images": {p: image_uri(images[p]) for p in mistakes + suspects if p in images},
         "heat_method": test.config.get("heatmap", {}).get("method", "LayerCAM") if maps else None,
         "maps": {p: image_uri(charts.overlay(images[p], heat)) for p, heat in maps.items()},
-        "confusion": charts.confusion_chart(predictions.confusion(), names, t),
+        "confusion": len(names) <= MOST_CLASSES
+        and charts.confusion_chart(predictions.confusion(), names, t),
         "inspection": inspection,
         "costs": inspection and costs_in_words(inspection, t, target),
         "confidence": inspection and inspection.get("confidence", CONFIDENCE),

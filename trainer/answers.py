@@ -45,12 +45,14 @@ class Answers:
             kept = step.target, likeliest, probability
             self._kept.append(torch.stack([part.double() for part in kept]))
 
-    def confusion(self) -> Tensor:
-        """How many samples of class i were taken for class j, (classes, classes), on the CPU."""
-        target, predicted, _ = self._gathered()
+    def counts(self) -> Tensor:
+        """Of each class: samples that were recognised, all of it, all that were taken for it;
+        (3, classes), on the CPU.
+        """
+        target, predicted, _ = self._gathered().long()
         count = int(torch.cat([target, predicted]).max()) + 1 if len(target) else 0
-        pairs = (target * count + predicted).long()
-        return torch.bincount(pairs, minlength=count**2).view(count, count)
+        parts = target[target == predicted], target, predicted
+        return torch.stack([torch.bincount(part, minlength=count) for part in parts])
 
     def costs(self, settings: dict) -> dict[str, float]:
         """{"escape", "overkill"} at the threshold that a test would choose on these samples, by the
@@ -71,11 +73,11 @@ class Answers:
         return answers[:, answers[0] >= 0]  # -100 is not a label
 
 
-def class_table(confusion: Tensor, classes: list[str]) -> list[list[str]]:
+def class_table(counts: Tensor, classes: list[str]) -> list[list[str]]:
     """Each class's recall and precision with their counts, as rows; of many classes the worst."""
-    right, support, called = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    order = range(len(confusion))
-    if len(confusion) > MOST_ROWS:
+    right, support, called = counts
+    order = range(len(right))
+    if len(right) > MOST_ROWS:
         order = (right / support.clamp(min=1)).argsort()[:MOST_ROWS].tolist()
     rows = [["class", "recognised", "of those called so"]]
     for n in order:
@@ -96,9 +98,9 @@ def is_classification(step: Step, task: BaseTask | None) -> bool:
     return fits and output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
 
 
-def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
-    """What is suspicious about answers (classes, classes) on validation samples, in words."""
-    support, answers = confusion.sum(1), confusion.sum(0)
+def find_doubts(counts: Tensor, classes: list[str] | None) -> list[str]:
+    """What is suspicious about the answers on validation samples, in words."""
+    right, support, answers = counts
     total, present = int(support.sum()), support.nonzero().flatten()
     if total == 0:
         return []
@@ -113,7 +115,7 @@ def find_doubts(confusion: Tensor, classes: list[str] | None) -> list[str]:
             f"the network calls all {total} validation samples {name(answer)}{commonest}: it does "
             "not tell the classes apart"
         ]
-    recall = confusion.diagonal()[present] / support[present]
+    recall = right[present] / support[present]
     balanced, chance = float(recall.mean()), 1 / len(present)
     # of a network that guesses
     error = float((chance * (1 - chance) / support[present]).sum().sqrt()) / len(present)

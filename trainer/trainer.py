@@ -47,7 +47,7 @@ class Trainer(BaseTrainer):
 
     not_kept = (
         *BaseTrainer.not_kept,
-        "clip_grad_norm", "grad_accum_steps", "reuse_features", "batch_transforms", "confusions",
+        "clip_grad_norm", "grad_accum_steps", "reuse_features", "batch_transforms", "answers",
         "tail", "target_number", "log_interval", "_last_line", "_stream", "meters",
         "running_statistics",
     )  # fmt: skip
@@ -64,7 +64,9 @@ class Trainer(BaseTrainer):
         self.batch_transforms = batch_transforms or []
         self.clip_grad_norm, self.grad_accum_steps = clip_grad_norm, grad_accum_steps
         self.reuse_features = reuse_features
-        self.confusions: dict[int, Tensor] = {}  # of the validation of the last epoch and the best
+        self.answers: dict[
+            int, Tensor
+        ] = {}  # counted in the validation of the last epoch and the best
         self.target_number: int | None = None  # of the class that must not be missed
         self.tail: str | None = None  # the part of the network that trains on stored features
         super().__init__(*args, **kwargs)
@@ -98,20 +100,20 @@ class Trainer(BaseTrainer):
 
     def after_training(self) -> None:
         epoch = self.monitor.best_epoch
-        if len(confusion := self.confusions.get(epoch, [])):
-            names = self.data_loader.classes or [str(number) for number in range(len(confusion))]
-            lines = (f"  {line}" for line in aligned(class_table(confusion, names)))
+        if (counts := self.answers.get(epoch)) is not None and counts.numel():
+            names = self.data_loader.classes or [str(number) for number in range(counts.shape[1])]
+            lines = (f"  {line}" for line in aligned(class_table(counts, names)))
             self.logger.info("\n".join(["", f"validation of epoch {epoch}:", *lines]))
 
     def last_doubts(self) -> list[str]:
         """What is suspicious about the answers of the best epoch, or of the last one."""
         last = self.epoch - 1
         epoch, doubts = self.monitor.best_epoch or last, []
-        if (confusion := self.confusions.get(epoch)) is not None:
-            found = find_doubts(confusion, self.data_loader.classes)
+        if (counts := self.answers.get(epoch)) is not None:
+            found = find_doubts(counts, self.data_loader.classes)
             doubts = [f"epoch {epoch}: {doubt}" for doubt in found]
         network = unwrap(self.model)
-        if self.tail is None and last in self.confusions and batch_norms(network):
+        if self.tail is None and last in self.answers and batch_norms(network):
             doubts += contradiction(network, self.first_batches(last), self.task, self.engine)
         return doubts
 
@@ -169,8 +171,8 @@ class Trainer(BaseTrainer):
         answers = Answers(self.task, self.target_number)
         log = evaluate(model, batches, self.task, self.metrics, self.engine, answers.add, classes)
         best = self.monitor.best_epoch
-        self.confusions = {n: kept for n, kept in self.confusions.items() if n == best}
-        self.confusions[epoch] = answers.confusion()
+        self.answers = {n: kept for n, kept in self.answers.items() if n == best}
+        self.answers[epoch] = answers.counts()
         if self.target_number is not None:
             log |= answers.costs(self.config["inspection"])
         return log

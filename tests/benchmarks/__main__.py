@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import epochs, gpu, loading, measure, steps
+from tests.benchmarks import epochs, gpu, growth, loading, measure, steps
 from tests.conftest import build
 from trainer import evaluate
 
@@ -72,6 +72,8 @@ def main() -> None:
                 30, epochs.epochs_of(build(epochs.small_config(mnist, save_dir)))
             ),
         }
+        if arguments.only and "files" in arguments.only:  # minutes, and a million files
+            parts["files"] = lambda: growth.growth_with_files(arguments.data)
         if arguments.gpu:
             parts["networks"] = gpu.networks
             parts["cifar"] = lambda: gpu.cifar(arguments.data, save_dir)

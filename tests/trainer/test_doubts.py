@@ -17,7 +17,7 @@ def doubts(target, predicted, classes=("NG", "OK")):
     for part in range(0, len(target), 4):  # in batches
         labels = torch.tensor(target[part : part + 4])
         answers.add(Step(None, outputs[part : part + 4], labels, len(labels)))
-    return find_doubts(answers.confusion(), list(classes))
+    return find_doubts(answers.counts(), list(classes))
 
 
 @pytest.mark.parametrize(
