@@ -1,7 +1,7 @@
 """How the time and the memory of a start grow with the number of images, from 1,000 to 1,000,000.
 
-The images are tiny (8 pixels), so that it is not the decoder that is measured. They are made once, in
-DATA/growth.
+The images are tiny (8 pixels), so that it is not the decoder that is measured. They are made once,
+in DATA/growth.
 """
 
 import json
