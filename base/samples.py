@@ -20,6 +20,7 @@ from utils.files import printable
 
 Sample = Tensors  # what a dataset returns and the task understands: (input, target), a dict, ...
 Batch = Tensors  # the same for several samples: a tuple of tensors, a dict of tensors, ...
+BLOCK = 100  # batches
 Key = tuple[int, int, int]  # (epoch, position, how often the sample came in the epoch before)
 
 
@@ -243,8 +244,11 @@ class EpochSampler(Sampler):
         if self.samples.offers.balanced:  # count how often each sample has come before
             places = np.argsort(order, kind="stable")
             repeats[places] = np.arange(len(order)) - np.searchsorted(order[places], order[places])
-        share = np.concatenate([order[:0], *map(self._share, range(skip, self.batches()))])
-        return zip(itertools.repeat(self.epoch), order[share].tolist(), repeats[share].tolist())
+        epoch, share = self.epoch, range(skip, self.batches())
+        for start in range(0, len(share), BLOCK):  # a million numbers as objects take 40 MB
+            places = np.concatenate([*map(self._share, share[start : start + BLOCK])])
+            positions, before = order[places].tolist(), repeats[places].tolist()
+            yield from zip(itertools.repeat(epoch), positions, before)
 
     def _share(self, number: int) -> np.ndarray:
         """Places in the order of this process's part of batch `number`."""

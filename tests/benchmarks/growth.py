@@ -38,10 +38,10 @@ result["resume in mid-epoch, s"] = time.perf_counter() - begun
 loader.set_workers(1)
 for _ in islice(iter(loader), 200):
     pass
-early = memory("Private", loader._iterator._workers[0].pid)
+early = memory("Private_Dirty", loader._iterator._workers[0].pid)
 for _ in islice(iter(loader), 1500):
     pass
-late = memory("Private", loader._iterator._workers[0].pid)
+late = memory("Private_Dirty", loader._iterator._workers[0].pid)
 result |= {"a worker's own memory, MB": late, "  its growth in 1500 batches, MB": late - early}
 loader.end_workers()
 print(json.dumps(result))
@@ -49,7 +49,7 @@ print(json.dumps(result))
 
 
 def memory(kind: str, process: int | str = "self") -> float:
-    """MB: "VmHWM", the most there was, or "Private", what a process shares with no other."""
+    """MB: "VmHWM", the most there was; "Private_Dirty", what no other process has, and no file."""
     file = "status" if kind == "VmHWM" else "smaps_rollup"
     lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
