@@ -20,9 +20,11 @@ BATCH, RATE = 128, 0.001
 def mnist_epoch(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
     """Seconds for 54,000 samples of training and 6,000 of validation."""
     trainer = build(config(data_dir, save_dir))
+    settings = config(data_dir, save_dir) | {"engine": {"precision": "bf16"}}
     parts = trainer.data_loader.dataset.indices, trainer.valid_data_loader.dataset.indices
     ways = {
         "ours": epochs_of(trainer),
+        "bf16": epochs_of(build(settings)),
         "idiomatic": idiomatic(data_dir, *parts, type(trainer.model)()),
         "floor": floor(trainer.data_loader.samples, *parts, type(trainer.model)()),
     }
@@ -34,6 +36,7 @@ def mnist_epoch(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]
         "  bare computation, s": timings.median("floor"),
         "  idiomatic loop / ours": timings.ratio("idiomatic", "ours"),
         "  ours / bare computation": timings.ratio("ours", "floor"),
+        "  idiomatic loop / ours with bf16": timings.ratio("idiomatic", "bf16"),
     }
 
 
@@ -45,7 +48,12 @@ def config(data_dir: Path, save_dir: Path) -> dict:
         "arch": {"type": "LeNet", "args": {"num_classes": 10}},
         "data_loader": {
             "type": "MnistDataLoader",
-            "args": {"data_dir": str(data_dir), "batch_size": BATCH, "validation_split": 0.1},
+            "args": {  # as in pytorch-template's config; data in memory starts no workers
+                "data_dir": str(data_dir),
+                "batch_size": BATCH,
+                "validation_split": 0.1,
+                "num_workers": 2,
+            },
         },
         "optimizer": {"type": "Adam", "args": {"lr": RATE}},
         "loss": "cross_entropy",
