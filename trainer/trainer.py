@@ -29,6 +29,7 @@ from utils.engine.engine import Call, Running, map_tensors, unwrap
 from utils.errors import UserError, explained
 
 LOGGING = "_train_epoch", "_valid_epoch"  # a subclass's own may log more
+COMPARED = 256  # samples, in training and in evaluation mode
 STATISTICS_BATCHES = 20  # of training data, for what is computed from a sample of it
 SECONDS_BETWEEN_LINES = 10.0  # of progress within an epoch, if there is no terminal for a bar
 
@@ -114,7 +115,9 @@ class Trainer(BaseTrainer):
             doubts = [f"epoch {epoch}: {doubt}" for doubt in found]
         network = unwrap(self.model)
         if self.tail is None and last in self.answers and batch_norms(network):
-            doubts += contradiction(network, self.first_batches(last), self.task, self.engine)
+            size = self.data_loader.sampler.batch_size
+            batches = islice(self.first_batches(last), -(-COMPARED // size))
+            doubts += contradiction(network, batches, self.task, self.engine)
         return doubts
 
     def check(self) -> None:

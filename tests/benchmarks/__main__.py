@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import cpu, epochs, gpu, growth, loading, measure, steps
+from tests.benchmarks import cpu, epochs, gpu, growth, loading, measure, peers, steps
 from tests.conftest import build
 from trainer import evaluate
 
@@ -74,6 +74,10 @@ def main() -> None:
         }
         if arguments.only and "files" in arguments.only:  # minutes, and a million files
             parts["files"] = lambda: growth.growth_with_files(arguments.data)
+        if arguments.only and "peers" in arguments.only:
+            parts["peers"] = lambda: peers.peers(
+                arguments.data / "neu_surface_defects", save_dir, rounds
+            )
         if arguments.only and "cpu" in arguments.only:  # compiling takes minutes
             parts["cpu"] = lambda: cpu.ways_to_compute(rounds)
         if arguments.gpu:

@@ -1,0 +1,173 @@
+"""ResNet-18 at 64 pixels from a folder of images: ours, the usual loop, and other projects.
+
+Each trains for some epochs from a fresh start, with a validation after each, and is given what its
+documentation shows: its own loader, two workers, its own logging and checkpoints. Those that are
+not installed are left out: `pip install lightning timm ultralytics`.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from tests.benchmarks.measure import in_turn, terminal
+from tests.conftest import build
+
+SIDE, BATCH, EPOCHS, RATE, WORKERS = 64, 32, 2, 0.01, 2
+
+
+def peers(data: Path, save_dir: Path, rounds: int) -> dict[str, float]:
+    """Time of the others over ours."""
+    ways: dict[str, Callable[[], None]] = {
+        "ours": lambda: ours(data, save_dir),
+        "usual loop": lambda: usual_loop(data),
+    }
+    others = {"lightning": lightning, "timm": timm_loop, "ultralytics": ultralytics}
+    for name, train in others.items():
+        if importlib.util.find_spec(name):
+            ways[name] = lambda train=train: train(data, save_dir)
+    with terminal(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        timings = in_turn(rounds, ways)
+    figures = {f"{EPOCHS} epochs of ResNet-18 from {data.name}, s": timings.median("ours")}
+    for name in list(ways)[1:]:
+        figures[f"  {name} / ours"] = timings.ratio(name, "ours")
+    return figures
+
+
+def ours(data: Path, save_dir: Path) -> None:
+    """With the check of all images and the first decoding."""
+    shutil.rmtree(data.with_name(f"{data.name}.cache"), ignore_errors=True)
+    args = {
+        "data_dir": str(data),
+        "image_size": SIDE,
+        "batch_size": BATCH,
+        "transforms": "imagenet",
+    }
+    trainer = build({
+        "name": "Peers", "n_gpu": 0, "arch": "resnet18",
+        "data_loader": {"type": "ImageFolderDataLoader", "args": args},
+        "optimizer": {"type": "SGD", "args": {"lr": RATE, "momentum": 0.9}},
+        "loss": "cross_entropy", "metrics": ["accuracy"],
+        "trainer": {"epochs": EPOCHS, "save_dir": str(save_dir), "monitor": "max val_accuracy"},
+    })  # fmt: skip
+    trainer.train()
+
+
+def loaders(data: Path) -> tuple[DataLoader, DataLoader]:
+    """As in torchvision's reference for training."""
+    from torchvision import datasets, transforms
+
+    end = [
+        transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ]
+    augment = [transforms.RandomResizedCrop(SIDE), transforms.RandomHorizontalFlip()]
+    resize = [transforms.Resize(int(SIDE / 0.875)), transforms.CenterCrop(SIDE)]
+    train = datasets.ImageFolder(str(data / "train"), transforms.Compose([*augment, *end]))
+    valid = datasets.ImageFolder(str(data / "val"), transforms.Compose([*resize, *end]))
+    options = {"batch_size": BATCH, "num_workers": WORKERS, "persistent_workers": True}
+    return DataLoader(train, shuffle=True, **options), DataLoader(valid, **options)
+
+
+def network(data: Path) -> torch.nn.Module:
+    from torchvision import models
+
+    return models.resnet18(num_classes=len(os.listdir(data / "train")))
+
+
+def usual_loop(data: Path) -> None:
+    train, valid = loaders(data)
+    _epochs(network(data), train, valid)
+
+
+def timm_loop(data: Path, save_dir: Path) -> None:
+    """timm's data sets, loaders, model and optimizer, in the loop of its documentation."""
+    import timm
+    from timm.data import create_dataset, create_loader
+    from timm.optim import create_optimizer_v2
+
+    options = {"input_size": (3, SIDE, SIDE), "batch_size": BATCH, "num_workers": WORKERS,
+               "use_prefetcher": False, "device": torch.device("cpu")}  # fmt: skip
+    parts = [create_dataset("", root=str(data / part)) for part in ("train", "val")]
+    train = create_loader(parts[0], is_training=True, **options)
+    valid = create_loader(parts[1], is_training=False, **options)
+    model = timm.create_model("resnet18", num_classes=len(os.listdir(data / "train")))
+    _epochs(model, train, valid, create_optimizer_v2(model, "momentum", lr=RATE))
+
+
+def _epochs(
+    model: torch.nn.Module,
+    train: DataLoader,
+    valid: DataLoader,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    for _ in range(EPOCHS):
+        model.train()
+        total = correct = 0.0
+        for data, target in train:
+            optimizer.zero_grad()
+            output = model(data)
+            loss = F.cross_entropy(output, target)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(data)
+            correct += (output.argmax(1) == target).sum().item()
+        model.eval()
+        with torch.no_grad():
+            sum((model(data).argmax(1) == target).sum().item() for data, target in valid)
+
+
+def lightning(data: Path, save_dir: Path) -> None:
+    import lightning as L
+
+    class Classifier(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(data)
+
+        def training_step(self, batch: list, number: int) -> torch.Tensor:
+            return self._log(batch, "train", prog_bar=True)
+
+        def validation_step(self, batch: list, number: int) -> None:
+            self._log(batch, "val")
+
+        def _log(self, batch: list, name: str, **options: bool) -> torch.Tensor:
+            output = self.network(batch[0])
+            loss = F.cross_entropy(output, batch[1])
+            accuracy = (output.argmax(1) == batch[1]).float().mean()
+            self.log_dict(
+                {f"{name}_loss": loss, f"{name}_accuracy": accuracy}, on_epoch=True, **options
+            )
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=RATE, momentum=0.9)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=EPOCHS, default_root_dir=tempfile.mkdtemp(dir=save_dir)
+    )
+    trainer.fit(Classifier(), *loaders(data))
+
+
+def ultralytics(data: Path, save_dir: Path) -> None:
+    """Its classifier with its own smallest network, which is smaller than ResNet-18."""
+    from ultralytics import YOLO
+
+    YOLO("yolov8n-cls.yaml").train(
+        data=str(data), epochs=EPOCHS, imgsz=SIDE, batch=BATCH, device="cpu", workers=WORKERS,
+        optimizer="SGD", lr0=RATE, project=tempfile.mkdtemp(dir=save_dir), verbose=False,
+        plots=False, amp=False,
+    )  # fmt: skip
