@@ -31,7 +31,7 @@ import pytest
 import new_project
 from tests.conftest import ROOT
 
-MODULES = ("trainer.folds", "logger.shelf")  # that pages call by python -m
+MODULES = ("trainer.folds", "logger.shelf", "data_loader.shards")  # that pages call by python -m
 SCRIPTS = ("train.py", "test.py", "prune.py", "export.py", "new_project.py")
 DOCS = ROOT / "docs"
 TUTORIAL = set(DOCS.glob("tutorial*.md"))  # its commands have a test of their own
