@@ -45,6 +45,7 @@ def profile(trainer: Trainer, batches: int) -> dict[str, float]:
         next_batch = record_function("data")(partial(next, trainer._stream))
         trainer._stream = iter(next_batch, None)
         trainer._train_epoch(1)
+    trainer.end_workers()
     trace = trainer.config.log_dir / "trace.json"
     measured.export_chrome_trace(str(trace))
     events = {event.key: event for event in measured.key_averages()}

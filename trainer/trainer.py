@@ -94,10 +94,14 @@ class Trainer(BaseTrainer):
                 self.logger.warning(doubt)
             return log
         finally:
-            self._stream = None
-            for loader in (self.data_loader, self.valid_data_loader):
-                if isinstance(loader, BaseDataLoader):
-                    loader.end_workers()
+            self.end_workers()
+
+    def end_workers(self) -> None:
+        """End the processes that prepare batches; the next pass starts others."""
+        self._stream = None
+        for loader in (self.data_loader, self.valid_data_loader):
+            if isinstance(loader, BaseDataLoader):
+                loader.end_workers()
 
     def after_training(self) -> None:
         epoch = self.monitor.best_epoch
@@ -122,8 +126,13 @@ class Trainer(BaseTrainer):
 
     def check(self) -> None:
         self.reuse_features = False  # that would take all samples
+        valid = self.valid_data_loader  # which is replaced by a batch of it
         self.rehearse()
-        super().check()
+        try:
+            super().check()
+        finally:
+            self.valid_data_loader = valid
+            self.end_workers()
 
     def after_backward(self) -> None:
         """Hook between backward pass and optimizer step; does nothing by default."""
