@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -55,7 +55,7 @@ def without_collection(function: Callable) -> Callable:
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: object, **kwargs: object) -> object:
         was_enabled = gc.isenabled()
         gc.disable()
         try:
@@ -192,7 +192,11 @@ class Records:
         table["content"][where] = np.frombuffer(base64.b64decode(content), CONTENT)
 
     def set(
-        self, place: int, size: int, reason: str | None = None, known: dict[str, Any] | None = None
+        self,
+        place: int,
+        size: int,
+        reason: str | None = None,
+        known: dict[str, object] | None = None,
     ) -> None:
         """Note what was found in a file: why it cannot be read, or what it contains.
 
