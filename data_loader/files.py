@@ -90,6 +90,7 @@ class Files(Sequence):
         names: of all files
         combinations: of labels that occur
         labels: place of each file's labels in these (N,)
+
     Attributes:
         rows: the names that belong to it, in order
         targets: of each combination
@@ -102,12 +103,8 @@ class Files(Sequence):
         combinations: list[list[str]],
         labels: np.ndarray,
     ):
-        self.folder, self.names, self.combinations, self.labels = (
-            folder,
-            names,
-            combinations,
-            labels,
-        )
+        self.folder, self.names = folder, names
+        self.combinations, self.labels = combinations, labels
         self.rows = np.arange(len(names))
         self.targets: list[int | list[int]] = [0] * len(combinations)
 
@@ -213,12 +210,17 @@ def find_files(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
                 fits = name.rpartition(".")[2].lower() in suffixes and "." in name
                 names.append(name) if fits else ignored.append(entry.path)
         names.sort()
-        images[top].append((os.path.join(place, ""), names))
+        images[top].append((place, names))
         odd += [path for name in names if not name.isprintable()
                 and printable(path := os.path.join(place, name)) != path]  # fmt: skip
         paired += _with_partners(place, names)
     found = {
-        top: [start + name for start, names in sorted(images[top]) for name in names]
+        top: [
+            start + name
+            for place, names in sorted(images[top])
+            for start in [os.path.join(place, "")]
+            for name in names
+        ]
         for top in sorted(images)
     }
     notes = {

@@ -27,6 +27,7 @@ from data_loader.files import (
     Found,
     Strings,
     class_name,
+    first_few,
 )
 from data_loader.image_folder import ImageFolderDataLoader
 from data_loader.images import Member, image_suffixes
@@ -113,6 +114,9 @@ class ShardFolder(DataFolder):
 
     def _read(self, shards: list[Path], subset: str) -> Found:
         start, notes, rows = f"{subset}/" if subset else "", [], []
+        if subset and (others := self.shards.get("")):
+            names = first_few([path.name for path in others])
+            notes.append(f"{len(others)} shards of {self.folder} are of no subset: {names}")
         for number, shard in enumerate(shards):
             entries, others = _entries(shard)
             rows += [(number, entry) for entry in entries]
@@ -161,10 +165,12 @@ def _entries(shard: Path) -> tuple[list[Entry], int]:
     """The images in a shard, and how many other members there are. Raises UserError."""
     stat, kept = shard.stat(), shard.with_name(f"{shard.name}.index")
     made_by = [1, stat.st_size, stat.st_mtime_ns]
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # it is made again
+    damages = OSError, ValueError, LookupError, TypeError, RecursionError
+    with contextlib.suppress(*damages):  # it is made again
         content = json.loads(kept.read_text(encoding="utf-8"))
-        if content["made_by"] == made_by:
-            return [Entry(*row) for row in content["images"]], content["others"]
+        entries = [Entry(*row) for row in content["images"]]
+        if content["made_by"] == made_by and all(_fits(entry, stat.st_size) for entry in entries):
+            return entries, int(content["others"])
     try:
         images, others = _scan(shard)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -172,6 +178,12 @@ def _entries(shard: Path) -> tuple[list[Entry], int]:
     with contextlib.suppress(OSError):  # the next start scans it again
         write_text(kept, json.dumps({"made_by": made_by, "others": others, "images": images}))
     return images, others
+
+
+def _fits(entry: Entry, size: int) -> bool:
+    """Whether this can be in a shard of so many bytes: others may have written its index."""
+    has_types = [type(part) for part in entry] == [str, str, int, int]
+    return has_types and 0 <= entry.offset <= entry.offset + entry.size <= size and entry.name != ""
 
 
 def _scan(shard: Path) -> tuple[list[Entry], int]:
@@ -203,7 +215,7 @@ def _scan(shard: Path) -> tuple[list[Entry], int]:
 def _label_in(text: str) -> str:
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     found = [content[key] for key in KEYS if isinstance(content, dict) and key in content]
     value = found[0] if found else ""

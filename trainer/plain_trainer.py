@@ -8,6 +8,7 @@ from base import BaseTrainer
 from model.freezing import set_training_mode
 from trainer.evaluate import Meters
 from trainer.rehearsal import rehearse
+from trainer.workers import choose_workers
 from utils.engine.engine import Running, unwrap, unwrap_ddp
 from utils.errors import UserError
 
@@ -25,6 +26,8 @@ class PlainTrainer(BaseTrainer):
         # An error in network, loss or metrics shows now, with an explanation, and not in epoch 1.
         settings = (self.task, self.metrics, self.engine)
         rehearse(unwrap(self.model), self.data_loader, *settings, self.task.train_steps)
+        loaders, steps = [self.data_loader], self.task.train_steps
+        choose_workers(unwrap(self.model), loaders, self.task, self.engine, steps)
         return super().train()
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:

@@ -102,22 +102,29 @@ def idiomatic(
     valid_loader = DataLoader(Subset(samples, valid.tolist()), 1000, num_workers=2)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
 
-    def epoch() -> None:
-        model.train()
-        total = correct = 0.0
-        for data, target in train_loader:
-            optimizer.zero_grad()
-            output = model(data)
-            loss = F.cross_entropy(output, target)
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(data)
-            correct += (output.argmax(1) == target).sum().item()
-        model.eval()
-        with torch.no_grad():
-            sum((model(data).argmax(1) == target).sum().item() for data, target in valid_loader)
+    return lambda: usual_epoch(model, train_loader, valid_loader, optimizer)
 
-    return epoch
+
+def usual_epoch(
+    model: torch.nn.Module,
+    train: DataLoader,
+    valid: DataLoader,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """An epoch as people write it: loss and accuracy are read at each batch."""
+    model.train()
+    total = correct = 0.0
+    for data, target in train:
+        optimizer.zero_grad()
+        output = model(data)
+        loss = F.cross_entropy(output, target)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(data)
+        correct += (output.argmax(1) == target).sum().item()
+    model.eval()
+    with torch.no_grad():
+        sum((model(data).argmax(1) == target).sum().item() for data, target in valid)
 
 
 def floor(

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
+from tests.benchmarks.epochs import usual_epoch
 from tests.benchmarks.measure import in_turn, terminal
 from tests.conftest import build
 
@@ -114,19 +115,7 @@ def _epochs(
 ) -> None:
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
     for _ in range(EPOCHS):
-        model.train()
-        total = correct = 0.0
-        for data, target in train:
-            optimizer.zero_grad()
-            output = model(data)
-            loss = F.cross_entropy(output, target)
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(data)
-            correct += (output.argmax(1) == target).sum().item()
-        model.eval()
-        with torch.no_grad():
-            sum((model(data).argmax(1) == target).sum().item() for data, target in valid)
+        usual_epoch(model, train, valid, optimizer)
 
 
 def lightning(data: Path, save_dir: Path) -> None:

@@ -106,6 +106,13 @@ def test_folders_that_are_not_the_classes_are_refused(folder, change, subset, cl
             assert text in str(caught.value)
 
 
+def test_folders_within_a_class_are_in_torchvisions_order(folder):
+    for name in ("lot-2", "lot", "lot 10", "lot/inner", "lot.d"):
+        save_images(folder / "train" / "A" / name, {".": 2})
+    reference = ImageFolder(folder / "train")
+    assert image_loader(folder).paths == [os.path.normpath(path) for path, _ in reference.samples]
+
+
 def test_classes_in_another_order_number_the_same_files(folder):
     plain = image_loader(folder)
     reference = ImageFolder(folder / "train")

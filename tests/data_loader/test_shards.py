@@ -86,12 +86,15 @@ def test_index_beside_a_shard_saves_reading_it(folder, packed, monkeypatch):
     assert_same(list(loaders(folder, packed)[1]), expected)
 
 
-@pytest.mark.parametrize("damage", ["[]", "{", '{"made_by": [1]}', "cut"])
+@pytest.mark.parametrize("damage", ["[]", "{", '{"made_by": [1]}', "cut", "[" * 99_999, "odd"])
 def test_damaged_or_old_index_is_made_again(folder, packed, damage):
     expected = list(loaders(folder, packed)[1])
     for file in packed.glob("*.index"):
         text = file.read_text()
-        file.write_text(text[: len(text) // 2] if damage == "cut" else damage)
+        odd = json.loads(text)
+        odd["images"][0][2:] = [-1, "x"]
+        changed = {"cut": text[: len(text) // 2], "odd": json.dumps(odd)}
+        file.write_text(changed.get(damage, damage))
     assert_same(list(loaders(folder, packed)[1]), expected)
     shard = packed / "train-000000.tar"
     os.utime(shard, (1, 1))
