@@ -26,7 +26,8 @@ def main(config, arguments):
         arguments.device,
         new_head=False,
         pruner=config.init_obj("pruner", dotted=config.trust),
-        exporter=functools.partial(export_checkpoint, config, arguments.device),
+        # files run on the CPU, whatever trains
+        exporter=functools.partial(export_checkpoint, config, None),
     )
     return trainer.check() if arguments.check else trainer.result(trainer.train())
 

@@ -14,7 +14,7 @@ from base.worker_loader import WorkerLoader
 from utils.config.hints import NonNegativeInt, PositiveInt, Share
 from utils.config.signature import get_signature
 from utils.engine import distributed
-from utils.engine.engine import map_tensors
+from utils.engine.engine import Transfer, map_tensors
 from utils.engine.launch import cores
 from utils.errors import UserError
 
@@ -91,7 +91,7 @@ class BaseDataLoader(WorkerLoader, ABC):
         }
         self.subset = subset
         training = subset == "train" and self._for_training
-        has_gpu, processes = torch.cuda.is_available(), distributed.world_size()
+        processes = distributed.world_size()
         if self.in_memory or num_workers == "auto":  # until `set_workers` is called
             num_workers = 0
         if num_workers > (most := max(64, 4 * cores())):
@@ -104,10 +104,9 @@ class BaseDataLoader(WorkerLoader, ABC):
             len(range(batch_size)[distributed.rank_slice(batch_size)]),
             sampler=EpochSampler(samples, batch_size, shuffle and training, drop_last and training),
             num_workers=num_workers,
-            pin_memory=has_gpu,
             generator=torch.Generator(),  # to start an epoch without drawing from the global one
         )
-        made = vars(self).keys() | {"_for_training", "classes", "input", "example", "digest"}
+        made = {"_for_training", "classes", "input", "example", "digest", "finish", *vars(self)}
         self._not_copied = made - before | {"dataset"}
 
     def build_dataset(self, subset: str, augment: bool) -> Dataset:
@@ -236,9 +235,24 @@ class BaseDataLoader(WorkerLoader, ABC):
         return None
 
     def to(self, device: torch.device) -> None:
-        """Prepare data in memory on the GPU that trains, if they fit there."""
-        if device.type == "cuda" and self.num_workers == 0 and self.dataset.offers.to(device):
-            self.pin_memory = False  # the batches are on the GPU already
+        """Serve batches on this GPU, copied and finished while it computes on those before; data in
+        memory are moved there, if they fit. On the CPU nothing changes.
+        """
+        if device.type != "cuda":
+            return
+        if self.num_workers == 0 and self.dataset.offers.to(device):
+            self.in_memory = True
+        else:
+            self.dataset.offers.finish_later()
+            self.pin_memory, self.finish = True, Transfer(device, self.dataset.finish)
+
+    def finish(self, batch: Batch) -> Batch:
+        """A batch that `dataset` made, as it is served."""
+        return self.dataset.finish(batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            yield self.finish(batch)
 
     @property
     def samples(self) -> Dataset:

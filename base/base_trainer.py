@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from base.average import MovingAverage
 from base.base_data_loader import BaseDataLoader
 from base.base_task import BaseTask
 from base.kept import Kept
@@ -222,10 +222,7 @@ class BaseTrainer(ABC):
                 optimizer = self.all_optimizers[schedule.optimizer]
                 span = self.scheduled_epochs, self.steps_per_epoch()
                 schedule.start(optimizer, *span, self.monitor)
-        self.ema: AveragedModel | None = None
-        if self.ema_decay:
-            average = get_ema_multi_avg_fn(self.ema_decay)
-            self.ema = AveragedModel(unwrap(self.model), multi_avg_fn=average, use_buffers=True)
+        self.ema = MovingAverage(self.model, self.ema_decay) if self.ema_decay else None
 
     @property
     def all_optimizers(self) -> dict[str, Optimizer]:
@@ -346,7 +343,7 @@ class BaseTrainer(ABC):
             "lr" if name == "optimizer" else f"lr_{name}": float(optimizer.param_groups[0]["lr"])
             for name, optimizer in self.all_optimizers.items()
         }
-        self.engine.broadcast_buffers(unwrap(self.model), self.ema)
+        self.engine.broadcast_buffers(unwrap(self.model), self.ema and self.ema.module)
         self.is_whole = self.step == self.len_epoch
         validation = {} if self.validates_itself else _as_floats(self._valid_epoch(epoch))
         self.is_whole = False
@@ -442,7 +439,7 @@ class BaseTrainer(ABC):
         """Everything needed to resume, and to rebuild the network elsewhere, as plain data."""
         network, ema = unwrap(self.model), self.ema
         if ema is not None:
-            ema = {"n_averaged": int(ema.n_averaged), "state_dict": ema.module.state_dict()}
+            ema = {"n_averaged": ema.n_averaged, "state_dict": ema.module.state_dict()}
         # each process has its own; after an epoch's end they follow from the seed
         generators = randomness.torch_rng_state(self.engine.device) if self.step else None
         return {
@@ -463,7 +460,7 @@ class BaseTrainer(ABC):
                 "history": self.logged_epochs,
             },
             "kept": self.kept.state_dict(),
-            "rng": randomness.get_state(),
+            "rng": randomness.get_state(self.engine.device),
             "structure": getattr(network, "pruned_structure", None),
             "classes": self.data_loader.classes,
             "input": self.data_loader.input,
@@ -509,13 +506,13 @@ class BaseTrainer(ABC):
         self.monitor.load_state_dict(state["trainer"]["monitor"])
         if self.ema is not None and (average := state["ema"]) is not None:
             checkpoint.load_into(self.ema.module, average["state_dict"], "the checkpoint's average")
-            self.ema.n_averaged.fill_(average["n_averaged"])
+            self.ema.n_averaged = average["n_averaged"]
         self.epoch, self.step = state["epoch"], state["trainer"]["step"]
         self.logged_epochs = state["trainer"].get("history")
         if self.logged_epochs is None:  # before December 2026 only metrics.csv had it
             self.logged_epochs = self.recorder.read_history(self.epoch - (self.step > 0))
         self._load_origin(state)
-        randomness.set_state(state["rng"])
+        randomness.set_state(state["rng"], self.engine.device)
         before, now = state["trainer"].get("processes", 1), distributed.world_size()
         if before != now:
             self.engine.seed_rank(self.epoch, self.step)

@@ -41,6 +41,7 @@ class BaseDataset(Dataset):
         balanced: draw training samples with replacement, so that all classes come equally often
         deterministic: samples draw no random numbers, so the loader need not seed any
         may_lack: a sample that cannot be read may be missing in its batch
+        finishes_later: `collate` leaves something to `finish`, see `finish_later`
         __getitems__: function of a list of indices, called once per batch; returns the samples, or
             the finished batch as a tuple of tensors
     """
@@ -55,6 +56,7 @@ class BaseDataset(Dataset):
     balanced: bool = False
     deterministic: bool = False
     may_lack: bool = False
+    finishes_later: bool = False
     __getitems__: Callable[[list[int]], list[Sample] | Batch] | None = None
 
     def transform(self, index: int) -> Sample:
@@ -64,6 +66,15 @@ class BaseDataset(Dataset):
     def collate(self, samples: list[Sample]) -> list[Sample] | Batch:
         """The batch as a tuple of tensors; a list goes through torch's default_collate."""
         return samples
+
+    def finish(self, batch: Batch) -> Batch:
+        """What `collate` left to do, where the batch is used. Only called if `finishes_later`."""
+        return batch
+
+    def finish_later(self) -> None:
+        """Called before the first batch if a GPU trains: leave to `finish` what it does better than
+        a worker, and what would be more bytes to copy. Does nothing by default.
+        """
 
     def to(self, device: torch.device) -> bool:
         """Move the data to `device` if they fit there; return whether they are there now."""
@@ -151,6 +162,11 @@ class Samples(Dataset):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def finish(self, batch: Batch) -> Batch:
+        """The batch as the network takes it, from what `__getitems__` made."""
+        later = self.collate_fn is None and self.offers.finishes_later
+        return self.offers.finish(batch) if later else batch
 
     def name(self, index: int) -> str:
         """A sample of `whole` as a message calls it."""

@@ -125,15 +125,20 @@ class ImagesInMemory(BaseDataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """The batch of these samples, normalised: float32 (n, C, H, W), and their targets."""
         chosen = torch.tensor(indices)
-        batch = self.images[chosen.to(self.images.device, non_blocking=True)]
+        batch = self.images[sent(chosen, self.images.device)]
         for function in self.augmentation:
             batch = function(batch)
         return batch.float().div_(255).sub_(self.mean).div_(self.std), self.targets[chosen]
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; a GPU fetches it when it needs it, and nothing waits for that."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def flip(batch: Tensor) -> Tensor:
     """Mirror each image of a batch (n, C, H, W) with probability 1/2."""
-    mirrored = (torch.rand(len(batch)) < 0.5).to(batch.device, non_blocking=True)
+    mirrored = sent(torch.rand(len(batch)) < 0.5, batch.device)
     return torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
 
 
@@ -143,7 +148,7 @@ def shift(batch: Tensor, pixels: int) -> Tensor:
     def positions(size: int) -> Tensor:
         moved = torch.arange(size) + torch.randint(-pixels, pixels + 1, (len(batch), 1))
         reflected = size - 1 - (size - 1 - moved.abs()).abs()
-        return reflected.to(batch.device, non_blocking=True)
+        return sent(reflected, batch.device)
 
     # F.pad(mode="reflect") does not support uint8, so this indexes with reflected positions.
     rows, columns = map(positions, batch.shape[2:])

@@ -283,7 +283,8 @@ class ImageFiles(BaseDataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        images, targets = self.collate([self.transform(index)])
+        batch = self.collate([self.transform(index)])
+        images, targets = self.finish(batch) if self.finishes_later else batch
         return images[0], int(targets[0]) if targets.ndim == 1 else targets[0]
 
     def transform(self, index: int) -> tuple[Tensor, int | list[int]] | None:
@@ -300,5 +301,13 @@ class ImageFiles(BaseDataset):
         if not present:
             raise UserError("no image of the batch can be read")
         images, targets = zip(*present, strict=True)
-        batch = padded(images) if self.as_decoded else self.pipeline.collate(images)
-        return batch, torch.tensor(targets)
+        if self.as_decoded:
+            return padded(images), torch.tensor(targets)
+        return self.pipeline.collate(images, not self.finishes_later), torch.tensor(targets)
+
+    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.pipeline.normalise(batch[0]), batch[1]
+
+    def finish_later(self) -> None:
+        is_own = type(self).collate is ImageFiles.collate  # another one may want float32
+        self.finishes_later = is_own and not self.as_decoded

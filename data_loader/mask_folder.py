@@ -117,7 +117,8 @@ class MaskFiles(BaseDataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, masks = self.collate([self.transform(index)])
+        batch = self.collate([self.transform(index)])
+        images, masks = self.finish(batch) if self.finishes_later else batch
         return images[0], masks[0]
 
     def transform(self, index: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,13 @@ class MaskFiles(BaseDataset):
 
     def collate(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         images, masks = zip(*samples, strict=True)
-        return self.pipeline.collate(images), torch.stack(masks)
+        return self.pipeline.collate(images, not self.finishes_later), torch.stack(masks)
+
+    def finish(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.pipeline.normalise(batch[0]), batch[1]
+
+    def finish_later(self) -> None:
+        self.finishes_later = type(self).collate is MaskFiles.collate  # another may want float32
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image uint8 (C, H, W) and mask of class numbers int64 (H, W), as the files have them.

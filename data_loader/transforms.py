@@ -170,6 +170,7 @@ class Pipeline:
         # For a whole row of pixels at once: three numbers per channel would be a slow inner loop.
         self.scale = (1 / (255 * std)).flatten().repeat(size[1])
         self.shift = (-mean / std).flatten().repeat(size[1])
+        self._constants = [(-mean / std)[None], (1 / (255 * std))[None]]
 
     def __call__(self, image: Tensor) -> Tensor:
         return self.collate([self.transform(image)])[0]
@@ -186,10 +187,16 @@ class Pipeline:
             image = functional.resize(image, list(self.size), antialias=True)
         return image
 
-    def collate(self, images: Sequence[Tensor]) -> Tensor:
-        """The batch of transformed images, float32 and normalised: (N, C, H, W), channels last."""
+    def collate(self, images: Sequence[Tensor], normalised: bool = True) -> Tensor:
+        """The batch of transformed images, float32 and normalised: (N, C, H, W), channels last.
+
+        If not `normalised`, what `normalise` takes: uint8, a quarter of the bytes, unless a user's
+        transform made floats.
+        """
         from torchvision.transforms.v2 import functional
 
+        if not normalised:
+            return self._stack(images)
         batch = torch.empty(len(images), *self.size, len(images[0]))
         for place, image in zip(batch, images, strict=True):
             if image.dtype != torch.uint8:  # from a user's transform
@@ -198,6 +205,22 @@ class Pipeline:
             values = place.copy_(image.permute(1, 2, 0)).view(self.size[0], -1)
             torch.addcmul(self.shift, values, self.scale, out=values)
         return batch.permute(0, 3, 1, 2)
+
+    def _stack(self, images: Sequence[Tensor]) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [functional.to_dtype(i, torch.float32, scale=True) * 255 for i in images]
+        batch = torch.empty(len(images), *self.size, len(images[0]), dtype=images[0].dtype)
+        for place, image in zip(batch, images, strict=True):
+            place.copy_(image.permute(1, 2, 0))
+        return batch.permute(0, 3, 1, 2)
+
+    def normalise(self, batch: Tensor) -> Tensor:
+        """A batch that `collate` did not normalise, normalised where it is: float32."""
+        if self._constants[0].device != batch.device:
+            self._constants = [values.to(batch.device) for values in self._constants]
+        return torch.addcmul(self._constants[0], batch.float(), self._constants[1])
 
 
 def padded(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -96,8 +96,8 @@ class Evaluator:
 
     @cached_property
     def engine(self) -> Engine:
-        """Computes in fp32, as the files do."""
-        return build_engine(self.config, self.device, precision="fp32")
+        """Computes as the files do: on the CPU unless `device` says otherwise, in float32."""
+        return build_engine(self.config, self.device or "cpu")
 
     @cached_property
     def split(self) -> str:

@@ -29,7 +29,7 @@ from utils.config.hints import NonNegativeInt, PositiveInt
 from utils.contents import find_fault
 from utils.engine import distributed
 from utils.engine.engine import Call, Running, unwrap
-from utils.errors import CheckpointError, RunError, UserError
+from utils.errors import CheckpointError, Interrupted, RunError, UserError, in_words
 from utils.files import named
 
 T = TypeVar("T")
@@ -203,8 +203,9 @@ class PruneTrainer(Trainer):
         network.zero_grad(set_to_none=True)
         if self.pruner.needs_gradients:
             running = Running(self.engine, network)
-            for batch in self.first_batches(self.epoch):
-                self.task.step(running, batch).loss.backward()
+            with self.engine.in_float32():
+                for batch in self.first_batches(self.epoch):
+                    self.task.step(running, batch).loss.backward()
             for parameter in network.parameters():
                 if parameter.grad is not None:
                     parameter.grad = distributed.all_reduce_sum(parameter.grad)
@@ -240,8 +241,11 @@ class PruneTrainer(Trainer):
     def _export(self, file: Path, path: Path) -> None:
         try:
             self.exporter(file, path)
-        except RunError as error:  # the pruned network is worth more than its export
-            self.logger.warning(f"{error}")
+        except Interrupted:
+            raise
+        except Exception as error:  # the pruned network is worth more than its export
+            known = isinstance(error, UserError | RunError)
+            self.logger.warning(f"{error if known else in_words(error)}")
 
     def _start(self, network: nn.Module) -> None:
         """Measure the original, and plan the steps: what cannot be reached is refused here."""
@@ -295,8 +299,13 @@ class PruneTrainer(Trainer):
         batch = self.example[:1].repeat_interleave(self.pruner.batch_size, dim=0)
         file = onnx_bytes(network.eval(), self.example[:1])
         files = {"original": self.original, "pruned": file}
+
+        def run_in_torch() -> None:
+            network(batch)
+            self.engine.synchronize()
+
         with torch.inference_mode():
-            times = side_by_side(files, batch, self.pruner.threads, torch=lambda: network(batch))
+            times = side_by_side(files, batch, self.pruner.threads, torch=run_in_torch)
         return {
             "size_mb": len(file) / 1e6,
             "latency_ms": statistics.median(times["pruned"]),

@@ -47,7 +47,8 @@ def heat_maps(
     # with all parameters frozen nothing else would have gradients
     batches = data.detach().clone().requires_grad_().split(BATCH)
     maps = []
-    with torch.enable_grad(), unchanged([model]), seeded("heat maps"):  # SmoothGradCAMpp draws
+    drawn = seeded("heat maps", device=data.device)  # SmoothGradCAMpp draws random numbers
+    with torch.enable_grad(), unchanged([model]), drawn:
         model.eval()
         layer = find_layer(model, batches[0], classes[:BATCH], layer)
         reshape = partial(as_grid, aspect=data.shape[-2] / data.shape[-1])

@@ -26,6 +26,7 @@ from tester.predictions import Predictions, is_image, write_table
 from tester.trained import build_engine, test_folder
 from trainer.build import build_trained_network, trained_state
 from trainer.tasks import MultiLabelTask
+from utils import checkpoint
 from utils.config.config import ConfigParser
 from utils.engine.engine import unwrap
 from utils.errors import RunError, UserError
@@ -54,14 +55,14 @@ def predict_images(
     files, state = list(find_images(images))[: 1 if check else None], trained_state(config)
     if not is_image(shape := state["input"]["shape"]):
         raise UserError(f"--images: the network takes inputs of shape {shape}, not images")
+    if heatmap and checkpoint.reader_for(Path(config.resume)):
+        raise UserError(
+            f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
+        )
     engine = build_engine(config, device)
     model = engine.prepare(build_trained_network(config, threads))
     if config.get("task") and issubclass(config.init_ftn("task").func, MultiLabelTask):
         raise UserError("--images: names one class per image, but the network gives several labels")
-    if heatmap and getattr(model, "is_exported", False):
-        raise UserError(
-            f"--heatmap: {config.resume} has no layers to look at; pass its checkpoint instead"
-        )
     read, prepare = preparation(config, state["input"])
     takes_images = getattr(unwrap(model), "takes_images", False)
     temporary = tempfile.TemporaryDirectory(prefix="check-") if check else None

@@ -31,7 +31,7 @@ def ask(builder: str, weights: str, images: list[str], device: str | None) -> No
     Raises UserError, and at the end RunError if some files could not be read.
     """
     network, prepare, names = load(builder, weights)
-    engine, unreadable = Engine("cpu" if device == "cpu" else "auto"), []
+    engine, unreadable = Engine(device), []
     network = engine.prepare(network.eval())
     for file in find_images(images):
         name = printable(str(file))

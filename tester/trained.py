@@ -114,6 +114,7 @@ class Test:
         there is one, and how unlike the training data they are by `novelty`; what the task says of
         them, and the loss and `metrics` over them."""
         classes, served = loader.classes, self._served(loader)
+        served.to(self.engine.device)
         predictions = Predictions(self.trained["classes"], classes, inspection=inspection)
         predictions.is_classification = self.task.classifies
         samples = Samples(self.task)
@@ -169,9 +170,16 @@ def test_folder(tested: Path) -> Path:
     return output_dir(tested) / "test" / ("" if tested.suffix in (".pth", ".pt") else tested.name)
 
 
-def build_engine(config: ConfigParser, device: str | None, **changes: object) -> Engine:
-    """The engine for one pass, which is not worth compiling; `changes` to the config's section."""
-    engine = build.create_engine(config, device, compile=None, **changes)
+def build_engine(config: ConfigParser, device: str | None) -> Engine:
+    """The engine for one pass, which is not worth compiling.
+
+    It computes in float32: a threshold is one sample's probability, which 16 bits would move, and
+    exported files and predictions compute so, too. An exported file runs on the CPU unless `device`
+    says otherwise.
+    """
+    if device is None and checkpoint.reader_for(Path(config.resume)):
+        device = "cpu"
+    engine = build.create_engine(config, device, compile=None, precision="fp32")
     build.seed_and_warn(engine, config)
     return engine
 

@@ -50,6 +50,12 @@ OLD_PARTS = {
 }
 
 
+def pytest_configure(config):
+    """GPUs are hidden but from tests of them, `pytest -m gpu`: others expect a CPU's bits."""
+    if config.option.markexpr.strip() != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     # the suite runs in one process per core
@@ -294,6 +300,16 @@ class DataSets:
         if not (Path(folder) / name).exists():
             pytest.skip(f"needs the data set {name}, which is not in {folder}")
         return Path(folder) / name
+
+
+@pytest.fixture
+def gpu():
+    """The kind of device of a test that needs a GPU, "cuda"; without one it is skipped."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return "cuda"
 
 
 @pytest.fixture

@@ -57,8 +57,11 @@ def create_engine(config: ConfigParser, device: str | None, **changes: object) -
 
 
 def seed_and_warn(engine: Engine, config: ConfigParser) -> None:
-    """Seed what is built from here on, and log what the engine and the configuration warn of."""
+    """Seed what is built from here on; log where it is computed, and what the engine and the
+    configuration warn of.
+    """
     engine.seed_epoch(0)
+    config.get_logger("engine").info(f"device: {engine.describe()}")
     for message in [*engine.pop_warnings(), *config.warnings]:
         config.get_logger("engine").warning(message)
 

@@ -191,6 +191,7 @@ class Meters:
             counts = dict(state["objects"][name])
             metric._update_count = counts.pop("_updates")
             metric.load_state_dict(counts)
+            metric.to(self.sums["loss"].device)  # torchmetrics keeps them where they were loaded
 
 
 def _counts(metric: nn.Module) -> dict:

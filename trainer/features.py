@@ -14,6 +14,7 @@ from base.samples import Batch, Key
 from base.worker_loader import WorkerLoader
 from model.freezing import set_training_mode
 from model.heads import find_head
+from utils.engine import distributed
 from utils.engine.engine import Engine
 from utils.engine.randomness import draws_randomness
 
@@ -40,7 +41,7 @@ class Features(TensorDataset):
 
 def first_samples(loader: BaseDataLoader, count: int) -> Batch:
     """A batch of the first samples, at most `count`."""
-    return loader.dataset.__getitems__(_keys(min(count, len(loader.dataset))))
+    return loader.finish(loader.dataset.__getitems__(_keys(min(count, len(loader.dataset)))))
 
 
 def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) -> str | None:
@@ -73,14 +74,19 @@ def reusable_tail(network: nn.Module, loader: BaseDataLoader, engine: Engine) ->
 def with_features(
     network: nn.Module, tail: str, loader: BaseDataLoader, engine: Engine
 ) -> BaseDataLoader:
-    """The loader with the features of all its samples in memory, on the CPU."""
+    """The loader with the features of all its samples in memory, on the CPU. On all processes: each
+    computes a part of them. Draws no random numbers.
+    """
     network.eval()
     keys, workers = _keys(len(loader.dataset)), loader.num_workers
+    keys = keys[distributed.rank_slice(len(keys))]
     batches = WorkerLoader(loader.dataset, loader.batch_size, sampler=keys, num_workers=workers)
-    parts = [
-        (_tail_input(network, tail, engine.to_device(data)).cpu(), target)
-        for data, target in batches
-    ]
+    with engine.seeded("features"):  # torch's loader draws a number for its workers
+        parts = [
+            (_tail_input(network, tail, engine.to_device(data)).cpu(), target.cpu())
+            for data, target in map(loader.finish, batches)
+        ]
+    parts = [part for own in distributed.all_gather(parts) for part in own]
     dataset = Features(*map(torch.cat, zip(*parts, strict=True)))
     dataset.paths = loader.paths
     settings = loader.settings | {"validation_split": 0, "fold": None, "num_workers": 0}

@@ -81,6 +81,8 @@ class Trainer(BaseTrainer):
     def set_model(self, model: nn.Module, optimizer: Optimizer) -> None:
         # batch norms' statistics that training continues with, while evaluation uses others
         self.running_statistics: dict[str, Tensor] = {}
+        if self.grad_accum_steps > 1:
+            self.engine.accumulates()
         super().set_model(model, optimizer)
 
     def steps_per_epoch(self) -> int:
@@ -193,7 +195,7 @@ class Trainer(BaseTrainer):
         """Recompute, for evaluation, the statistics of batch norms that still hold old values."""
         network, updates = unwrap(self.model), (epoch - 1) * self.len_epoch + self.step
         if names := unsettled(network, updates):
-            self.engine.broadcast_buffers(network, self.ema)
+            self.engine.broadcast_buffers(network, self.ema and self.ema.module)
             network = unwrap(self.evaluated_model)
             self.running_statistics = self.recompute_statistics(network, names, epoch)
 
@@ -363,7 +365,9 @@ class Trainer(BaseTrainer):
         network, option = unwrap(self.model), partial(self.config.option, "arch")
         is_pair = type(self.task) in (SupervisedTask, AuxiliaryHeadsTask, LossTask)
         if is_pair and option("freeze") == "backbone" and option("unfreeze_at") is None:
-            self.tail = reusable_tail(network, self.data_loader, self.engine)
+            # rounding may differ between devices, and all processes must do the same
+            found = distributed.all_gather(reusable_tail(network, self.data_loader, self.engine))
+            self.tail = found[0] if len(set(found)) == 1 else None
         self.reuse_features = self.tail is not None
         if self.tail is None:
             return

@@ -57,8 +57,7 @@ def choose_workers(
         for part in train_steps(model, batch) if training else [task.step(model, batch)]:
             if training:
                 part.loss.backward()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        engine.synchronize()
 
     with engine.seeded("rehearsal"), unchanged(networks), unchanged_values(task):
         for one in networks:

@@ -12,6 +12,18 @@ from utils.files import ROOT
 # of torch on the CPU (Linux, Windows) and on a GPU, and of workers, whose errors arrive as text
 OUT_OF_MEMORY = r"out of memory|allocate memory|not enough memory|ALLOC_FAILED|MemoryError"
 
+# what torch says of a GPU -> what a user can do; {0} is the pattern's group
+GPU_ERRORS = {
+    r"(\w+) does not have a deterministic implementation": (
+        "engine.deterministic: torch has no deterministic {0} for GPUs; replace that layer, "
+        "adaptive pooling by pooling of a fixed size, say, or set engine.deterministic to false"
+    ),
+    "device-side assert": (
+        "a number is out of range on the GPU, mostly a label that the network has no output for: "
+        "the same command with -d cpu says which"
+    ),
+}
+
 
 class UserError(Exception):
     """The user must correct a config, a path, a file. Shown without a traceback, exit code 2."""
@@ -87,6 +99,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(is_torchs)
 
 
+def gpu_error(error: BaseException) -> str | None:
+    """A sentence for what torch says of a GPU; None if it is about something else."""
+    if isinstance(error, RuntimeError):
+        for pattern, sentence in GPU_ERRORS.items():
+            if found := re.search(pattern, str(error)):
+                return sentence.format(*found.groups())
+    return None
+
+
 @contextlib.contextmanager
 def explained(problem: str, hint: str = "") -> Iterator[None]:
     """Any error inside becomes a sentence that names the user's line; but one for full memory."""
@@ -97,6 +118,8 @@ def explained(problem: str, hint: str = "") -> Iterator[None]:
     except Exception as error:  # whatever a user's network, loss, metric or dataset does
         if is_out_of_memory(error):
             raise
+        if sentence := gpu_error(error):
+            raise UserError(sentence) from error
         _, caller, *frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if Path(f.filename).is_relative_to(ROOT)]
         own = [f for f in own if f.filename != caller.filename]

@@ -45,7 +45,7 @@ def main() -> None:
         default=data,
         help="holds mnist/ and hymenoptera_256/ (default: KATA_DATA)",
     )
-    parser.add_argument("--gpu", action="store_true", help="what only a GPU can show, too")
+    parser.add_argument("--gpu", action="store_true", help="what only a GPU can show, instead")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument(
@@ -81,8 +81,12 @@ def main() -> None:
         if arguments.only and "cpu" in arguments.only:  # compiling takes minutes
             parts["cpu"] = lambda: cpu.ways_to_compute(rounds)
         if arguments.gpu:
-            parts["networks"] = gpu.networks
-            parts["cifar"] = lambda: gpu.cifar(arguments.data, save_dir)
+            parts = {
+                "networks": lambda: gpu.networks(mnist, save_dir, rounds),
+                "cifar": lambda: gpu.cifar(arguments.data, save_dir),
+                "folder": parts["folder"],
+                "processes": lambda: gpu.two_processes(arguments.data, save_dir, 1),
+            }
         figures = {}
         for name, run in parts.items():
             if arguments.only is None or name in arguments.only:

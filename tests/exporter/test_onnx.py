@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 import export as export_script
+import parse_config
 import test as script
 import train as train_script
 from data_loader.data_loaders import DigitsDataLoader
 from exporter import onnx_file
+from exporter.evaluator import Evaluator
+from tester.trained import build_engine
 from tests.conftest import ROOT
 from utils import checkpoint
 from utils.errors import CheckpointError, UserError
@@ -265,6 +268,25 @@ def test_missing_provider_is_reported(exported, monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UserError, match=r"CUDAExecutionProvider is missing.*pass -d cpu"):
         onnx_file.runner(exported / "model.onnx", 1, "cuda:0")
+
+
+@pytest.mark.parametrize("wanted", [None, "0"])
+def test_file_runs_on_the_cpu_unless_a_gpu_is_asked_for(
+    exported, digits, capsys, monkeypatch, wanted
+):
+    """On a machine with a GPU, and the usual onnxruntime, which knows none."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla K80")
+    parser = parse_config.ConfigParser(digits())
+    config = parser.from_checkpoint(exported / "model.onnx")
+    engine, proof = build_engine(config, wanted), Evaluator(config, wanted).engine
+    assert [one.device.type for one in (engine, proof)] == ["cuda" if wanted else "cpu"] * 2
+    on_gpu = build_engine(parser.from_checkpoint(exported), None)
+    assert on_gpu.device.type == "cuda"
+    if wanted is None:
+        assert run(exported / "model.onnx") == 0
+        assert "device: CPU" in capsys.readouterr().out
 
 
 def test_what_files_do_not_support_is_reported(exported, capsys, image_files, config_file):

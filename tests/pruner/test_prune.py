@@ -18,8 +18,10 @@ import test as test_script
 import train as train_script
 from model.model import LeNet
 from model.structure import resize
+from parse_config import ConfigParser
 from tests.conftest import ROOT, assert_same, runs
 from utils import checkpoint, run_folder
+from utils.errors import UserError
 
 PRUNE = {
     "pruner": {
@@ -324,6 +326,55 @@ def test_onnx_files_compute_what_their_checkpoints_do(prune, pruning, when):
                 rtol=1e-4,
                 atol=1e-4,
             )
+
+
+@pytest.mark.parametrize("when", ["step", "epoch", "end"])
+@pytest.mark.parametrize("error", [UserError("no provider"), ValueError("a library's own")])
+def test_export_that_fails_ends_no_run(prune, pruning, capsys, monkeypatch, when, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("exporter.export.export_checkpoint", fail)
+    run = prune(pruning(SHORT | {"trainer.save_onnx": when}))
+    assert str(error) in capsys.readouterr().out
+    assert (run / "model_best.pth").exists()
+    assert not list(run.glob("*.onnx"))
+
+
+def test_time_in_torch_includes_the_work_of_the_gpu(prune, pruning, monkeypatch):
+    """A GPU goes on working when the call has returned."""
+    waited, called = [], []
+
+    def side_by_side(files, batch, threads, torch):
+        called.append(torch())
+        return {name: [1.0] for name in (*files, "torch")}
+
+    monkeypatch.setattr("pruner.prune_trainer.side_by_side", side_by_side)
+    monkeypatch.setattr("utils.engine.engine.Engine.synchronize", lambda engine: waited.append(1))
+    prune(pruning(SHORT))
+    assert len(waited) >= len(called) > 1
+
+
+def test_gradients_for_taylor_are_not_lost_in_16_bits(digits, own_code, monkeypatch):
+    """Those of fp16 below 6e-8 are zero; training scales the loss, pruning must not need to."""
+    own_code(
+        "tiny", "import torch.nn.functional as F\n"
+        "def loss(output, target):\n    return F.cross_entropy(output, target) * 1e-8\n",
+    )  # fmt: skip
+    changes = {"pruner.args.importance": "TaylorImportance", "loss": "tiny.loss",
+               "engine": {"precision": "fp16", "channels_last": False}}  # fmt: skip
+    config = digits(changes, **json.loads(json.dumps(PRUNE)))
+    config["trainer"]["type"] = "PruneTrainer"
+    parser = ConfigParser(config)
+    pruner = parser.init_obj("pruner")
+    trainer = train_script.build_trainer(parser, None, new_head=False, pruner=pruner)
+    trainer.rehearse()
+    seen = []
+    trainer.rows = [{}]
+    trainer._ask_pruner(trainer.model, lambda network, *_: seen.extend(
+        parameter.grad.clone() for parameter in network.parameters()))  # fmt: skip
+    assert trainer.engine.precision == "fp16"
+    assert all((gradient != 0).any() for gradient in seen)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def test_answers_are_those_of_torchvision(images, tmp_path, capsys):
         assert found == pytest.approx(values.tolist(), abs=2e-4)
 
 
+def test_device_need_not_be_named(images, tmp_path, capsys):
+    torch.save(models.mobilenet_v2(num_classes=2).state_dict(), tmp_path / "two.pth")
+    arguments = ["--arch", "mobilenet_v2", "--weights", str(tmp_path / "two.pth")]
+    assert script.main([*arguments, "--images", str(images)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(list(images.glob("*/*")))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch.overrides import TorchFunctionMode
 from torchmetrics.classification import MulticlassCalibrationError
 
 import test as script
@@ -302,6 +303,32 @@ def test_images_of_the_most_confident_mistakes_are_kept(monkeypatch):
         list(collected(targets, probabilities).mistakes)
         == sorted(wrong, key=lambda i: -probabilities[i].max())[:5]
     )
+
+
+def test_only_images_of_mistakes_are_copied_from_the_device():
+    copied = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.cpu, torch.Tensor.to, torch.Tensor.numpy):
+                copied.append(tuple(args[0].shape))
+            return function(*args, **(kwargs or {}))
+
+    predictions, output = Predictions(["a", "b"]), torch.tensor([[5.0, 0.0]] * 7)
+    target = torch.tensor([0, 0, 1, 0, 0, 1, 0])
+    with Watch():
+        predictions.add(Step(None, output, target, 7, torch.rand(7, 1, 6, 6)))
+    assert predictions.mistakes == [2, 5]
+    assert [shape for shape in copied if len(shape) == 4] == [(2, 1, 6, 6)]
+
+
+def test_what_is_trained_in_16_bits_is_tested_in_32(tested):
+    """As exported files and single predictions compute: a threshold fits all."""
+    run = tested("-s", "inspection={target: '8', max_escape: 0.1}", engine={"precision": "bf16"})
+    probability, _, _ = network_outputs(run)
+    with open(run / "test" / "predictions.csv", encoding="utf-8-sig", newline="") as file:
+        written = [float(row["p(8)"]) for row in csv.DictReader(file)]
+    assert written == pytest.approx(probability[:, 8].tolist(), abs=1e-5)
 
 
 def test_what_counts_as_classification():

@@ -1,5 +1,6 @@
 """One pass over uneven batches equals scikit-learn's numbers over the whole."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torchmetrics import AUROC, F1Score
 
 from base.base_task import Step
@@ -69,6 +71,29 @@ def test_sums_continue_from_a_checkpoint():
     for output, target in outputs[2:]:
         second.update(step(output, target))
     assert_same(second.result(), whole.result())
+
+
+def test_sums_from_a_checkpoint_go_to_the_device_in_use():
+    """Torchmetrics objects would stay where the checkpoint was loaded: on the CPU."""
+    first, device = Meters(METRICS, torch.device("cpu")), torch.device("meta")
+    first.update(step(torch.randn(9, 3), torch.randint(3, (9,))))
+    second = Meters({k: m.to(device) if isinstance(m, nn.Module) else m
+                     for k, m in copy.deepcopy(METRICS).items()}, device)  # fmt: skip
+    second.load_state_dict(first.state_dict())
+    counts = [second.objects["f1"].tp, *second.objects["auroc"].preds, *second.sums.values()]
+    assert {count.device for count in counts} == {device}
+
+
+def test_no_step_waits_for_the_device():
+    """Fake tensors cannot be read, so whatever reads one fails."""
+    with FakeTensorMode():
+        meters = Meters({"accuracy": accuracy}, torch.device("cuda"))
+        for _ in range(2):
+            output = torch.randn(8, 3, device="cuda")
+            meters.update(step(output, torch.ones(8, dtype=torch.long, device="cuda")))
+        meters._count_waiting()
+        with pytest.raises(DataDependentOutputException):
+            meters.recent_loss()
 
 
 def test_only_small_outputs_wait_to_be_counted():

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tests.conftest import assert_same, last_checkpoint
+from tests.conftest import assert_same, build, last_checkpoint
+from trainer.features import with_features
+from utils.engine import distributed
 
 MESSAGE = "features are computed once"
 
@@ -73,3 +75,61 @@ def test_looking_for_randomness_draws_none(frozen, train):
             for reuse in (True, False)]  # fmt: skip
     one, two = (last_checkpoint(run)["state_dict"] for run in runs)
     assert_same(one, two)
+
+
+NOISY_HEAD = """
+import os, signal
+from collections import OrderedDict
+from torch import nn
+from tests.conftest import SMALL_NETWORK
+from trainer import Trainer
+exec(SMALL_NETWORK)
+def headed(num_classes=10):
+    network = small(num_classes)
+    network.head = nn.Sequential(nn.Dropout(), nn.Linear(128, num_classes))
+    return network
+class Stopping(Trainer):
+    def after_backward(self):
+        if self.step == 4 and self.epoch == 1 and "STOP" in os.environ:
+            signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_run_stopped_within_an_epoch_goes_on_with_the_same_dropout(
+    frozen, own_code, train, resume, monkeypatch, capsys
+):
+    """Computing the features again must draw no number."""
+    own_code("headed", NOISY_HEAD)
+    config = frozen({"arch.type": "headed.headed", "trainer.type": "headed.Stopping"})
+    whole = train(config)
+    assert MESSAGE in capsys.readouterr().out
+    monkeypatch.setenv("STOP", "1")
+    half = train(config, code=143)
+    assert last_checkpoint(half)["trainer"]["step"] == 5
+    monkeypatch.delenv("STOP")
+    resume(half)
+    assert_same(last_checkpoint(half)["state_dict"], last_checkpoint(whole)["state_dict"])
+
+
+def test_each_process_computes_a_part_of_the_features(frozen, monkeypatch):
+    trainer = build(frozen())
+    network, loader, engine = trainer.model, trainer.data_loader, trainer.engine
+    alone = with_features(network, "head", loader, engine)
+    served, parts = [], []
+    inner = type(loader.samples).__getitems__
+    monkeypatch.setattr(type(loader.samples), "__getitems__",
+                        lambda samples, i: served.extend(i) or inner(samples, i))  # fmt: skip
+
+    def gather(own):
+        parts.append(own)
+        return parts
+
+    monkeypatch.setattr(distributed, "all_gather", gather)
+    count = len(loader.dataset)
+    for part in (slice(0, 500), slice(500, count)):
+        shares = {count: part}
+        monkeypatch.setattr(distributed, "rank_slice", lambda n, s=shares: s.get(n, slice(n)))
+        both = with_features(network, "head", loader, engine)
+    assert len(served) == count
+    for one, two in zip(both.samples.tensors, alone.samples.tensors, strict=True):
+        torch.testing.assert_close(one, two)

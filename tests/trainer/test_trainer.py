@@ -8,8 +8,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from base.average import MovingAverage
 from tests.conftest import build, last_checkpoint
 from utils import checkpoint, run_folder
 from utils.engine.engine import unwrap
@@ -542,3 +545,16 @@ def test_randomness_of_an_epoch_does_not_depend_on_earlier_draws(digits):
     noisy._valid_epoch = lambda epoch: (torch.rand(7), validate(epoch))[1]
     quiet.train(), noisy.train()
     assert_equal_weights(noisy.model, quiet.model)
+
+
+def test_average_waits_for_no_gpu():
+    """Fake tensors cannot be read, so whatever reads one fails."""
+    with FakeTensorMode():
+        average = MovingAverage(nn.Module(), 0.9)
+        with torch.device("cuda"):  # fake tensors cannot be copied with their module
+            network, average.module = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        for _ in range(2):
+            average.update_parameters(network)
+        assert average.n_averaged == 2
+        with pytest.raises(DataDependentOutputException):
+            average.module.weight.sum().item()

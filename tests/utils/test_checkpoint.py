@@ -141,10 +141,10 @@ def test_no_run_to_resume(tmp_path):
 def test_generators_are_restored():
     randomness.seed_everything(1)
     np.random.randn(), random.gauss(0, 1)  # leaves half a pair in each
-    state = randomness.get_state()
+    state = randomness.get_state(torch.device("cpu"))
     draws = [(torch.rand(2).tolist(), np.random.randn(), random.gauss(0, 1)) for _ in range(2)]
     randomness.seed_everything(2)
-    randomness.set_state(state)
+    randomness.set_state(state, torch.device("cpu"))
     again = [(torch.rand(2).tolist(), np.random.randn(), random.gauss(0, 1)) for _ in range(2)]
     assert again == draws
 

@@ -201,3 +201,35 @@ def test_file_is_not_blamed_for_what_the_command_line_sets(digits, tmp_path, cap
     assert f"{file} has an error:\n  trainer.epochs: " in capsys.readouterr().err
     assert train_script.main(["-c", str(file), "-s", 'trainer.epochs="few"']) == 2
     assert f"{file} with what the command line sets has an error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but "
+            "you set 'torch.use_deterministic_algorithms(True)'. You can turn off",
+            "engine.deterministic: torch has no deterministic adaptive_avg_pool2d_backward_cuda",
+        ),
+        (
+            "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously",
+            "a label that the network has no output for: the same command with -d cpu says which",
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", ["rehearsal", "training"])
+def test_what_a_gpu_refuses_is_a_sentence(digits, train, own_code, capsys, text, message, place):
+    own_code(
+        "refusing",
+        "import torch.nn.functional as F\n"
+        "calls = []\n"
+        "def loss(output, target):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) > {0 if place == 'rehearsal' else 12}:\n"
+        f"        raise RuntimeError({text!r})\n"
+        "    return F.cross_entropy(output, target)\n",
+    )
+    train(digits({"loss": "refusing.loss"}), code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

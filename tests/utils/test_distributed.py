@@ -1,5 +1,6 @@
 """Several processes do what one does: the same samples, gradients and numbers. On gloo."""
 
+import contextlib
 import json
 import os
 import signal
@@ -371,6 +372,69 @@ def test_death_of_one_process_ends_the_others(plain, own_code, tmp_path, capfd):
     error = capfd.readouterr().err
     assert "another process of the run has ended, so this one ends too" in error
     assert "Traceback" not in error
+
+
+NCCL = (
+    "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:317, {}, NCCL version 2.27.5\n"
+    "{}: What it means.\nLast error:\n{}"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+         "[127.0.0.1]:3000", "another process of the run has ended"),
+        (NCCL.format("remote process exited or there was a network error", "ncclRemoteError",
+                     "socketProgress: Connection closed"), "another process of the run has ended"),
+        (NCCL.format("unhandled cuda error", "ncclUnhandledCudaError",
+                     "Cuda failure 999 'unknown error'"),
+         "the processes cannot exchange numbers: Cuda failure 999 'unknown error'"),
+        ("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv",
+         "the processes cannot exchange numbers: [../gloo/transport/tcp/unbound_buffer.cc:81] "
+         "Timed out"),
+        ("Expected to have finished reduction; you can pass `find_unused_parameters=True`",
+         "set engine.find_unused_parameters"),
+        (NCCL.format("unhandled cuda error", "ncclUnhandledCudaError",
+                     "Failed to CUDA calloc async 608 bytes: out of memory"), None),
+        ("size mismatch", None),
+    ],
+)  # fmt: skip
+def test_why_processes_cannot_exchange_numbers(error, message):
+    """Texts of gloo and of NCCL."""
+    found = distributed.explain_exchange(RuntimeError(error))
+    assert found is None if message is None else message in found
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "has_nccl", "on_cpu", "backend"),
+    [
+        (True, True, False, "cpu:gloo,cuda:nccl"),
+        (True, False, False, "gloo"),  # Windows
+        (True, True, True, "gloo"),
+        (False, True, False, "gloo"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_group_is_left_in_any_case(monkeypatch, has_gpu, has_nccl, on_cpu, backend, fails):
+    calls = []
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(distributed.dist, "is_nccl_available", lambda: has_nccl)
+    for name in ("TCPStore", "PrefixStore", "barrier"):
+        monkeypatch.setattr(distributed.dist, name, lambda *a, **k: None)
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda chosen, **k: calls.append(chosen)
+    )
+    monkeypatch.setattr(
+        distributed.dist, "destroy_process_group", lambda: calls.append("destroyed")
+    )
+    outcome = pytest.raises(UserError) if fails else contextlib.nullcontext()
+    with outcome, distributed.process_group(on_cpu):
+        if fails:
+            raise UserError("a mistake")
+    assert calls == [backend, "destroyed"]
 
 
 def test_check_in_two_processes(digits, train_in):

@@ -15,7 +15,7 @@ from pathlib import Path
 from utils.config.config import RUN, ConfigParser
 from utils.config.resolve import NEWEST, CustomArgs, Script, add_options, describe_resumed, resolve
 from utils.engine import launch
-from utils.errors import RunError, first_line, is_out_of_memory
+from utils.errors import RunError, UserError, first_line, gpu_error, is_out_of_memory
 from utils.screen import ExitCode, run_command
 
 Main = Callable[[ConfigParser, argparse.Namespace], object]
@@ -65,7 +65,7 @@ def command(
                     return _run(function, sys.argv[1:] if argv is None else argv, arguments, read)
                 if launch.dist_info().rank == 0:
                     config = read()
-                    with _memory_explained(config.less_memory):
+                    with _machine_explained(config.less_memory):
                         return ExitCode(0, function(config, arguments))
                 return None
 
@@ -101,7 +101,7 @@ def _run(
         stack.callback(lock.release)
         stack.enter_context(cleaned_up(config.remove_empty_run))
         try:
-            with _memory_explained(config.less_memory):
+            with _machine_explained(config.less_memory):
                 return ExitCode(0, function(config, arguments))
         except BaseException:
             config.remove_empty_run()
@@ -109,11 +109,13 @@ def _run(
 
 
 @contextlib.contextmanager
-def _memory_explained(advice: Callable[[], str]) -> Iterator[None]:
-    """Raises RunError, with what to do, if the memory is full."""
+def _machine_explained(advice: Callable[[], str]) -> Iterator[None]:
+    """Raises RunError, with what to do, if the memory is full, UserError for what a GPU refuses."""
     try:
         yield
     except Exception as error:
+        if sentence := gpu_error(error):
+            raise UserError(sentence) from error
         if not is_out_of_memory(error):
             raise
         raise RunError(f"the memory is full; {advice()} ({first_line(error)[:200]})") from error

@@ -6,6 +6,7 @@ Call what is marked "on all processes" in each of them, in the same order: they 
 import contextlib
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from utils.engine import launch
-from utils.errors import RunError, UserError
+from utils.errors import RunError, UserError, first_line, is_out_of_memory
 
 T = TypeVar("T")
+# what gloo, NCCL and the store say when a process that they talk to is gone
+PEER_ENDED = (
+    r"closed by peer|reset by peer|Broken pipe|Connection refused|ncclRemoteError|remote process|"
+    r"recvVector|unexpected .*data"
+)
 
 
 @contextlib.contextmanager
@@ -28,7 +34,8 @@ def process_group(on_cpu: bool) -> Iterator[None]:
     Args:
         on_cpu: the processes compute on the CPU, even if GPUs are available
 
-    Raises RunError if another process has ended, or if parameters take no part in the loss.
+    Raises RunError if another process has ended, or if the processes cannot exchange numbers for
+    another reason, or if parameters take no part in the loss.
     """
     info = launch.dist_info()
     if info.world_size == 1:
@@ -42,21 +49,36 @@ def process_group(on_cpu: bool) -> Iterator[None]:
     store = dist.PrefixStore(f"start {restart} of {info.world_size}", store)
     # Tensors on the CPU, and with them all Python objects, go through gloo on a GPU machine too:
     # torch sends objects from the CPU if the group has a backend for it.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and not on_cpu else "gloo"
+    uses_nccl = torch.cuda.is_available() and not on_cpu and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if uses_nccl else "gloo"  # Windows has no NCCL
     dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size)
     try:
         yield
         dist.barrier()  # rank 0 hosts the store until the last process is done
     except RuntimeError as error:
-        text = str(error)
-        if "find_unused_parameters" in text:
-            message = "some parameters take no part in the loss: set engine.find_unused_parameters"
-        elif isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text:
-            message = "another process of the run has ended, so this one ends too"
-        else:
+        if (message := explain_exchange(error)) is None:
             raise
         raise RunError(message) from error
-    dist.destroy_process_group()
+    finally:
+        # no NCCL kernel of this process may wait for the others when it ends
+        dist.destroy_process_group()
+
+
+def explain_exchange(error: RuntimeError) -> str | None:
+    """Why processes could not exchange numbers; None if the error is about something else."""
+    text = str(error)
+    if "find_unused_parameters" in text:
+        return "some parameters take no part in the loss: set engine.find_unused_parameters"
+    if not (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
+        return None
+    if is_out_of_memory(error):  # of the GPU, which NCCL needs some of
+        return None
+    if re.search(PEER_ENDED, text):
+        return "another process of the run has ended, so this one ends too"
+    # NCCL tells first where in its code, then what
+    _, marked, cause = text.partition("Last error:\n")
+    cause = cause.partition("\n")[0] if marked else first_line(error)
+    return f"the processes cannot exchange numbers: {cause}"
 
 
 def _end_with_launcher() -> None:

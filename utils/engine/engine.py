@@ -9,7 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from importlib.util import find_spec
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ from utils.errors import UserError
 Tensors = Any  # a tensor, or lists, tuples, dicts and dataclasses of such, nested
 Call = tuple[tuple, dict[str, Tensors]]  # the arguments of a network
 T = TypeVar("T")
-CUDA_GRAPHS = "reduce-overhead", "max-autotune"  # the compiler's modes that record them
+# the compiler's modes that record them -> the same without
+CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+LEAST_CAPABILITY = 7, 0  # of a GPU for which Triton compiles
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of malloc.h
 
@@ -38,8 +41,11 @@ class Engine:
             compiled, not deterministic
 
     If there are fewer GPUs than requested, those that are available are used, and a warning
-    (`pop_warnings`) says so. Raises UserError for a wrong device.
+    (`pop_warnings`) says so. Raises UserError for a wrong device, and for settings that it cannot
+    compute with.
     """
+
+    _in_use: ClassVar["Engine | None"] = None  # whose settings torch has, see `_use_settings`
 
     def __init__(
         self,
@@ -63,44 +69,109 @@ class Engine:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._unscaled = False
         self._graph_breaks: set[str] = set()  # those that were reported
-        self._configure_torch(settings.get("deterministic", False))
+        self.deterministic = settings.get("deterministic", False)
+        if self.device.type == "cuda":
+            self._check_gpu()
+        keep_freed_memory()
+        self._use_settings()
 
     def _choose_device(self, device: str | None, n_gpu: int) -> torch.device:
         requested, count = launch.device_numbers(device, n_gpu), torch.cuda.device_count()
+        self._lacks_gpu = bool(requested) and count == 0
         _, local_rank, world_size = launch.dist_info()
         several = world_size > 1 and count > 0
         if requested and several and device is None:
             requested = list(range(count))
         available = [number for number in requested if number < count]
         if requested and several:
-            # A scheduler may show each process only its own GPU.
-            index = local_rank if len(available) > 1 else 0
+            shows_own = launch.started_by_slurm() and len(available) == 1
+            index = 0 if shows_own else local_rank
             if index >= len(available):
                 raise UserError(
                     f"process {local_rank} of this machine has no GPU: of "
                     f"{', '.join(map(str, requested))} there are {len(available)}; "
                     "start as many processes, or pass -d cpu"
                 )
-            torch.cuda.set_device(available[index])
-            return torch.device("cuda", available[index])
+            return _select_gpu(available[index])
         if available != requested and (device is not None or n_gpu != 1):
+            present = f"has only GPU {', '.join(map(str, range(count)))}" if count else "has none"
             self.notes.append(
-                f"GPU {', '.join(map(str, requested))} asked for, but this machine has "
-                f"{count or 'none'}; using {f'GPU {available[0]}' if available else 'the CPU'}"
+                f"GPU {', '.join(map(str, requested))} asked for, but this machine {present}; "
+                f"using {f'GPU {available[0]}' if available else 'the CPU'}"
             )
         elif len(available) > 1:
             self.notes.append(f"this is done on one GPU: number {available[0]}")
-        return torch.device("cuda", available[0]) if available else torch.device("cpu")
+        return _select_gpu(available[0]) if available else torch.device("cpu")
 
-    def _configure_torch(self, deterministic: bool) -> None:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cudnn.benchmark = not deterministic
-        keep_freed_memory()
+    def _check_gpu(self) -> None:
+        if self.compile is not None:
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < LEAST_CAPABILITY:
+                needed, own = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
+                raise UserError(
+                    f"engine.compile: the compiler needs a GPU of compute capability {needed}, and "
+                    f"this one has {own}; set it to null"
+                )
+            if find_spec("triton") is None:
+                raise UserError("engine.compile: Triton is missing, which compiles for GPUs; "
+                                "install it, or set engine.compile to null")  # fmt: skip
+        if self.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            self.notes.append("engine.precision: this GPU only emulates bf16; fp16 is faster")
+
+    def _use_settings(self) -> None:
+        """Let torch compute as this engine says; a second one may have been used in between."""
+        before, Engine._in_use = Engine._in_use, self
+        if before is self:
+            return
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.backends.cudnn.benchmark = not self.deterministic
+        is_exact = self.device.type == "cpu" or self.precision == "fp32"
+        if any(engine and engine.device.type == "cuda" for engine in (before, self)):
+            torch.set_float32_matmul_precision("highest" if is_exact else "high")
+            torch.backends.cudnn.allow_tf32 = not is_exact
+        if self.deterministic:  # cuBLAS reads it at its first use
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def describe(self) -> str:
+        """Where and how this engine computes, in words."""
+        if self.device.type == "cpu":
+            missing = ", as torch sees no GPU" if self._lacks_gpu else ""
+            words = [f"CPU ({torch.get_num_threads()} threads){missing}"]
+        else:
+            words = [f"GPU {self.device.index} ({torch.cuda.get_device_name(self.device)})"]
+        is_plain = self.device.type == "cpu" and self.precision == "tf32"
+        words.append("fp32" if is_plain else self.precision)
+        words += [f"compiled ({self.compile})"] if self.compile else []
+        words += ["deterministic"] if self.deterministic else []
+        if (count := distributed.world_size()) > 1:
+            words.append(f"{count} processes")
+        return ", ".join(words)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was asked to."""
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
-            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
-            if deterministic:  # cuBLAS reads it at its first use
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.cuda.synchronize(self.device)
+
+    def accumulates(self) -> None:
+        """Gradients of several backward passes will be added up: no CUDA graphs, which overwrite
+        the memory of those before. To be called before `prepare`.
+        """
+        if self.device.type == "cuda" and self.compile in CUDA_GRAPHS:
+            without = CUDA_GRAPHS[self.compile]
+            self.notes.append(
+                f'engine.compile: "{self.compile}" records CUDA graphs, which cannot add up the '
+                f'gradients of several batches; using "{without}"'
+            )
+            self.compile = without
+
+    @contextlib.contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Nothing inside is computed in 16 bits, where small gradients would be lost."""
+        precision, self.precision = self.precision, "fp32"
+        try:
+            yield
+        finally:
+            self.precision = precision
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model as it trains on this machine; `unwrap` undoes it. On all processes.
@@ -143,6 +214,7 @@ class Engine:
 
     def forward(self, model: nn.Module, *args: Tensors, **kwargs: Tensors) -> Tensors:
         """The model's output, computed in the chosen precision and returned as float32."""
+        self._use_settings()
         if self.precision in HALF:
             with torch.autocast(self.device.type, HALF[self.precision]):
                 output = model(*args, **kwargs)
@@ -220,10 +292,7 @@ class Engine:
     @contextlib.contextmanager
     def seeded(self, *parts: int | str) -> Iterator[None]:
         """Random numbers inside follow from `parts`, on the device too; others are unaffected."""
-        is_gpu = self.device.type == "cuda"
-        with randomness.seeded(*parts), torch.random.fork_rng([self.device] if is_gpu else []):
-            if is_gpu:
-                torch.cuda.manual_seed(randomness.derive_seed(*parts))
+        with randomness.seeded(*parts, device=self.device):
             yield
 
     def seed_epoch(self, epoch: int) -> None:
@@ -234,6 +303,35 @@ class Engine:
         """From here on each process draws its own numbers; rank 0 continues the epoch's."""
         if distributed.rank():
             randomness.seed_everything(self.seed, "epoch", epoch, step, distributed.rank())
+
+
+def _select_gpu(number: int) -> torch.device:
+    # so that libraries which do not ask for a device use this one, too
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+class Transfer:
+    """Copies batches to a GPU while it still computes on those before: on a stream of its own.
+
+    Args:
+        device: a GPU
+        finish: function of a batch there, which is done on the same stream
+    """
+
+    def __init__(self, device: torch.device, finish: Callable[[T], T]):
+        self.device, self.finish = device, finish
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, batch: T) -> T:
+        with torch.cuda.stream(self.stream):
+            copied = map_tensors(batch, lambda part: part.to(self.device, non_blocking=True))
+            copied = self.finish(copied)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        # or its memory could be given away before it was computed on
+        map_tensors(copied, lambda part: part.record_stream(computing))
+        return copied
 
 
 class Running:

@@ -40,6 +40,11 @@ def dist_info() -> DistInfo:
     return DistInfo(*(int(env.get(name, 0)) for name in names))
 
 
+def started_by_slurm() -> bool:
+    """Whether SLURM's srun started the processes, which may show each of them only its own GPU."""
+    return "RANK" not in os.environ and dist_info().world_size > 1
+
+
 def meeting_point() -> tuple[str, int]:
     """Address and port, on the machine of rank 0, at which the processes find each other."""
     env = os.environ

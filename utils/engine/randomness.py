@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+CPU = torch.device("cpu")
+
 
 def derive_seed(*parts: int | str) -> int:
     """One 63-bit seed from several parts; a change in any part gives an unrelated seed."""
@@ -38,18 +40,20 @@ def _seed_cpu(*parts: int | str) -> None:
 
 
 @contextlib.contextmanager
-def seeded(*parts: int | str) -> Iterator[Callable[..., None]]:
+def seeded(*parts: int | str, device: torch.device = CPU) -> Iterator[Callable[..., None]]:
     """Random numbers inside follow from `parts` alone; those outside continue undisturbed.
 
-    Yields a function that seeds again, from other parts, which costs much less than another block.
-    Only for the CPU's generators: samples are made there.
+    Those of the CPU, where samples are made, and of `device`. Yields a function that seeds the
+    CPU's again, from other parts, which costs much less than another block.
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    states = torch_rng_state(device), np.random.get_state(), random.getstate()
     _seed_cpu(*parts)
+    if device.type == "cuda":
+        torch.cuda.default_generators[_index(device)].manual_seed(derive_seed(*parts))
     try:
         yield _seed_cpu
     finally:
-        torch.set_rng_state(states[0])
+        set_torch_rng_state(states[0], device)
         np.random.set_state(states[1])
         random.setstate(states[2])
 
@@ -91,23 +95,24 @@ def stratified_choice(
     return np.sort(np.concatenate(chosen))
 
 
-def get_state() -> dict:
-    """The states of all generators as plain data, for a checkpoint."""
+def get_state(device: torch.device) -> dict:
+    """The states of the generators as plain data, for a checkpoint; of GPUs only `device`'s."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch_rng_state(device)[1:],
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(numbers), gauss],
     }
 
 
-def set_state(state: dict) -> None:
-    """Restore what `get_state` returned; the CUDA generators only if their number is the same."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
+def set_state(state: dict, device: torch.device) -> None:
+    """Restore what `get_state` returned, whatever the number of the GPU was."""
+    on_gpu = state["cuda"]
+    if len(on_gpu) > 1:  # before December 2026 the states of all GPUs were kept
+        on_gpu = on_gpu[_index(device) :][:1]
+    set_torch_rng_state([state["torch"], *on_gpu], device)
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, numbers, gauss = state["python"]
@@ -126,3 +131,7 @@ def set_torch_rng_state(states: list[torch.Tensor] | list[list[int]], device: to
     torch.set_rng_state(cpu)
     if on_gpu and device.type == "cuda":
         torch.cuda.set_rng_state(on_gpu[0], device)
+
+
+def _index(device: torch.device) -> int:
+    return device.index or 0
