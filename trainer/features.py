@@ -93,6 +93,7 @@ def with_features(
     stored = BaseDataLoader(dataset, **settings, subset=loader.subset)
     stored.sampler.order = loader.sampler.order
     stored.classes, stored.input, stored.example = loader.classes, loader.input, loader.example
+    stored.to(engine.device)
     return stored
 
 

@@ -1,6 +1,5 @@
 """Training on a GPU: `python -m pytest -m gpu -n 0`."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -9,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import test as test_script
-from tests.conftest import ROOT, assert_same, build, last_checkpoint, save_images
+from tests.conftest import ROOT, assert_same, build, last_checkpoint
 from utils import run_folder
 
 pytestmark = pytest.mark.gpu
@@ -84,21 +82,6 @@ def test_run_stopped_within_an_epoch_equals_the_unbroken_one(
     one, two = last_checkpoint(half), last_checkpoint(whole)
     for key in ("state_dict", "optimizer", "ema", "monitor_best"):
         assert_same(one[key], two[key], key)
-
-
-def test_images_in_folders_are_trained_tested_and_explained(gpu, image_config, train, tmp_path):
-    for subset in ("train", "val", "test"):
-        save_images(tmp_path / "parts" / subset, {"NG": 12, "OK": 20})
-    config = image_config(tmp_path / "parts", num_workers=2, channels=3)
-    config["heatmap"] = {"method": "SmoothGradCAMpp"}
-    run = train(config)
-    results = []
-    for device in (["-d", "cpu"], []):
-        assert test_script.main(["-r", str(run), *device]) == 0
-        results.append(json.loads((run / "test" / "result.json").read_text(encoding="utf-8")))
-    on_cpu, on_gpu = results
-    assert on_gpu["loss"] == pytest.approx(on_cpu["loss"], rel=1e-3)
-    assert on_gpu["accuracy"] == on_cpu["accuracy"]
 
 
 def test_profile_has_times_of_the_gpu(gpu, digits, train, capsys):

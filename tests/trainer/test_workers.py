@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from base import BaseDataLoader
 from tests.conftest import assert_same, build
-from trainer.workers import Cost, fitting_workers
+from trainer.workers import Cost, choose_workers, fitting_workers
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,24 @@ from trainer.workers import Cost, fitting_workers
 )
 def test_fewest_workers_that_save_most_of_the_time(load, step, cores, workers):
     assert fitting_workers(Cost(*load), Cost(*step), cores) == workers
+
+
+def test_processes_of_a_machine_share_its_cores_and_the_device_in_use_is_measured(
+    digits, monkeypatch
+):
+    """Eight GPUs on 32 cores: four each."""
+    asked, waited = [], []
+    monkeypatch.setattr("trainer.workers.cores", lambda: 32)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr("trainer.workers.fitting_workers", lambda *costs: asked.append(costs) or 0)
+    trainer = build(digits())
+    monkeypatch.setattr(type(trainer.engine), "synchronize", lambda engine: waited.append(engine))
+    loader = BaseDataLoader(Slow(0.0), batch_size=8)
+    settings = trainer.task, trainer.engine, trainer.train_steps
+    choose_workers(trainer.model, [loader], *settings)
+    [(_, _, available)] = asked
+    assert available == 4
+    assert waited == [trainer.engine]
 
 
 class Slow(Dataset):

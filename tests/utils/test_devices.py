@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from model.model import LeNet
 from utils.engine import randomness
-from utils.engine.engine import Engine, Transfer, unwrap
+from utils.engine.engine import Engine, Transfer, map_tensors, unwrap
 from utils.errors import UserError
 
 
@@ -249,6 +250,15 @@ def test_batches_are_copied_on_a_stream_of_their_own(monkeypatch):
         "on copying", "finish", "off", "computing waits for copying", "3 for computing",
         "4 for computing",
     ]  # fmt: skip
+
+
+def test_lengths_of_packed_sequences_stay_on_the_cpu():
+    packed = pack_sequence([torch.ones(2, 3), torch.ones(4, 3)], enforce_sorted=False)
+    moved = map_tensors({"text": packed}, lambda tensor: tensor.to("meta"))["text"]
+    assert moved.data.device.type == moved.unsorted_indices.device.type == "meta"
+    assert moved.batch_sizes.tolist() == [2, 2, 1, 1]
+    same = map_tensors(packed, lambda tensor: tensor)
+    assert torch.equal(pad_packed_sequence(same)[0], pad_packed_sequence(packed)[0])
 
 
 def test_unwrap_returns_the_network_itself():

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import PackedSequence
 
 from utils.config.hints import EngineSettings
 from utils.engine import distributed, launch, randomness
@@ -399,6 +400,10 @@ def map_tensors(value: Tensors, change: Callable) -> Tensors:
     """
     if isinstance(value, Tensor | nn.Module):
         return change(value)
+    if isinstance(value, PackedSequence):  # the lengths in it belong on the CPU
+        parts = value.data, value.sorted_indices, value.unsorted_indices
+        data, *indices = (part if part is None else change(part) for part in parts)
+        return value._replace(data=data, sorted_indices=indices[0], unsorted_indices=indices[1])
     if isinstance(value, partial):
         args, keywords = (map_tensors(part, change) for part in (value.args, value.keywords))
         return partial(value.func, *args, **keywords)
