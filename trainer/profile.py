@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, record_function
@@ -15,6 +15,7 @@ from trainer.evaluate import Meters
 from trainer.trainer import Trainer
 from utils.errors import UserError
 
+P, T = ParamSpec("P"), TypeVar("T")
 WARM_UP = 5  # batches not measured: the first ones allocate, compile and choose kernels
 PARTS = "data", "forward", "backward", "optimizer", "logging"
 
@@ -31,10 +32,10 @@ class Clock:
         self.cpu = dict.fromkeys(PARTS, 0.0)  # seconds
         self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
 
-    def timed(self, part: str, function: Callable) -> Callable:
+    def timed(self, part: str, function: Callable[P, T]) -> Callable[P, T]:
         """`function`, whose time is added to that of the part."""
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * self.has_gpu)]
             with record_function(part):
                 for event in events[:1]:
