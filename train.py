@@ -44,7 +44,8 @@ def prepare(arguments):
         raise UserError("--data writes a configuration of its own: leave out -c and -r")
     from trainer.proposal import propose
 
-    arguments.config = propose(Path(arguments.data), arguments.target, arguments.weights)
+    settings = arguments.target, arguments.weights, arguments.device
+    arguments.config = propose(Path(arguments.data), *settings)
 
 
 def build_trainer(config, device, new_head=True, **supplied):

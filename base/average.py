@@ -26,6 +26,9 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.module, self.decay, self.n_averaged = copy.deepcopy(unwrap(model)), decay, 0
+        for module in self.module.modules():
+            if isinstance(module, nn.RNNBase):  # cuDNN wants its weights in one piece
+                module.flatten_parameters()
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -237,7 +237,7 @@ class BaseTrainer(ABC):
     def kept(self) -> Kept:
         """Finds whatever else a subclass or the task changes while it trains."""
         owners = {"trainer": self} if self.task is None else {"trainer": self, "task": self.task}
-        kept = Kept(owners, self.engine.load_optimizer)
+        kept = Kept(owners, self.engine)
         kept.watch(unwrap(self.model))
         return kept
 

@@ -3,7 +3,6 @@
 import collections
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from utils.checkpoint import load_into
-from utils.engine.engine import Running, map_tensors
+from utils.engine.engine import Engine, Running, map_tensors
 from utils.errors import CheckpointError, RunError
 
 PLAIN = (type(None), bool, int, float, str, Tensor)
@@ -36,13 +35,11 @@ class Kept:
 
     Args:
         owners: by name; each has a tuple `not_kept` of attributes to ignore
-        load_optimizer: function of (optimizer, state)
+        engine: loads the states of optimizers, and knows the device
     """
 
-    def __init__(
-        self, owners: dict[str, object], load_optimizer: Callable[[Optimizer, dict], None]
-    ):
-        self.owners, self.load_optimizer = owners, load_optimizer
+    def __init__(self, owners: dict[str, object], engine: Engine):
+        self.owners, self.engine = owners, engine
         self.network: nn.Module | None = None
         self.first = {name: _fingerprint(value) for name, value in self._find()[1].items()}
 
@@ -52,7 +49,8 @@ class Kept:
         self.first |= {name: _fingerprint(value) for name, value in self._numbers().items()}
 
     def state_dict(self) -> dict[str, dict]:
-        """{"parts": their states, "values": what has changed}, by "owner.attribute".
+        """{"parts": their states, "values": what has changed}, by "owner.attribute"; "on_device":
+        the names of values with tensors on a GPU, as checkpoints are loaded on the CPU.
 
         Raises RunError for a change that plain data cannot hold.
         """
@@ -68,7 +66,9 @@ class Kept:
                     "in training: a resumed run would be another one. Make it numbers or tensors, "
                     "give it state_dict and load_state_dict, or name it in not_kept"
                 )
-        return {"parts": {k: part.state_dict() for k, part in parts.items()}, "values": changed}
+        state = {"parts": {k: part.state_dict() for k, part in parts.items()}, "values": changed}
+        there = [name for name, value in changed.items() if _is_on_device(value)]
+        return state | ({"on_device": there} if there else {})
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
         """Raises CheckpointError if a part is missing or does not fit."""
@@ -76,13 +76,15 @@ class Kept:
             if name not in state["parts"]:
                 raise CheckpointError(f"the checkpoint lacks the state of {name}")
             if isinstance(part, Optimizer):
-                self.load_optimizer(part, state["parts"][name])
+                self.engine.load_optimizer(part, state["parts"][name])
             elif isinstance(part, nn.Module | Running):
                 load_into(part, state["parts"][name], f"the checkpoint's {name}")
             else:
                 part.load_state_dict(state["parts"][name])
         numbers = self._numbers()
         for name, value in state["values"].items():
+            if name in state.get("on_device", ()):
+                value = self.engine.to_device(value)
             owner, _, attribute = name.partition(".")
             if name in numbers:
                 module, _, attribute = attribute.rpartition(".")
@@ -154,6 +156,12 @@ def _restored(before: object, value: object) -> object:
     if isinstance(before, dict) and isinstance(value, dict):
         return {key: _restored(before.get(key), part) for key, part in value.items()}
     return value
+
+
+def _is_on_device(value: object) -> bool:
+    devices: list[str] = []
+    map_tensors(value, lambda part: devices.append(part.device.type))
+    return any(kind != "cpu" for kind in devices)
 
 
 def is_plain(value: object) -> bool:

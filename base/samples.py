@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from base.parts import share_out
 from utils.engine import distributed
@@ -293,13 +293,6 @@ def count_samples(batch: Batch) -> int:
 def spaced(length: int, count: int) -> list[int]:
     """At most `count` positions in a sequence, evenly spaced."""
     return np.linspace(0, length - 1, min(count, length)).astype(int).tolist()
-
-
-def batches_of(loader: DataLoader, batches: list[list[int]], workers: int = 0) -> DataLoader:
-    """Batches of the samples at these positions, made as `loader` makes them."""
-    keys = [[(0, position, 0) for position in batch] for batch in batches]
-    options = {"num_workers": workers, "collate_fn": loader.collate_fn}
-    return DataLoader(loader.dataset, batch_sampler=keys, **options)
 
 
 def finished(batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class WorkerLoader(DataLoader):
                     f"({reason}: {cause}); for fewer workers "
                     f"-s data_loader.args.num_workers={self.num_workers // 2}"
                 ) from error
-        if "DataLoader worker" in str(error) or "open files" in str(error):
+        if re.search("DataLoader worker|open files|Pin memory thread", str(error)):
             raise RunError(f"data_loader: {first_line(error)}") from error
 
 

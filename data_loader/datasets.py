@@ -109,7 +109,9 @@ class ImagesInMemory(BaseDataset):
         """Hold, augment and normalise the images on `device`, if they fit into a quarter of its
         free memory. The targets stay on the CPU, where the trainer may need them.
         """
-        if device.type == "cuda" and self.images.numel() >= torch.cuda.mem_get_info(device)[0] // 4:
+        if self.images.device == device:
+            return True
+        if device.type == "cuda" and self.images.numel() >= _free_memory(device) // 4:
             return False
         self.images = self.images.to(device)
         self.mean, self.std = self.mean.to(device), self.std.to(device)
@@ -129,6 +131,12 @@ class ImagesInMemory(BaseDataset):
         for function in self.augmentation:
             batch = function(batch)
         return batch.float().div_(255).sub_(self.mean).div_(self.std), self.targets[chosen]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that are free, for the system or for torch, which keeps what it freed."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

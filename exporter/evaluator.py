@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.base_data_loader import BaseDataLoader
+from base.base_data_loader import BaseDataLoader, ChosenBatches
 from base.base_task import BaseTask, Step
-from base.samples import batches_of, spaced
+from base.samples import spaced
 from exporter.deployed import DECISION
 from exporter.signature import Place, leaves
 from tester.predictions import Predictions
@@ -155,7 +155,7 @@ class Evaluator:
         positions = islice(range(len(self.loader.dataset)), stop)
         turns = cycle(sizes or [self.loader.batch_size])
         chunks = list(iter(lambda: list(islice(positions, next(turns))), []))
-        batches = batches_of(self.loader_for(network), chunks, self.loader.num_workers)
+        batches = ChosenBatches(self.loader_for(network), chunks, self.loader.num_workers)
         metrics = self.engine.to_device(self.config.init_obj("metrics", **class_count(self.loader)))
         model = self.engine.prepare(network)
         with model.register_forward_hook(keep_outputs):
@@ -174,12 +174,13 @@ class Evaluator:
         these positions. Raises UserError if it does not call it.
         """
         model, calls = _Asking(self.engine, self.engine.prepare(self.network)), []
-        for batch in map(self.engine.to_device, batches_of(loader, batches)):
+        for batch in map(self.engine.to_device, ChosenBatches(loader, batches)):
             try:
                 with torch.no_grad():
                     self.task.step(model, batch)
             except _CalledError as call:
                 calls.append(map_tensors(call.args, Tensor.cpu))
+        self.network.cpu()  # what is exported is there
         if len(calls) < len(batches):
             raise UserError(f"task: {type(self.task).__name__} does not call the whole network")
         return calls

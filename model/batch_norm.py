@@ -58,8 +58,10 @@ def recompute_statistics(
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all
         norm.train()
+    waits = any(isinstance(norm, nn.SyncBatchNorm) for norm in norms.values())
     for batch in batches:
-        if count_samples(batch) > 1:  # one sample has no variance
+        # one sample has no variance, unless several processes make one of theirs
+        if count_samples(batch) > 1 or waits:
             forward(batch)
     for name, norm in norms.items():
         norm.momentum = momenta[name]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 
-from base.samples import batches_of, spaced
+from base.base_data_loader import ChosenBatches
+from base.samples import spaced
 from tester.appearance import KEPT
 from tester.language import ENGLISH, Translate
 from tester.novelty import Novelty, before_head, fit, pooled, with_limit
@@ -100,7 +101,7 @@ def _measure(test: Test, network: nn.Module) -> Novelty | None:
         training = build_eval_loader(test.config, "train")
         positions = spaced(len(training.dataset), SAMPLES)
         chunks = BatchSampler(positions, training.batch_size, drop_last=False)
-        batches = list(batches_of(training, [*chunks]))
+        batches = list(ChosenBatches(training, [*chunks]))
     except UserError as error:
         test.config.get_logger("test").info(f"without training data there is no distance: {error}")
         return None

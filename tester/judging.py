@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import BatchSampler
 
 from base import BaseDataLoader
+from base.base_data_loader import ChosenBatches
 from base.base_task import Batch
-from base.samples import batches_of
 from logger.logger import setup_logging
 from tester.inspection import chosen
 from tester.language import system_language
@@ -68,7 +68,7 @@ class OutOfFold(Test):
         for number, count in enumerate(self.counts):
             positions = range(start, start + count)
             chunks = [*BatchSampler(positions, loader.batch_size, drop_last=False)]
-            for batch in batches_of(loader, chunks, loader.num_workers):
+            for batch in ChosenBatches(loader, chunks, loader.num_workers):
                 self.model.active = number
                 yield batch
             start += count

@@ -121,7 +121,8 @@ class Test:
 
         def add(step: Step) -> None:
             if served is not loader:
-                step = replace(step, data=loader.prepare_decoded(*step.data))
+                data = loader.prepare_decoded(*step.data)
+                step = replace(step, data=data.to(self.engine.device))
             predictions.add(step)
             samples.add(step)
 

@@ -122,6 +122,8 @@ def build_task(
 
     It gets the networks and losses that other sections name, under these sections' names.
     """
+    if config.own_sections("arch"):
+        engine.avoid_cuda_graphs("several networks")
     criterion = engine.to_device(criterion)
     parts = {s: engine.to_device(config.init_obj(s)) for s in config.own_sections("loss")}
     for section in config.own_sections("arch"):
@@ -165,12 +167,12 @@ def restore_task(task: BaseTask, state: dict, config: ConfigParser, engine: Engi
             "from these are those of fresh ones"
         )
         return
-    known, parts = Kept({"task": task}, engine.load_optimizer), kept["parts"]
+    known, parts = Kept({"task": task}, engine), kept["parts"]
     if state["config"] and state["config"].get("loss") != config.get("loss"):
         own = known.state_dict()["parts"]  # another loss keeps its own state
         parts = parts | {k: v for k, v in own.items() if k == "task.criterion"}
     with explained_by(config.resume):
-        known.load_state_dict({"parts": parts, "values": kept["values"]})
+        known.load_state_dict(kept | {"parts": parts})
 
 
 def build_model(

@@ -142,7 +142,9 @@ class Meters:
         return distributed.all_reduce_sum(torch.stack([count, *sums])).tolist()
 
     def _sum(self, name: str) -> Tensor:
-        return self.sums.setdefault(name, torch.zeros_like(self.sums["loss"]))
+        if name not in self.sums:
+            self.sums[name] = torch.zeros_like(self.sums["loss"])
+        return self.sums[name]
 
     def result(self) -> dict[str, float]:
         """The loss, then the metrics in their order; one number each, or one per class.

@@ -68,6 +68,7 @@ def profile(trainer: Trainer, batches: int) -> dict[str, float]:
     if batches < 1:
         raise UserError(f"--profile {batches}: should be at least 1")
     trainer.rehearse()
+    trainer._settle_statistics = lambda epoch: None  # belongs to an epoch's end, not to its steps
     trainer.len_epoch = WARM_UP
     trainer._train_epoch(1)
     trainer.step, trainer.len_epoch, trainer.log_interval = 0, batches, max(1, batches // 10)

@@ -53,7 +53,7 @@ class Survey(NamedTuple):
     is_multi_label: bool = False
 
 
-def propose(data: Path, target: str | None, weights: str | None) -> Path:
+def propose(data: Path, target: str | None, weights: str | None, device: str | None = None) -> Path:
     """Write configs/<folder>.json for images; returns its path. A file that is there already for
     the same images is used as it is.
 
@@ -62,6 +62,7 @@ def propose(data: Path, target: str | None, weights: str | None) -> Path:
             or TSV file with the columns path and label
         target: the class that must not be missed
         weights: file of a trained network, or "DEFAULT"
+        device: what -d says: its speed decides on the number of epochs
 
     Raises UserError if there are no classes with images, or if the file is for something else.
     """
@@ -71,7 +72,7 @@ def propose(data: Path, target: str | None, weights: str | None) -> Path:
         _check_same(path, data, target, weights)
         print(f"{shown} is there already, and used as it is; rename it to have it written anew")
         return path
-    text = configuration(data, target, weights)
+    text = configuration(data, target, weights, device=device)
     path.parent.mkdir(exist_ok=True)
     write_text(path, text)
     print(f"written: {shown}\n\n{text}")
@@ -84,6 +85,7 @@ def configuration(
     weights: str | None,
     name: str | None = None,
     schema: str = "../docs/config.schema.json",
+    device: str | None = None,
 ) -> str:
     """The text of a configuration for images, with comments; see `propose`."""
     found = survey(data)
@@ -106,7 +108,7 @@ def configuration(
         side, epochs = 224, 20  # features of a frozen backbone are computed once
         optimizer, schedule = {"type": "Adam", "args": {"lr": 0.003}}, None
     else:
-        passes = 60 * MINUTES * images_per_second(network, side, batch)
+        passes = 60 * MINUTES * images_per_second(network, side, batch, device)
         epochs = min(max(round(passes / trained), EPOCHS[0]), EPOCHS[1])
     several = found.is_multi_label
     is_uneven = not several and max(found.counts.values()) >= RARE * min(found.counts.values())
@@ -268,7 +270,7 @@ def _network(found: Survey, trained: float) -> tuple[dict, int]:
     return network, min(SIDE, 32 * math.ceil(found.side / 32))
 
 
-def images_per_second(network: dict, side: int, batch: int) -> float:
+def images_per_second(network: dict, side: int, batch: int, device: str | None = None) -> float:
     """How many images this machine trains the network of a section "arch" on in a second, without
     loading them: measured with random ones.
     """
@@ -276,17 +278,17 @@ def images_per_second(network: dict, side: int, batch: int) -> float:
     from torchvision import models
 
     from model.resnet_cifar import CifarResNet
+    from utils.engine.engine import Engine
 
     own = network["type"] == "CifarResNet"
     model = CifarResNet(**network["args"]) if own else models.get_model(network["type"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device, memory_format=torch.channels_last)
-    images = torch.rand(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    engine = Engine(device)
+    model = engine.prepare(model)
+    images = engine.to_device(torch.rand(batch, 3, side, side))
 
     def step() -> None:
-        model(images).square().mean().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        engine.forward(model, images).square().mean().backward()
+        engine.synchronize()
 
     for _ in range(3):  # the first ones are slower
         step()

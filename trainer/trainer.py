@@ -82,7 +82,7 @@ class Trainer(BaseTrainer):
         # batch norms' statistics that training continues with, while evaluation uses others
         self.running_statistics: dict[str, Tensor] = {}
         if self.grad_accum_steps > 1:
-            self.engine.accumulates()
+            self.engine.avoid_cuda_graphs("trainer.grad_accum_steps")
         super().set_model(model, optimizer)
 
     def steps_per_epoch(self) -> int:

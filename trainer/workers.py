@@ -45,7 +45,8 @@ def choose_workers(
         loaders: the first one is measured, all get the workers
     """
     loader = loaders[0]
-    if loader.settings["num_workers"] != "auto" or loader.in_memory:
+    is_open = loader.settings["num_workers"] == "auto" and not loader.in_memory
+    if not all(distributed.all_gather(is_open)):  # GPUs may differ in what fits into them
         return
     networks, training = [network, *task.networks()], train_steps is not None
     count = len(range(loader.sampler.size(0))[distributed.rank_slice(loader.sampler.size(0))])
@@ -57,17 +58,17 @@ def choose_workers(
         for part in train_steps(model, batch) if training else [task.step(model, batch)]:
             if training:
                 part.loss.backward()
-        engine.synchronize()
 
     with engine.seeded("rehearsal"), unchanged(networks), unchanged_values(task):
         for one in networks:
             set_training_mode(one) if training else one.eval()
         with torch.set_grad_enabled(training):
-            trained = _cost(step)
+            trained = _cost(step, engine.synchronize)
     available = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     workers = fitting_workers(load, trained, available)
     for each in loaders:
-        each.set_workers(workers, persistent=training)
+        if not each.in_memory:
+            each.set_workers(workers, persistent=training)
     logging.getLogger("data").info(
         f"num_workers: {workers}, as loading a batch takes {load.wall:.1g} s and computing on it "
         f"{trained.wall:.1g} s"
@@ -97,7 +98,10 @@ def fitting_workers(load: Cost, step: Cost, available: int) -> int:
     return next(n for n, duration in enumerate(times) if duration <= 1.05 * min(times))
 
 
-def _cost(action: Callable[[], object]) -> Cost:
+def _cost(action: Callable[[], object], wait: Callable[[], object] = lambda: None) -> Cost:
+    """Of an action, and of waiting for the device, which keeps no core busy."""
     wall, busy = time.perf_counter(), time.process_time()
     action()
-    return Cost(time.perf_counter() - wall, time.process_time() - busy)
+    busy = time.process_time() - busy
+    wait()
+    return Cost(time.perf_counter() - wall, busy)

@@ -15,8 +15,8 @@ OUT_OF_MEMORY = r"out of memory|allocate memory|not enough memory|ALLOC_FAILED|M
 # what torch says of a GPU -> what a user can do; {0} is the pattern's group
 GPU_ERRORS = {
     r"(\w+) does not have a deterministic implementation": (
-        "engine.deterministic: torch has no deterministic {0} for GPUs; replace that layer, "
-        "adaptive pooling by pooling of a fixed size, say, or set engine.deterministic to false"
+        "engine.deterministic: torch has no deterministic {0} for GPUs; replace the layer or loss "
+        "that needs it (see docs/compute.md), or set engine.deterministic to false"
     ),
     "device-side assert": (
         "a number is out of range on the GPU, mostly a label that the network has no output for: "

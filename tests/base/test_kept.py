@@ -1,8 +1,13 @@
 """What a trainer or a task changes while it trains is in the checkpoint, or refused."""
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+import base.kept
 from tests.conftest import assert_same, build, last_checkpoint
+from utils.engine.engine import map_tensors
 
 OWN = """
 import random
@@ -122,3 +127,28 @@ def test_a_checkpoint_sets_only_what_a_run_may_keep(digits):
     assert callable(trainer.model.forward)
     assert not hasattr(trainer.model.conv1, "hooks")
     assert trainer.own == 4
+
+
+def test_tensors_that_were_on_a_gpu_go_back_there():
+    """A checkpoint is loaded on the CPU, and the attribute may have been None before."""
+
+    class Owner:
+        not_kept = ()
+
+        def __init__(self):
+            self.bank = self.count = None
+
+    engine = SimpleNamespace(to_device=lambda value: map_tensors(value, lambda t: t.to("meta")))
+    owner = Owner()
+    kept = base.kept.Kept({"task": owner}, engine)
+    owner.bank, owner.count = [torch.ones(3, device="meta")], torch.ones(2)
+    state = kept.state_dict()
+    assert state["on_device"] == ["task.bank"]
+    state["values"]["task.bank"] = [torch.ones(3)]
+    again = Owner()
+    base.kept.Kept({"task": again}, engine).load_state_dict(state)
+    assert [again.bank[0].device.type, again.count.device.type] == ["meta", "cpu"]
+    del state["on_device"]  # before December 2026
+    again = Owner()
+    base.kept.Kept({"task": again}, engine).load_state_dict(state)
+    assert again.bank[0].device.type == "cpu"

@@ -43,7 +43,8 @@ def networks(
     """
     figures = {}
     for name in names:
-        engine, ready = Engine(settings=FAST), batches_of(batch, side)
+        engine = Engine(settings=FAST)
+        ready = batches_of(batch, side, engine)
         trainer = trainer_of(name, data_dir, save_dir, steps, ready)
         ways = {
             "plain": plain_steps(network_of(name, engine), ready, steps),
@@ -57,14 +58,14 @@ def networks(
         figures["  Trainer / plain torch"] = timings.ratio("trainer", "plain")
     for way, settings in WAYS.items():
         engine, name = Engine(settings=settings), names[0]
-        run = engine_steps(network_of(name, engine), engine, batches_of(batch, side), steps)
+        ready = batches_of(batch, side, engine)
+        run = engine_steps(network_of(name, engine), engine, ready, steps)
         timings = in_turn(rounds, {"engine": run}, warm_up=WARM_UP)
         figures[f"{name}, {way}, images/s"] = batch * steps / timings.median("engine")
     return figures
 
 
-def batches_of(batch: int, side: int) -> Batches:
-    engine = Engine()
+def batches_of(batch: int, side: int, engine: Engine) -> Batches:
     data = [engine.to_device(torch.randn(batch, 3, side, side)) for _ in range(2)]
     target = engine.to_device(torch.randint(10, (batch,)))
     return itertools.cycle([(each, target) for each in data])

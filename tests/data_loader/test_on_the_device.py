@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
+from base.base_data_loader import BaseDataLoader, ChosenBatches
 from data_loader.datasets import ImagesInMemory, sent
 from data_loader.image_folder import ImageFiles, ImageFolderDataLoader
 from data_loader.mask_folder import MaskFolderDataLoader
-from tests.conftest import assert_same, save_images
+from tests.conftest import assert_same, build, save_images
 from trainer.features import first_samples
+from trainer.workers import choose_workers
 
 GPU = torch.device("cuda", 0)
 
@@ -52,10 +54,10 @@ def masks(folder, **settings):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
-@pytest.mark.parametrize("build", [images, masks])
+@pytest.mark.parametrize("make", [images, masks])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_travel_as_bytes_and_arrive_as_on_the_cpu(build, workers, tmp_path):
-    plain, moved = (build(tmp_path / name, num_workers=workers) for name in ("one", "two"))
+def test_images_travel_as_bytes_and_arrive_as_on_the_cpu(make, workers, tmp_path):
+    plain, moved = (make(tmp_path / name, num_workers=workers) for name in ("one", "two"))
     assert plain.pin_memory is False  # only for a GPU that trains
     moved.to(GPU)
     assert moved.pin_memory is True
@@ -109,8 +111,6 @@ def test_batches_of_a_users_own_collate_are_finished_already(tmp_path):
 
 
 def test_data_that_are_on_the_gpu_get_no_workers(monkeypatch):
-    from base import BaseDataLoader
-
     monkeypatch.setattr(ImagesInMemory, "to", lambda samples, device: True)
     samples = ImagesInMemory(
         torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8), ["a"], [0.5], [0.5]
@@ -129,3 +129,32 @@ def test_numbers_are_sent_from_pinned_memory(monkeypatch):
     assert sent(torch.zeros(3), torch.device("cpu")).sum() == 0
     assert sent(torch.zeros(3), GPU) is pinned
     assert moved == [(pinned, GPU, {"non_blocking": True})]
+
+
+def test_data_that_are_there_already_are_not_moved_again(monkeypatch):
+    samples = ImagesInMemory(
+        torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(8), ["a"], [0.5], [0.5]
+    )
+    monkeypatch.setattr("data_loader.datasets._free_memory", lambda device: 0)
+    assert samples.to(torch.device("cpu"))
+
+
+def test_chosen_batches_are_finished(tmp_path):
+    loader = images(tmp_path)
+    plain = list(ChosenBatches(loader, [[0, 3], [5]]))
+    loader.to(GPU)
+    chosen = ChosenBatches(loader, [[0, 3], [5]])
+    assert len(chosen) == 2
+    for ours, theirs in zip(chosen, plain, strict=True):
+        torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-6)
+
+
+def test_only_loaders_whose_data_are_elsewhere_get_workers(digits, monkeypatch):
+    """Data on a GPU cannot be served by other processes."""
+    monkeypatch.setattr("trainer.workers.fitting_workers", lambda *costs: 2)
+    trainer = build(digits())
+    files, on_gpu = (BaseDataLoader(trainer.data_loader.samples, batch_size=8) for _ in range(2))
+    on_gpu.in_memory = True
+    settings = trainer.task, trainer.engine, trainer.train_steps
+    choose_workers(trainer.model, [files, on_gpu], *settings)
+    assert [files.num_workers, on_gpu.num_workers] == [2, 0]

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from tests.conftest import build
+from tests.conftest import SMALL_NETWORK, build
 from trainer.profile import PARTS, Clock, profile
 from utils import run_folder
 
@@ -23,6 +23,13 @@ def test_profile_names_all_parts_and_writes_a_trace(digits, train, capsys):
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("backward") == 6
     assert not list(run.glob("*.pth"))
+
+
+def test_network_with_batch_norms_is_profiled(digits, own_code):
+    """Their statistics are recomputed at an epoch's end, with batches of another stream."""
+    own_code("small_net", SMALL_NETWORK)
+    times = profile(build(digits({"arch": "small_net.small"})), 3)
+    assert all(milliseconds > 0 for milliseconds in times.values())
 
 
 def test_profiled_methods_are_restored(digits):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from model.model import LeNet
 from utils.engine import randomness
-from utils.engine.engine import Engine, Transfer, map_tensors, unwrap
+from utils.engine.engine import AHEAD, Engine, Transfer, map_tensors, unwrap
 from utils.errors import UserError
 
 
@@ -118,6 +119,14 @@ def torchs_settings():
     )
 
 
+def test_cublas_is_told_before_its_first_use(gpus, monkeypatch):
+    """A deterministic engine may come later, and cuBLAS reads the variable only once."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    gpus(1)
+    Engine()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_each_engine_computes_with_its_own_settings(gpus):
     """A second engine, of a proof within a pruning run, must not change how the first trains."""
     gpus(1)
@@ -143,11 +152,11 @@ def test_no_cuda_graphs_where_gradients_are_added_up(gpus):
         "default": "default",
     }.items():
         engine = Engine(settings={"compile": mode})
-        engine.accumulates()
+        engine.avoid_cuda_graphs("several networks")
         assert engine.compile == used
         assert [f'using "{used}"' in note for note in engine.notes] == [True] * (mode != used)
     on_cpu = Engine("cpu", settings={"compile": "reduce-overhead"})
-    on_cpu.accumulates()
+    on_cpu.avoid_cuda_graphs("several networks")
     assert on_cpu.compile == "reduce-overhead"
 
 
@@ -218,6 +227,9 @@ class Stream:
     def wait_stream(self, other):
         self.done.append(f"{self.name} waits for {other.name}")
 
+    def record_event(self):
+        return SimpleNamespace(synchronize=lambda: self.done.append("CPU waits"))
+
 
 def test_batches_are_copied_on_a_stream_of_their_own(monkeypatch):
     done, computing = [], None
@@ -250,6 +262,9 @@ def test_batches_are_copied_on_a_stream_of_their_own(monkeypatch):
         "on copying", "finish", "off", "computing waits for copying", "3 for computing",
         "4 for computing",
     ]  # fmt: skip
+    for _ in range(4):
+        transfer(batch)
+    assert done.count("CPU waits") == 5 - AHEAD
 
 
 def test_lengths_of_packed_sequences_stay_on_the_cpu():

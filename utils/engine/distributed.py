@@ -3,10 +3,12 @@
 Call what is marked "on all processes" in each of them, in the same order: they wait for each other.
 """
 
+import atexit
 import contextlib
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from utils.engine import launch
-from utils.errors import RunError, UserError, first_line, is_out_of_memory
+from utils.errors import Interrupted, RunError, UserError, first_line, is_out_of_memory
 
 T = TypeVar("T")
 # what gloo, NCCL and the store say when a process that they talk to is gone
@@ -55,13 +57,25 @@ def process_group(on_cpu: bool) -> Iterator[None]:
     try:
         yield
         dist.barrier()  # rank 0 hosts the store until the last process is done
-    except RuntimeError as error:
-        if (message := explain_exchange(error)) is None:
+    except BaseException as error:
+        if uses_nccl and not isinstance(error, Interrupted):
+            # NCCL would wait for processes that do not know of the error
+            atexit.register(_leave, 2 if isinstance(error, UserError) else 1)
+        else:  # all processes stop, or gloo tells the others
+            dist.destroy_process_group()
+        message = explain_exchange(error) if isinstance(error, RuntimeError) else None
+        if message is None:
             raise
         raise RunError(message) from error
-    finally:
-        # no NCCL kernel of this process may wait for the others when it ends
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+
+
+def _leave(code: int) -> None:
+    """End this process at once, without what libraries do at their end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def explain_exchange(error: RuntimeError) -> str | None:

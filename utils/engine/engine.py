@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ Call = tuple[tuple, dict[str, Tensors]]  # the arguments of a network
 T = TypeVar("T")
 # the compiler's modes that record them -> the same without
 CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+AHEAD = 3  # batches that wait on a GPU
 LEAST_CAPABILITY = 7, 0  # of a GPU for which Triton compiles
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of malloc.h
@@ -72,6 +74,8 @@ class Engine:
         self._graph_breaks: set[str] = set()  # those that were reported
         self.deterministic = settings.get("deterministic", False)
         if self.device.type == "cuda":
+            # cuBLAS reads it once in a process, and a later engine may be deterministic
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             self._check_gpu()
         keep_freed_memory()
         self._use_settings()
@@ -130,8 +134,6 @@ class Engine:
         if any(engine and engine.device.type == "cuda" for engine in (before, self)):
             torch.set_float32_matmul_precision("highest" if is_exact else "high")
             torch.backends.cudnn.allow_tf32 = not is_exact
-        if self.deterministic:  # cuBLAS reads it at its first use
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     def describe(self) -> str:
         """Where and how this engine computes, in words."""
@@ -153,15 +155,15 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def accumulates(self) -> None:
-        """Gradients of several backward passes will be added up: no CUDA graphs, which overwrite
-        the memory of those before. To be called before `prepare`.
+    def avoid_cuda_graphs(self, reason: str) -> None:
+        """Compile without CUDA graphs, which overwrite the memory of passes before; `reason` says
+        which passes are needed longer. To be called before `prepare`.
         """
         if self.device.type == "cuda" and self.compile in CUDA_GRAPHS:
             without = CUDA_GRAPHS[self.compile]
             self.notes.append(
-                f'engine.compile: "{self.compile}" records CUDA graphs, which cannot add up the '
-                f'gradients of several batches; using "{without}"'
+                f'engine.compile: "{self.compile}" records CUDA graphs, which cannot be used with '
+                f'{reason}; using "{without}"'
             )
             self.compile = without
 
@@ -323,6 +325,7 @@ class Transfer:
     def __init__(self, device: torch.device, finish: Callable[[T], T]):
         self.device, self.finish = device, finish
         self.stream = torch.cuda.Stream(device)
+        self._handed_out: deque[torch.cuda.Event] = deque()
 
     def __call__(self, batch: T) -> T:
         with torch.cuda.stream(self.stream):
@@ -332,6 +335,10 @@ class Transfer:
         computing.wait_stream(self.stream)
         # or its memory could be given away before it was computed on
         map_tensors(copied, lambda part: part.record_stream(computing))
+        # batches that wait for a slow GPU would fill its memory
+        self._handed_out.append(computing.record_event())
+        if len(self._handed_out) > AHEAD:
+            self._handed_out.popleft().synchronize()
         return copied
 
 
