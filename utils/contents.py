@@ -121,6 +121,7 @@ class Trainer(TypedDict):
 class Kept(TypedDict):
     parts: Object
     values: Object
+    on_device: NotRequired[list[str]]
 
 
 TYPES: Object = {

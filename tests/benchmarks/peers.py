@@ -28,11 +28,14 @@ SIDE, BATCH, EPOCHS, RATE, WORKERS = 64, 32, 2, 0.01, 2
 
 
 def peers(data: Path, save_dir: Path, rounds: int) -> dict[str, float]:
-    """Time of the others over ours."""
+    """Time of the others over ours, and of Lightning's over ours where both train in bf16."""
     ways: dict[str, Callable[[], None]] = {
         "ours": lambda: ours(data, save_dir),
         "usual loop": lambda: usual_loop(data),
     }
+    if importlib.util.find_spec("lightning"):
+        ways["ours, bf16"] = lambda: ours(data, save_dir, "bf16")
+        ways["lightning, bf16"] = lambda: lightning(data, save_dir, "bf16-mixed")
     others = {"lightning": lightning, "timm": timm_loop, "ultralytics": ultralytics}
     for name, train in others.items():
         if importlib.util.find_spec(name):
@@ -42,11 +45,12 @@ def peers(data: Path, save_dir: Path, rounds: int) -> dict[str, float]:
         timings = in_turn(rounds, ways)
     figures = {f"{EPOCHS} epochs of ResNet-18 from {data.name}, s": timings.median("ours")}
     for name in list(ways)[1:]:
-        figures[f"  {name} / ours"] = timings.ratio(name, "ours")
+        base = "ours, bf16" if name.startswith("lightning,") else "ours"
+        figures[f"  {name} / {base}"] = timings.ratio(name, base)
     return figures
 
 
-def ours(data: Path, save_dir: Path) -> None:
+def ours(data: Path, save_dir: Path, precision: str = "tf32") -> None:
     """With the check of all images and the first decoding."""
     shutil.rmtree(data.with_name(f"{data.name}.cache"), ignore_errors=True)
     args = {
@@ -56,7 +60,7 @@ def ours(data: Path, save_dir: Path) -> None:
         "transforms": "imagenet",
     }
     trainer = build({
-        "name": "Peers", "n_gpu": 0, "arch": "resnet18",
+        "name": "Peers", "n_gpu": 0, "arch": "resnet18", "engine": {"precision": precision},
         "data_loader": {"type": "ImageFolderDataLoader", "args": args},
         "optimizer": {"type": "SGD", "args": {"lr": RATE, "momentum": 0.9}},
         "loss": "cross_entropy", "metrics": ["accuracy"],
@@ -118,7 +122,7 @@ def _epochs(
         usual_epoch(model, train, valid, optimizer)
 
 
-def lightning(data: Path, save_dir: Path) -> None:
+def lightning(data: Path, save_dir: Path, precision: str = "32-true") -> None:
     import lightning as L
 
     class Classifier(L.LightningModule):
@@ -146,8 +150,9 @@ def lightning(data: Path, save_dir: Path) -> None:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=EPOCHS, default_root_dir=tempfile.mkdtemp(dir=save_dir)
-    )
+        accelerator="cpu", max_epochs=EPOCHS, precision=precision,
+        default_root_dir=tempfile.mkdtemp(dir=save_dir),
+    )  # fmt: skip
     trainer.fit(Classifier(), *loaders(data))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from base.base_task import Step
-from tests.conftest import build, save_images
+from tests.conftest import SMALL_NETWORK, build, save_images
 from trainer.answers import Answers, contradiction, find_doubts
 from trainer.tasks import SupervisedTask
 from utils.engine.engine import Engine
@@ -49,11 +49,12 @@ def test_what_is_better_than_chance_is_not(target, predicted):
     assert doubts(target, predicted) == []
 
 
-def test_swapped_folders_are_said(tmp_path, image_config, train, capsys):
+def test_swapped_folders_are_said(tmp_path, image_config, own_code, train, capsys):
+    own_code("net", SMALL_NETWORK)
     save_images(tmp_path / "parts" / "train", {"NG": 40, "OK": 40}, size=(16, 16))
     save_images(tmp_path / "parts" / "val", {"OK": 20, "NG": 20}, size=(16, 16))  # swapped
     config = image_config(tmp_path / "parts", image_size=16)
-    config["arch"] = {"type": "resnet18"}
+    config["arch"] = {"type": "net.small"}
     train(config, "--epochs", 4, "-s", "lr_scheduler=null")
     assert "are the labels of training and validation the same?" in capsys.readouterr().out
 

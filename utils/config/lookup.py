@@ -176,7 +176,7 @@ class Source:
         return inspect.isfunction(target) or (self.functional and inspect.isbuiltin(target))
 
     def _kind(self) -> type:
-        return pkgutil.resolve_name(self.kind)
+        return _resolve(self.kind)
 
     def _checked(self, target: object, name: str) -> Callable:
         # the kind may be a large library's: a function of one's own does not need it
@@ -195,6 +195,11 @@ class Source:
                 wanted = self._kind().__name__
                 raise LookupError(f'"{name}" returns a {returned.__name__}, not a {wanted}')
         return target
+
+
+@functools.cache  # it first looks for a module of that name, everywhere
+def _resolve(name: str) -> type:
+    return pkgutil.resolve_name(name)
 
 
 def metric_name(spec: str | dict) -> str:
