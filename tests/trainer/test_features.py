@@ -133,3 +133,12 @@ def test_each_process_computes_a_part_of_the_features(frozen, monkeypatch):
     assert len(served) == count
     for one, two in zip(both.samples.tensors, alone.samples.tensors, strict=True):
         torch.testing.assert_close(one, two)
+
+
+def test_features_are_not_stored_if_processes_disagree(frozen, monkeypatch):
+    """Rounding may differ between devices; all must train in the same way."""
+    trainer = build(frozen())
+    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, None])
+    trainer._store_features()
+    assert trainer.tail is None
+    assert trainer.reuse_features is False
