@@ -195,25 +195,16 @@ class Pipeline:
         """
         from torchvision.transforms.v2 import functional
 
-        if not normalised:
-            return self._stack(images)
-        batch = torch.empty(len(images), *self.size, len(images[0]))
+        is_bytes = all(image.dtype == torch.uint8 for image in images)
+        dtype = torch.uint8 if is_bytes and not normalised else torch.float32
+        batch = torch.empty(len(images), *self.size, len(images[0]), dtype=dtype)
         for place, image in zip(batch, images, strict=True):
             if image.dtype != torch.uint8:  # from a user's transform
                 image = functional.to_dtype(image, torch.float32, scale=True) * 255
             # image by image, as one fits into the processor's cache
             values = place.copy_(image.permute(1, 2, 0)).view(self.size[0], -1)
-            torch.addcmul(self.shift, values, self.scale, out=values)
-        return batch.permute(0, 3, 1, 2)
-
-    def _stack(self, images: Sequence[Tensor]) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
-        if any(image.dtype != torch.uint8 for image in images):
-            images = [functional.to_dtype(i, torch.float32, scale=True) * 255 for i in images]
-        batch = torch.empty(len(images), *self.size, len(images[0]), dtype=images[0].dtype)
-        for place, image in zip(batch, images, strict=True):
-            place.copy_(image.permute(1, 2, 0))
+            if normalised:
+                torch.addcmul(self.shift, values, self.scale, out=values)
         return batch.permute(0, 3, 1, 2)
 
     def normalise(self, batch: Tensor) -> Tensor:
