@@ -78,6 +78,11 @@ def main() -> None:
             parts["peers"] = lambda: peers.peers(
                 arguments.data / "neu_surface_defects", save_dir, rounds
             )
+        if arguments.only and "camera" in arguments.only:
+            cats = arguments.data / "cats_vs_dogs_192"
+            parts["camera"] = lambda: peers.peers(
+                peers.camera_images(cats, save_dir / "camera"), save_dir, rounds, epochs=4
+            )
         if arguments.only and "cpu" in arguments.only:  # compiling takes minutes
             parts["cpu"] = lambda: cpu.ways_to_compute(rounds)
         if arguments.gpu:

@@ -6,29 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, random_split
 
-from tests.benchmarks.measure import in_turn, terminal
+from tests.benchmarks.measure import OwnProcess, ending, in_turn
 from tests.conftest import build
 
 BATCH, RATE = 128, 0.001
 
 
 def mnist_epoch(data_dir: Path, save_dir: Path, rounds: int) -> dict[str, float]:
-    """Seconds for 54,000 samples of training and 6,000 of validation."""
-    trainer = build(config(data_dir, save_dir))
-    settings = config(data_dir, save_dir) | {"engine": {"precision": "bf16"}}
-    parts = trainer.data_loader.dataset.indices, trainer.valid_data_loader.dataset.indices
+    """Seconds for 54,000 samples of training and 6,000 of validation, each in its own process."""
+    here, folders = __name__, (data_dir, save_dir)
     ways = {
-        "ours": epochs_of(trainer),
-        "bf16": epochs_of(build(settings)),
-        "idiomatic": idiomatic(data_dir, *parts, type(trainer.model)()),
-        "floor": floor(trainer.data_loader.samples, *parts, type(trainer.model)()),
+        "ours": OwnProcess(f"{here}:ours", *folders, "tf32", is_ours=True),
+        "bf16": OwnProcess(f"{here}:ours", *folders, "bf16", is_ours=True),
+        "idiomatic": OwnProcess(f"{here}:idiomatic", data_dir),
+        "floor": OwnProcess(f"{here}:floor", *folders, is_ours=True),
     }
-    with terminal():
+    with ending(ways):
         timings = in_turn(rounds, ways)
     return {
         "MNIST epoch, s": timings.median("ours"),
@@ -86,20 +83,27 @@ def epochs_of(trainer: Any) -> Callable[[], None]:
     return epoch
 
 
-def idiomatic(
-    data_dir: Path, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module
-) -> Callable[[], None]:
+def ours(data_dir: str, save_dir: str, precision: str) -> Callable[[], None]:
+    settings = config(Path(data_dir), Path(save_dir))
+    return epochs_of(build(settings | {"engine": {"precision": precision}}))
+
+
+def idiomatic(data_dir: str) -> Callable[[], None]:
     """As in torchvision's and torch's examples: a data set with transforms, a DataLoader with two
     workers.
     """
     from torchvision import datasets, transforms
 
+    from model.model import LeNet
+
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
     samples = datasets.MNIST(data_dir, train=True, transform=transform)
-    train_loader = DataLoader(Subset(samples, train.tolist()), BATCH, shuffle=True, num_workers=2)
-    valid_loader = DataLoader(Subset(samples, valid.tolist()), 1000, num_workers=2)
+    train, valid = random_split(samples, [54_000, 6_000])
+    train_loader = DataLoader(train, BATCH, shuffle=True, num_workers=2)
+    valid_loader = DataLoader(valid, 1000, num_workers=2)
+    model = LeNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
 
     return lambda: usual_epoch(model, train_loader, valid_loader, optimizer)
@@ -127,15 +131,15 @@ def usual_epoch(
         sum((model(data).argmax(1) == target).sum().item() for data, target in valid)
 
 
-def floor(
-    samples: Any, train: np.ndarray, valid: np.ndarray, model: torch.nn.Module
-) -> Callable[[], None]:
+def floor(data_dir: str, save_dir: str) -> Callable[[], None]:
     """The same computation and nothing else: bytes in memory, whole batches, channels_last, a fused
-    optimizer.
+    optimizer, freed memory that is kept.
     """
-    model = model.to(memory_format=torch.channels_last)
+    trainer = build(config(Path(data_dir), Path(save_dir)))
+    model, samples = trainer.model, trainer.data_loader.samples
     images, targets, mean, std = samples.images, samples.targets, samples.mean, samples.std
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    train, valid = trainer.data_loader.dataset.indices, trainer.valid_data_loader.dataset.indices
     train, valid = torch.from_numpy(train), torch.from_numpy(valid)
 
     def batch(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
