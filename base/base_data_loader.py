@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from base.samples import Batch, EpochSampler, Sample, Samples
 from base.worker_loader import WorkerLoader
@@ -307,13 +307,12 @@ class BaseDataLoader(WorkerLoader, ABC):
         return result
 
 
-class ChosenBatches(DataLoader):
+class ChosenBatches(WorkerLoader):
     """Batches of the samples at given positions, made and finished as `loader` does it."""
 
     def __init__(self, loader: BaseDataLoader, batches: list[list[int]], workers: int = 0):
         keys = [[(0, position, 0) for position in batch] for batch in batches]
-        options = {"num_workers": workers, "collate_fn": loader.collate_fn}
-        super().__init__(loader.dataset, batch_sampler=keys, **options)
+        super().__init__(loader.dataset, batch_sampler=keys, num_workers=workers)
         self.finish = loader.finish
 
     def __iter__(self) -> Iterator[Batch]:

@@ -30,6 +30,7 @@ class WorkerLoader(DataLoader):
     """
 
     def __init__(self, samples: Samples, *args: Any, num_workers: int = 0, **kwargs: Any):
+        self._running: Iterator[Batch] | None = None  # the pass that began last
         if num_workers:
             samples.loading = multiprocessing.RawArray("q", [-1] * num_workers)
         super().__init__(
@@ -61,23 +62,24 @@ class WorkerLoader(DataLoader):
             self._check_open_files()
         try:
             with _kept_handler():
-                batches = super().__iter__()
-            yield from batches
+                self._running = super().__iter__()
+            yield from self._running
         except Exception as error:
-            name, text = type(error).__name__, str(error).strip()
-            if text.startswith("Caught "):  # in a worker, whose traceback follows
-                _, found, sentence = text.rpartition(f"{name}: ")
-                raise type(error)(sentence if found else name) from error
-            if isinstance(error, RuntimeError | OSError | EOFError):
-                self._explain_death(error)
-            raise
+            try:
+                self._explain(error)
+                raise
+            finally:
+                self.end_workers()
 
     def end_workers(self) -> None:
-        """End the workers; the next pass starts others. Nobody may hold an iterator of this loader.
+        """End the workers; the next pass starts others.
 
-        Left to the garbage collector, which closes their queues first, each costs ten seconds.
+        An error's traceback may hold their iterator for long. Left to the garbage collector, which
+        closes their queues first, each worker costs ten seconds.
         """
-        self._iterator = None
+        if hasattr(self._running, "_shutdown_workers"):
+            self._running._shutdown_workers()
+        self._running = self._iterator = None
 
     def _check_open_files(self) -> None:
         """Raises RunError if the workers would need more than the system's limit."""
@@ -92,9 +94,18 @@ class WorkerLoader(DataLoader):
                     f"-s data_loader.args.num_workers={self.num_workers // 2}"
                 ) from error
 
+    def _explain(self, error: Exception) -> None:
+        """Raise the error as a sentence if it comes from a worker."""
+        name, text = type(error).__name__, str(error).strip()
+        if text.startswith("Caught "):  # in a worker, whose traceback follows
+            _, found, sentence = text.rpartition(f"{name}: ")
+            raise type(error)(sentence if found else name) from error
+        if isinstance(error, RuntimeError | OSError | EOFError):
+            self._explain_death(error)
+
     def _explain_death(self, error: Exception) -> None:
         """Raises RunError if a worker has died."""
-        workers = getattr(self._iterator, "_workers", [])
+        workers = getattr(self._running, "_workers", [])
         ended = connection.wait([worker.sentinel for worker in workers], timeout=1)
         for number, worker in enumerate(workers):
             worker.join(1 if worker.sentinel in ended else 0)

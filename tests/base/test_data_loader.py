@@ -12,6 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from base import BaseDataLoader
+from base.base_data_loader import ChosenBatches
 from base.samples import BaseDataset
 from base.worker_loader import WorkerLoader
 from data_loader.data_loaders import DigitsDataLoader
@@ -114,6 +115,34 @@ def test_loading_leaves_the_global_generators_alone(workers):
     for _ in NumbersLoader(batch_size=10, num_workers=workers):
         continue
     assert draws() == expected
+
+
+class Refused(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 25:
+            raise ValueError("no such row")
+        return index
+
+
+def test_workers_end_at_once_although_an_error_that_is_kept_holds_their_pass():
+    loader = BaseDataLoader(Refused(), batch_size=2, shuffle=False, num_workers=2)
+    with pytest.raises(UserError, match="no such row") as kept:
+        list(loader)
+    assert kept.tb is not None
+    assert not multiprocessing.active_children()
+
+    with pytest.raises(UserError, match=r"^data_loader: sample 25 of train cannot be loaded"):
+        list(ChosenBatches(loader, [[3, 4], [24, 25]], workers=1))
+    assert not multiprocessing.active_children()
+
+    batches = iter(loader)  # an error elsewhere: this pass is held, and does not go on
+    next(batches)
+    assert multiprocessing.active_children()
+    loader.end_workers()
+    assert not multiprocessing.active_children()
 
 
 def test_loader_is_in_no_reference_cycle():
