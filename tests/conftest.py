@@ -156,6 +156,7 @@ def image_config(digits):
             "image_size": 28,
             "channels": 1,
             "batch_size": 8,
+            "num_workers": 0,  # to measure how many help, and to start them, takes long
         } | arguments
         loader = {"type": "ImageFolderDataLoader", "args": own}
         config = digits({"arch.args.num_classes": 2, "metrics": ["accuracy"]})
@@ -217,6 +218,27 @@ def train(tmp_path):
         return made[0] if made else None
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _digits_run(tmp_path_factory, data_dir):
+    import train as script
+
+    folder = tmp_path_factory.mktemp("digits")
+    config = copy.deepcopy(DIGITS)
+    config["trainer"] |= {"epochs": 3, "save_dir": str(folder / "saved")}
+    config["data_loader"]["args"]["data_dir"] = str(data_dir)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert script.main(["-c", str(folder / "config.json")]) == 0
+    return runs(folder)[0]
+
+
+@pytest.fixture
+def digits_run(_digits_run, tmp_path):
+    """A copy of a run of three epochs on the digits, which each process trains once."""
+    saved = _digits_run.parents[2]
+    shutil.copytree(saved, tmp_path / saved.name)
+    return runs(tmp_path)[0]
 
 
 @pytest.fixture

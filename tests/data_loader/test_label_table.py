@@ -168,7 +168,7 @@ def test_several_labels_of_an_image(defects):
 
 def test_several_labels_are_trained(defects, digits, train):
     arguments = {"data_dir": str(defects), "labels": "labels.csv", "image_size": 16}
-    arguments |= {"split": [0.5, 0.25, 0.25], "stratify": True, "batch_size": 4}
+    arguments |= {"split": [0.5, 0.25, 0.25], "stratify": True, "batch_size": 4, "num_workers": 0}
     changes = {
         "arch": {"type": "CifarResNet", "args": {"depth": 8}},
         "data_loader": {"type": "ImageFolderDataLoader", "args": arguments},

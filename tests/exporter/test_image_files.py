@@ -50,6 +50,7 @@ def trained(request, tmp_path_factory):
     if request.param == "colour":
         own = {"channels": 3, "transforms": "imagenet"}
     own |= {"data_dir": str(folder / "parts"), "image_size": 28, "batch_size": 8}
+    own["num_workers"] = 0
     config["arch"]["args"] = {"num_classes": 2, "in_channels": own["channels"]}
     config["data_loader"] = {"type": "ImageFolderDataLoader", "args": own}
     config["trainer"] |= {"save_dir": str(folder / "saved"), "epochs": 3}

@@ -46,12 +46,6 @@ def _short_measurements(monkeypatch):
 
 
 @pytest.fixture
-def trained(digits, train):
-    """A trained run on the digits."""
-    return train(digits({"trainer.epochs": 3}))
-
-
-@pytest.fixture
 def pruning(tmp_path, digits):
     """A function that gives the path of a pruning configuration, changed by keys."""
 
@@ -64,10 +58,10 @@ def pruning(tmp_path, digits):
 
 
 @pytest.fixture
-def prune(tmp_path, trained):
+def prune(tmp_path, digits_run):
     """A function that prunes the trained run by a configuration; returns the new run's folder."""
 
-    def run(file, *arguments, code=0, path=trained):
+    def run(file, *arguments, code=0, path=digits_run):
         before = set(runs(tmp_path))
         assert script.main(["-c", file, "-r", str(path), *arguments]) == code
         made = sorted(set(runs(tmp_path)) - before)
@@ -116,7 +110,7 @@ def resumed(run, file):
     return again
 
 
-def test_steps_csv_agrees_with_the_checkpoints(prune, pruning, trained):
+def test_steps_csv_agrees_with_the_checkpoints(prune, pruning, digits_run):
     run = prune(pruning())
     table = rows(run)
     assert [row["step"] for row in table] == ["0", "1", "2"]
@@ -141,7 +135,7 @@ def test_steps_csv_agrees_with_the_checkpoints(prune, pruning, trained):
         "step2.pth",
     ]
     first = checkpoint.load(run / "prune" / "step0.pth")["state_dict"]
-    assert_same(dict(first), dict(checkpoint.load(trained / "model_best.pth")["state_dict"]))
+    assert_same(dict(first), dict(checkpoint.load(digits_run / "model_best.pth")["state_dict"]))
 
 
 def test_accuracies_are_those_of_the_checkpoints(prune, pruning):
@@ -328,8 +322,11 @@ def test_onnx_files_compute_what_their_checkpoints_do(prune, pruning, when):
             )
 
 
-@pytest.mark.parametrize("when", ["step", "epoch", "end"])
-@pytest.mark.parametrize("error", [UserError("no provider"), ValueError("a library's own")])
+@pytest.mark.parametrize(("when", "error"), [
+    ("step", UserError("no provider")),
+    ("epoch", ValueError("a library's own")),
+    ("end", ValueError("a library's own")),
+])  # fmt: skip
 def test_export_that_fails_ends_no_run(prune, pruning, capsys, monkeypatch, when, error):
     def fail(*arguments):
         raise error
@@ -429,10 +426,10 @@ SPARSE = {"type": "GroupNormPruner", "args": {"channel_sparsity": 0.5, "round_to
     ],
     ids=["aim", "after sparse epochs", "target class"],
 )
-def test_run_that_cannot_prune_trains_nothing(prune, pruning, trained, tmp_path, changes):
+def test_run_that_cannot_prune_trains_nothing(prune, pruning, digits_run, tmp_path, changes):
     run = prune(pruning(changes), code=2)
     assert run is None or not list(run.rglob("*.pth"))  # None if nothing was written at all
-    assert checkpoint.newest_run(tmp_path / "saved") == trained
+    assert checkpoint.newest_run(tmp_path / "saved") == digits_run
 
 
 def test_frozen_network_is_refused(prune, pruning, own_code, capsys):
@@ -445,16 +442,16 @@ def test_frozen_network_is_refused(prune, pruning, own_code, capsys):
     assert "all parameters of LeNet are frozen" in capsys.readouterr().err
 
 
-def test_missing_run_or_pruner_section_is_a_clear_error(trained, pruning, capsys):
+def test_missing_run_or_pruner_section_is_a_clear_error(digits_run, pruning, capsys):
     assert script.main(["-c", pruning()]) == 2
     assert "which network?" in capsys.readouterr().err
-    assert script.main(["-r", str(trained)]) == 2
+    assert script.main(["-r", str(digits_run)]) == 2
     assert 'no section "pruner"' in capsys.readouterr().err
     assert (
         script.main(
             [
                 "-r",
-                str(trained),
+                str(digits_run),
                 "-s",
                 'pruner={"type": "MagnitudePruner", "args": {"channel_sparsity": 0.5}}',
             ]
@@ -607,7 +604,7 @@ def test_run_killed_at_any_moment_equals_unbroken_run(prune, pruning, tmp_path):
             "-c",
             pruning(changes),
             "-r",
-            str(trained),
+            str(digits_run),
         ]
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL

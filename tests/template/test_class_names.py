@@ -42,7 +42,7 @@ def original(tmp_path_factory):
         "data_loader": {
             "type": "ImageFolderDataLoader",
             "args": {"data_dir": str(folder / "parts"), "image_size": 16, "channels": 1,
-                     "batch_size": 16},
+                     "batch_size": 16, "num_workers": 0},
         },
         "optimizer": {"type": "Adam", "args": {"lr": 0.005}},
         "loss": "cross_entropy",

@@ -17,8 +17,8 @@ from utils import checkpoint
 
 
 @pytest.fixture
-def run(digits, train):
-    return train(digits({"trainer.epochs": 3}))
+def run(digits_run):
+    return digits_run
 
 
 @pytest.fixture

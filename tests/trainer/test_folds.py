@@ -53,18 +53,18 @@ def test_mistakes_are_sentences(arguments, message, capsys, monkeypatch):
 
 @pytest.mark.parametrize("target", ["NG", "OK"])
 def test_class_that_some_folds_would_lack_is_said(tmp_path, image_config, capsys, target):
-    save_images(tmp_path / "parts", {"NG": 4, "OK": 12}, size=(16, 16))
+    save_images(tmp_path / "parts", {"NG": 3, "OK": 12}, size=(16, 16))
     config = image_config(tmp_path / "parts", split=[0.8, 0.1, 0.1])
     config["inspection"] = {"target": target}
     config["trainer"] |= {"epochs": 1, "save_dir": str(tmp_path / "saved")}
     (tmp_path / "parts.json").write_text(json.dumps(config))
-    code = folds.main(["-c", str(tmp_path / "parts.json"), "-k", "6"])
+    code = folds.main(["-c", str(tmp_path / "parts.json"), "-k", "4"])
     said = capsys.readouterr()
     if target == "NG":
         assert code == 2
-        assert "-k 6: there are only 4 samples of NG" in said.err
+        assert "-k 4: there are only 3 samples of NG" in said.err
     else:
-        assert "warning: fewer than 6 samples: NG (4)" in said.out
+        assert "warning: fewer than 4 samples: NG (3)" in said.out
 
 
 @pytest.mark.slow
