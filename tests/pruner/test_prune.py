@@ -604,7 +604,7 @@ def test_run_killed_at_any_moment_equals_unbroken_run(prune, pruning, tmp_path):
             "-c",
             pruning(changes),
             "-r",
-            str(digits_run),
+            str(trained),
         ]
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
