@@ -70,6 +70,9 @@ class WorkerLoader(DataLoader):
                 raise
             finally:
                 self.end_workers()
+        finally:
+            if not self.persistent_workers:  # of a pass that is given up, they end now
+                self._running = None
 
     def end_workers(self) -> None:
         """End the workers; the next pass starts others.

@@ -144,6 +144,13 @@ def test_workers_end_at_once_although_an_error_that_is_kept_holds_their_pass():
     loader.end_workers()
     assert not multiprocessing.active_children()
 
+    loader.set_workers(2, persistent=False)
+    batches = iter(loader)
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()
+
 
 def test_loader_is_in_no_reference_cycle():
     """In a cycle the loader is deleted late, and each of its workers is waited for 5 seconds."""

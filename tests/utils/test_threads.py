@@ -110,6 +110,7 @@ def test_threads_of_the_command_line(digits, train, capsys, monkeypatch):
     try:
         run = train(digits({"trainer.epochs": 1}), "--threads", 2)
         assert last_checkpoint(run)["sessions"][-1]["threads"] == 2
+        assert os.environ["OMP_NUM_THREADS"] == "2"  # for processes that this one starts
     finally:
         torch.set_num_threads(before)
     capsys.readouterr()
