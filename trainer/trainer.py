@@ -89,8 +89,8 @@ class Trainer(BaseTrainer):
         return -(-self.len_epoch // self.grad_accum_steps)
 
     def train(self) -> dict[str, float]:
+        self.rehearse()
         try:
-            self.rehearse()
             log = super().train()
             for doubt in self.last_doubts():
                 self.logger.warning(doubt)
@@ -129,8 +129,8 @@ class Trainer(BaseTrainer):
     def check(self) -> None:
         self.reuse_features = False  # that would take all samples
         valid = self.valid_data_loader  # which is replaced by a batch of it
+        self.rehearse()
         try:
-            self.rehearse()
             super().check()
         finally:
             self.valid_data_loader = valid
