@@ -242,7 +242,8 @@ def test_tree_lists_what_is_there():
     tree = re.search(r"## The tree\n\n```text\n(.*?)```", PAGES[0].read_text("utf-8"), re.DOTALL)[1]
     named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line}
     usual = {"README.md", "LICENSE", "pyproject.toml", "requirements.txt", "requirements-dev.txt"}
-    local = {"data", "venv", "benchmarks.json"}
+    local = {"data", "benchmarks.json"}
+    local |= {file.parent.name for file in ROOT.glob("*/pyvenv.cfg")}  # virtual environments
     present = {p.name for p in ROOT.iterdir() if not p.name.startswith((".", "__"))}
     assert named == present - usual - local
 
